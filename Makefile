@@ -1,0 +1,63 @@
+# The only commands a fresh machine needs: make repro, make test. Each makes .venv from the lock if it is missing.
+
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# DVC runs whatever python comes first
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+RECIPE ?=
+PORT ?= 5000
+
+.PHONY: help repro test fast lint mutants kills ui lock clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
+
+repro: .venv/installed ## the whole workflow; RECIPE=paper runs recipes/paper.yaml as an experiment beside it
+	@if [ -n "$(RECIPE)" ]; then python -m pipeline.recipe "$(RECIPE)"; else dvc repro && dvc metrics show; fi
+
+test: lint ## lint, types, and all tests
+	@pytest
+
+fast: .venv/installed ## the tests of a minute
+	@pytest -m "not slow"
+
+lint: .venv/installed ## ruff and mypy
+	@ruff check
+	ruff format --check
+	mypy
+
+mutants: .venv/installed ## breaks the code line by line and asks whether a test sees it
+	@python tests/mutants.py
+
+kills: .venv/installed ## kills every stage again and again and compares what comes of it
+	@python tests/kills.py
+
+ui: .venv/installed ## MLflow's pages on the runs, at http://127.0.0.1:$(PORT)
+	@mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri "$$(python -m pipeline.tracking)"
+
+lock: ## requirements.lock anew, from pyproject.toml (needs uv)
+	@uv pip compile --generate-hashes --universal --python-version 3.11 --group dev pyproject.toml \
+		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+
+clean: ## the environment and the work in progress; no archive, no run
+	@rm -rf .venv work
+
+.venv/installed: requirements.lock
+	@python=
+	for each in $${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+		if "$$each" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$each; break; fi
+	done
+	if [ -z "$$python" ]; then
+		echo "make: no Python 3.11, 3.12 or 3.13 found. Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1
+	fi
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+		echo "make: $$python cannot make environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1
+	fi
+	echo "making .venv with $$("$$python" --version): some minutes, 6 GB"
+	"$$python" -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
