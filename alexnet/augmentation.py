@@ -1,0 +1,135 @@
+"""§4.1 Patches, reflections and the colour of light, and the ten views of testing; on batches, on the device.
+
+Pictures come as bytes, B×3×256×256, and leave as patches of floats, B×3×224×224, the mean subtracted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alexnet import draws
+from alexnet.model import PATCH
+
+CENTRE = 2
+"""Which of the ten views is the centre patch, not reflected."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """params.yaml, `augmentation:` — §4.1, training only."""
+
+    patches: Literal["random", "centre"]
+    """Where the 224×224 patch of a training picture lies."""
+    chunk: int
+    """So many pictures in a row share one place and one reflection. The paper says nothing; run in 2012: 32."""
+    reflections: bool
+    """Whether half of the patches are reflected, left to right."""
+    mean: Literal["centre", "patch"]
+    """Which part of the mean image is subtracted: its centre, as run in 2012, or that at the patch's place."""
+    colour: Literal["none", "eigenvalues", "deviations"]
+    """Light added along the principal components of colour. eigenvalues: as printed, α times λ of pixels in 0–1.
+    deviations: as run in 2012, α times √λ, then the patch shrunk by 1 + colour_std."""
+    colour_std: float
+    """Standard deviation of α. The paper: .1."""
+    colour_epochs: int
+    """Colour is added in so many epochs, then no more. 2012: off for about the last 25 of 90."""
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk has to be at least 1, is {self.chunk}")
+        if self.colour_std < 0:
+            raise ValueError(f"colour_std has to be 0 or more, is {self.colour_std}")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What §2 and §4.1 take from the training set, on the device that computes."""
+
+    mean_CHW: Tensor
+    """The mean picture, 3×256×256, 0–255."""
+    eigenvalues_C: Tensor
+    """Of the covariance of RGB, 0–255 squared, falling."""
+    eigenvectors_CC: Tensor
+    """In its columns."""
+
+
+def training_patches(
+    images_BCHW: Tensor,
+    places_B: Tensor,
+    statistics: Statistics,
+    section: Augmentation,
+    seed: int,
+    epoch: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Patches B×3×224×224 of pictures B×3×S×S, uint8. `places_B`: each one's place in the epoch, which keys its draws."""
+    side = images_BCHW.shape[-1]
+    margin = side - PATCH + 1
+    chunks = places_B // section.chunk
+    if section.patches == "random":
+        y, x = (draws.integers(margin, f"patch {axis}", seed, epoch, chunks) for axis in "yx")
+    else:
+        y = x = torch.full_like(chunks, (side - PATCH) // 2)
+    patches = _cut(images_BCHW, y, x)
+    if section.mean == "patch":
+        patches = patches.to(dtype) - _cut(statistics.mean_CHW.to(dtype).expand(len(y), -1, -1, -1), y, x)
+    if section.reflections:
+        reflected = draws.integers(2, "reflection", seed, epoch, chunks).bool()
+        patches = torch.where(reflected[:, None, None, None], patches.flip(-1), patches)
+    if section.mean == "centre":
+        # after the reflection and itself not reflected, as in 2012 (convdata.py)
+        patches = patches.to(dtype) - centre(statistics.mean_CHW).to(dtype)
+    if section.colour != "none" and epoch < section.colour_epochs:
+        patches = lit(patches, statistics, section, seed, epoch, places_B)
+    return patches
+
+
+def lit(
+    patches_BCHW: Tensor, statistics: Statistics, section: Augmentation, seed: int, epoch: int, places_B: Tensor
+) -> Tensor:
+    """The patches, each under another light: [p1 p2 p3][α1 λ1, α2 λ2, α3 λ3]ᵀ added to its pixels."""
+    components = torch.arange(3, device=places_B.device)
+    alpha_BC = section.colour_std * draws.normal("colour", seed, epoch, places_B[:, None], components)
+    values_C = statistics.eigenvalues_C.clamp(min=0)
+    # as printed: λ of pixels in 0–1, where the covariance is 255² times smaller, and then back to 0–255
+    size_C = values_C / 255 if section.colour == "eigenvalues" else values_C.sqrt()
+    light_BC = (alpha_BC * size_C.to(alpha_BC.dtype)) @ statistics.eigenvectors_CC.to(alpha_BC.dtype).T
+    patches_BCHW = patches_BCHW + light_BC.to(patches_BCHW.dtype)[:, :, None, None]
+    if section.colour == "deviations":
+        patches_BCHW = patches_BCHW / (1 + section.colour_std)
+    return patches_BCHW
+
+
+def centre(images: Tensor) -> Tensor:
+    """The 224×224 at the centre of …×H×W."""
+    top, left = ((side - PATCH) // 2 for side in images.shape[-2:])
+    return images[..., top : top + PATCH, left : left + PATCH]
+
+
+def centre_view(images_BCHW: Tensor, mean_CHW: Tensor) -> Tensor:
+    """The centre patch of each picture, B×3×224×224, the mean subtracted."""
+    return centre(images_BCHW).to(mean_CHW.dtype) - centre(mean_CHW)
+
+
+def ten_views(images_BCHW: Tensor, mean_CHW: Tensor) -> Tensor:
+    """The four corner patches and the centre, then the same reflected: B×10×3×224×224, the mean subtracted.
+
+    In the order of 2012 (convdata.py): upper left, upper right, centre, lower left, lower right. What is subtracted is the
+    centre of the mean, not reflected, for a reflected view too.
+    """
+    last = images_BCHW.shape[-1] - PATCH
+    middle = last // 2
+    offsets = ((0, 0), (0, last), (middle, middle), (last, 0), (last, last))
+    mean = centre(mean_CHW)
+    five = [images_BCHW[..., y : y + PATCH, x : x + PATCH].to(mean.dtype) for y, x in offsets]
+    return torch.stack([patch - mean for patch in five] + [patch.flip(-1) - mean for patch in five], dim=1)
+
+
+def _cut(images_BCHW: Tensor, y_B: Tensor, x_B: Tensor) -> Tensor:
+    """From each picture the 224×224 at its own place."""
+    windows = images_BCHW.unfold(2, PATCH, 1).unfold(3, PATCH, 1)  # a view: B×C×Y×X×224×224
+    return windows[torch.arange(len(y_B), device=y_B.device), :, y_B, x_B]

@@ -1,0 +1,277 @@
+"""From the bytes of a picture to 3 x 256 x 256, the mean image, and the colours' covariance (§2, §4.1).
+
+Names of arrays end in their axes: B images, C channels (red, green, blue), H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional
+from torchvision.io import ImageReadMode
+
+Filter = Literal["bilinear", "bicubic", "area"]
+
+MAX_PIXELS = 80_000_000
+"""A picture that claims more is refused before it is unpacked. The largest of ILSVRC-2012 have some 60 million."""
+
+
+class Undecodable(ValueError):  # noqa: N818 - a verdict on the bytes, said as one
+    """The bytes are no picture that can be shown; the message is the reason."""
+
+
+def decode(data: bytes) -> Tensor:
+    """The picture in `data`, a file of any format, as uint8 3 x H x W in red, green, blue.
+
+    The picture is taken as it lies in the file: an EXIF rotation is not applied and a colour profile is ignored, grey
+    becomes three equal channels, transparency is dropped, 16 bits keep their upper 8, an animation gives its first
+    picture. Raises `Undecodable` with the reason.
+    """
+    if not data:
+        raise Undecodable("the file is empty")
+    frame = _jpeg_frame(data)
+    if frame is not None:
+        components, height, width = frame
+        _refuse_bomb(width, height)
+        if components in (1, 3):
+            try:
+                return _decode_jpeg(data)
+            except RuntimeError:
+                pass  # Pillow decides: it reads more kinds of JPEG, and says plainly what is wrong with the others
+    return _decode_with_pillow(data)
+
+
+def _decode_jpeg(data: bytes) -> Tensor:
+    # torchvision's operator without its wrapper, which warns at every call that TorchCodec will replace it
+    file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    picture_CHW: Tensor = torch.ops.image.decode_jpeg(file, ImageReadMode.RGB.value)
+    return picture_CHW
+
+
+def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
+    """(components, height, width) from a JPEG's frame header; None if there is none to be found."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    place = 2
+    while place + 10 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # these three define tables
+            height = int.from_bytes(data[place + 5 : place + 7])
+            width = int.from_bytes(data[place + 7 : place + 9])
+            return data[place + 9], height, width
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return None
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Undecodable(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _decode_with_pillow(data: bytes) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata that nobody here reads
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                _refuse_bomb(*picture.size)
+                return torch.from_numpy(_rgb(picture)).permute(2, 0, 1)
+        except Undecodable:
+            raise
+        except UnidentifiedImageError:
+            raise Undecodable(
+                f"no known format of pictures: {len(data)} bytes, the first are {data[:8].hex(' ')}"
+            ) from None
+        except Image.DecompressionBombError:
+            raise Undecodable(f"it claims more than {MAX_PIXELS:,} pixels") from None
+        except Exception as error:  # a broken file can raise anything in Pillow's parsers
+            raise Undecodable(str(error) or type(error).__name__) from None
+
+
+def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """H x W x 3. Pillow undoes Adobe's inverted CMYK when it reads the file."""
+    if picture.mode.startswith("I;16"):
+        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)  # Pillow's own conversion clips at 255
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise Undecodable(f"pixels of mode {picture.mode} (32 bits) have no known range")
+    return np.array(picture.convert("RGB"))
+
+
+def resize(picture_CHW: Tensor, side: int, how: Filter) -> Tensor:
+    """Rescales so that the shorter side is `side` and takes the central patch (§2): uint8 3 x H x W -> 3 x side x side.
+
+    bilinear and bicubic widen with the reduction (antialiasing), as Pillow's do, to within rounding. area is what the
+    authors' later program does (cuda-convnet2, make-data): the mean of the pixels covered where the picture shrinks,
+    bicubic interpolation where it grows.
+    """
+    picture_CHW = _without_far_ends(picture_CHW)
+    _, height, width = picture_CHW.shape
+    if how == "area":
+        if min(height, width) > side:
+            return _area(picture_CHW, side)
+        if min(height, width) == side:
+            return _centre(picture_CHW, side)
+    size = (side, side * width // height) if height <= width else (side * height // width, side)
+    mode, antialias = ("bicubic", False) if how == "area" else (how, True)
+    # Said to lie as rows of pixels, which it does, the picture is not copied to planes and back: a quarter of the time
+    picture_BCHW = picture_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    resized_BCHW = functional.interpolate(picture_BCHW, size=size, mode=mode, antialias=antialias)
+    return _centre(resized_BCHW[0], side)
+
+
+def _without_far_ends(picture_CHW: Tensor) -> Tensor:
+    """Cuts whole squares off both ends of a picture five times as long as wide or more; none comes into the patch.
+
+    For memory: a strip of 2 x 20,000 pixels would else be resized to 256 x 2,560,000.
+    """
+    height, width = picture_CHW.shape[1:]
+    shorter = min(height, width)
+    top, left = (shorter * max(0, (length // shorter - 3) // 2) for length in (height, width))
+    return picture_CHW[:, top : height - top, left : width - left]
+
+
+def _centre(picture_CHW: Tensor, side: int) -> Tensor:
+    top, left = (round((length - side) / 2) for length in picture_CHW.shape[1:])
+    return picture_CHW[:, top : top + side, left : left + side]
+
+
+def _area(picture_CHW: Tensor, side: int) -> Tensor:
+    """Means over the cells of a grid of side x side laid over the central square, in exact integers."""
+    square = min(picture_CHW.shape[1:])
+    whole = (2 * square) ** 2  # a cell is square / side pixels long, and counted in units of 1 / (2 side)
+    means = []
+    for channel_HW in picture_CHW.numpy():  # one by one: in int64 a large picture takes gigabytes
+        sums_HW = channel_HW.astype(np.int64)
+        for axis in (0, 1):
+            sums_HW = _sums_between(sums_HW, square, side, axis)
+        means.append(((2 * sums_HW + whole) // (2 * whole)).astype(np.uint8))
+    return torch.from_numpy(np.stack(means))
+
+
+def _sums_between(values: NDArray[np.int64], square: int, side: int, axis: int) -> NDArray[np.int64]:
+    """Sums of `values` along `axis` over `side` equal cells that part its central `square`, times 2 * side."""
+    length = values.shape[axis]
+    before = np.zeros_like(values, shape=[1 if a == axis else n for a, n in enumerate(values.shape)])
+    running = np.concatenate([before, values.cumsum(axis)], axis)
+    # Edges of the cells in units of 1 / (2 side) of a pixel: half pixels where an odd number is cut off
+    edges = (length - square) * side + 2 * square * np.arange(side + 1)
+    pixel, part = np.divmod(edges, 2 * side)
+    shape = [-1 if a == axis else 1 for a in range(values.ndim)]
+    inside = np.take(values, np.minimum(pixel, length - 1), axis) * part.reshape(shape)
+    below: NDArray[np.int64] = np.take(running, pixel, axis) * (2 * side) + inside
+    return np.diff(below, axis=axis)
+
+
+def encode(picture_CHW: Tensor, quality: int) -> bytes:
+    """A JPEG of a uint8 picture, 3 x H x W, without metadata; its colours at half the resolution (4:2:0)."""
+    data: Tensor = torch.ops.image.encode_jpeg(picture_CHW, quality)  # see _decode_jpeg
+    return data.numpy().tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over pictures in whole numbers: exact, so that any parting of the pictures gives the same."""
+
+    images: int
+    pixels_CHW: NDArray[np.int64]
+    """Sum of the pictures."""
+    products_CC: NDArray[np.int64]
+    """Sum over pictures and places of one channel times another."""
+
+    @classmethod
+    def none(cls, side: int) -> Sums:
+        """Of no picture."""
+        return cls(0, np.zeros((3, side, side), np.int64), np.zeros((3, 3), np.int64))
+
+    def add(self, images_BCHW: NDArray[np.uint8]) -> Sums:
+        """With further pictures, uint8 B x 3 x side x side."""
+        assert images_BCHW.dtype == np.uint8, images_BCHW.dtype
+        products = np.zeros((3, 3), np.int64)
+        for picture_CHW in images_BCHW:
+            flat = picture_CHW.reshape(3, -1).astype(np.float64)
+            products += (flat @ flat.T).astype(np.int64)  # whole numbers far below 2^53, so exact
+        return self.merge(Sums(len(images_BCHW), images_BCHW.sum(axis=0, dtype=np.int64), products))
+
+    def merge(self, other: Sums) -> Sums:
+        """Of both."""
+        return Sums(
+            self.images + other.images, self.pixels_CHW + other.pixels_CHW, self.products_CC + other.products_CC
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """What the training pictures have in common: the mean image (§2) and how their colours vary (§4.1); 0 to 255."""
+
+    image_CHW: NDArray[np.float32]
+    covariance_CC: NDArray[np.float64]
+    """Of the red, green and blue of all pixels, about their mean over all places."""
+    eigenvalues_C: NDArray[np.float64]
+    """Of the covariance, the largest first."""
+    eigenvectors_CC: NDArray[np.float64]
+    """In columns, in the order of the eigenvalues; the largest entry of each is positive."""
+    images: int
+
+    @classmethod
+    def of(cls, sums: Sums) -> Mean:
+        """From the sums over the training pictures; `ValueError` if there are none."""
+        if sums.images == 0:
+            raise ValueError("the mean of no pictures")
+        covariance_CC = _covariance(sums)
+        values, vectors = np.linalg.eigh(covariance_CC)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        largest = vectors[np.abs(vectors).argmax(axis=0), range(3)]
+        return cls(
+            image_CHW=(sums.pixels_CHW / sums.images).astype(np.float32),
+            covariance_CC=covariance_CC,
+            eigenvalues_C=np.maximum(values, 0.0),  # rounding makes a zero negative, and roots are drawn of these
+            eigenvectors_CC=vectors * np.sign(largest),
+            images=sums.images,
+        )
+
+    def save(self, file: Path | BinaryIO) -> None:
+        """Writes an .npz, the same bytes for the same numbers."""
+        np.savez(
+            file,
+            mean=self.image_CHW,
+            covariance=self.covariance_CC,
+            eigenvalues=self.eigenvalues_C,
+            eigenvectors=self.eigenvectors_CC,
+            images=np.int64(self.images),
+        )
+
+    @classmethod
+    def load(cls, file: Path) -> Mean:
+        """Reads what `save` wrote."""
+        with np.load(file) as arrays:
+            return cls(
+                image_CHW=arrays["mean"],
+                covariance_CC=arrays["covariance"],
+                eigenvalues_C=arrays["eigenvalues"],
+                eigenvectors_CC=arrays["eigenvectors"],
+                images=int(arrays["images"]),
+            )
+
+
+def _covariance(sums: Sums) -> NDArray[np.float64]:
+    """In fractions, since E[xy] - E[x]E[y] in floating point loses the digits that matter."""
+    count = sums.images * sums.pixels_CHW[0].size
+    totals = [int(total) for total in sums.pixels_CHW.sum(axis=(1, 2))]
+    rows = [
+        [float(Fraction(count * int(sums.products_CC[i, j]) - totals[i] * totals[j], count**2)) for j in range(3)]
+        for i in range(3)
+    ]
+    return np.array(rows)

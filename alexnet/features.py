@@ -1,0 +1,86 @@
+"""§6.1 The 4096 numbers of the last hidden layer, and the pictures nearest by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alexnet.model import AlexNet
+
+Floats = NDArray[np.floating[Any]]
+
+ROWS = 2048
+"""Rows whose exact distances are computed at once."""
+
+
+@torch.inference_mode()
+def features_and_logits(network: AlexNet, patches_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """The last hidden layer's numbers B×4096 and the logits B×K, in one pass through a whole network in eval mode."""
+    assert network.share == 1, "features are taken of a whole network"
+    assert not network.training, "features are taken in eval mode"
+    features_BF = network.features(patches_BCHW)
+    logits_BK: Tensor = network.fc8(features_BF)
+    return features_BF, logits_BK
+
+
+def nearest(queries_QF: Floats, base: Iterable[Floats], number: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The `number` rows of the base nearest to each query by Euclidean distance, and those distances, both Q×number.
+
+    `base` comes in blocks of rows N×F, float16 or float32, counted on from block to block; the next is asked for when
+    one is done with, so only one need be in memory: it takes some 40·Q·N bytes and 4·N·F. The result is exact
+    and does not depend on the blocks: a product of matrices tells which rows can be among the nearest, whatever its
+    rounding; their distances are then computed from the differences in float64. Of equal distances the lower row comes
+    first. Where fewer rows have a finite distance (NaN has none) the row is -1 and the distance infinite.
+    """
+    if number < 1:
+        raise ValueError(f"number has to be at least 1, is {number}")
+    queries = np.ascontiguousarray(queries_QF, dtype=np.float32)
+    rows = np.full((len(queries), number), -1, dtype=np.int64)
+    squares = np.full((len(queries), number), np.inf)
+    first = 0
+    for block in base:
+        if block.shape[1] != queries.shape[1]:
+            raise ValueError(f"the base has {block.shape[1]} features a row, the queries have {queries.shape[1]}")
+        block_NF = np.ascontiguousarray(block, dtype=np.float32)
+        candidates_QN = _candidates(queries, block_NF, squares)
+        for query in np.flatnonzero(candidates_QN.any(axis=1)):
+            found = np.flatnonzero(candidates_QN[query])
+            distances = _squares(queries[query], block_NF, found)
+            all_rows = np.concatenate([rows[query], first + found])
+            all_squares = np.concatenate([squares[query], distances])
+            order = np.lexsort((all_rows, all_squares))[:number]
+            # an empty place has row -1 and distance infinity: it sorts behind all that is finite
+            rows[query], squares[query] = all_rows[order], all_squares[order]
+        first += len(block_NF)
+    return rows, np.sqrt(squares)
+
+
+def _candidates(queries_QF: Floats, block_NF: Floats, squares_QK: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows of the block may be among the nearest, Q×N: none that is gets lost to the product's rounding."""
+    q = np.einsum("qf,qf->q", queries_QF, queries_QF, dtype=np.float64)[:, None]
+    n = np.einsum("nf,nf->n", block_NF, block_NF, dtype=np.float64)[None, :]
+    near_QN = q + n - 2 * (queries_QF @ block_NF.T).astype(np.float64)
+    # a sum of F products in float32, in whatever order, is off by at most F·ε·|q|·|n|, here doubled
+    slack_QN = 2 * (queries_QF.shape[1] + 2) * np.finfo(np.float32).eps * np.sqrt(q * n)
+    number = squares_QK.shape[1]
+    limit_Q = squares_QK.max(axis=1)
+    if block_NF.shape[0] > number:
+        upper = near_QN + slack_QN
+        limit_Q = np.minimum(limit_Q, np.partition(upper, number - 1, axis=1)[:, number - 1])
+    limit_Q = np.where(np.isnan(limit_Q), np.inf, limit_Q)
+    candidates: NDArray[np.bool_] = near_QN - slack_QN <= limit_Q[:, None]
+    return candidates
+
+
+def _squares(query_F: Floats, block_NF: Floats, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Squared distances of some rows of the block to the query."""
+    parts = []
+    for start in range(0, len(rows), ROWS):
+        differences = block_NF[rows[start : start + ROWS]].astype(np.float64) - query_F
+        parts.append(np.square(differences).sum(axis=1))
+    return np.concatenate(parts) if parts else np.empty(0)

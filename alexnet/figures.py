@@ -1,0 +1,241 @@
+"""Figures 3 and 4 of the paper, the curves and the confusion, as PNG from data they are given.
+
+Pictures are uint8, N×H×W×3. Every function returns the bytes of a PNG, the same for the same data: no date or version
+is stored, fonts are matplotlib's own, and a user's matplotlibrc is not read.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+P = ParamSpec("P")
+
+Pictures = NDArray[np.uint8]
+Floats = NDArray[np.floating[Any]]
+
+RIGHT, WRONG, INK, PALE = "#c8442b", "#5b7ea4", "#222222", "#8a8a8a"
+"""The colour of the true class, of the others, of words, and of what stands back."""
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+}
+
+
+def _as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
+    """Lets a function that makes a figure return its PNG, in our style; the process's settings stay as they are."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
+            figure, file = draw(*args, **kwargs), io.BytesIO()
+            FigureCanvasAgg(figure)
+            figure.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        return file.getvalue()
+
+    return drawn
+
+
+@_as_png
+def first_layer(kernels_CKHW: Floats, columns: int = 2) -> Figure:
+    """Figure 3: the kernels of layer 1, C×3×11×11, those of the first column above, those of the second below.
+
+    Each is scaled by its largest magnitude, so that 0 is mid-grey in all and a kernel without colour looks grey.
+    """
+    peak = np.abs(kernels_CKHW).max(axis=(1, 2, 3), keepdims=True)
+    shown = np.moveaxis(0.5 + 0.5 * kernels_CKHW / np.where(peak > 0, peak, 1), 1, -1)
+    groups = np.array_split(np.nan_to_num(shown, nan=1.0), columns)
+    across = min(16, max(len(group) for group in groups))
+    sheets = [_sheet(group, across) for group in groups]
+    inch = 7.6 / max(sheets[0].shape[1], 90)  # for a pixel of a kernel
+    left, gap = (0.3, 0.1) if columns > 1 else (0.05, 0)
+    wide = left + sheets[0].shape[1] * inch + 0.05
+    tall = sum(sheet.shape[0] * inch + gap for sheet in sheets) - gap + 0.1
+    figure = Figure(figsize=(wide, tall))
+    bottom = tall - 0.05
+    for place, sheet in enumerate(sheets):
+        high = sheet.shape[0] * inch
+        bottom -= high
+        axes = figure.add_axes((left / wide, bottom / tall, sheet.shape[1] * inch / wide, high / tall))
+        axes.imshow(sheet, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        if columns > 1:
+            middle = (bottom + high / 2) / tall
+            figure.text(0.14 / wide, middle, f"column {place + 1}", rotation=90, ha="center", va="center")
+        bottom -= gap
+    return figure
+
+
+def _sheet(tiles_NHWC: Floats, across: int) -> Floats:
+    """The tiles in rows of `across`, with a white pixel around each."""
+    down = math.ceil(len(tiles_NHWC) / across)
+    high, wide = tiles_NHWC.shape[1] + 1, tiles_NHWC.shape[2] + 1
+    sheet = np.ones((down * high + 1, across * wide + 1, 3))
+    for place, tile in enumerate(tiles_NHWC):
+        y, x = divmod(place, across)
+        sheet[1 + y * high : (y + 1) * high, 1 + x * wide : (x + 1) * wide] = tile
+    return sheet
+
+
+@_as_png
+def guesses(pictures: Pictures, labels: Sequence[int], probabilities_NK: Floats, names: Sequence[str]) -> Figure:
+    """Figure 4, left: pictures, the true class under each, and its five most probable classes as bars."""
+    across = min(4, max(1, len(pictures)))
+    down = max(1, math.ceil(len(pictures) / across))
+    figure = Figure(figsize=(2.6 * across, 4.3 * down))
+    grid = figure.add_gridspec(down, across, hspace=0.08, wspace=0.1, left=0.01, right=0.99, top=0.995, bottom=0.01)
+    for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        cell = grid[divmod(place, across)].subgridspec(2, 1, height_ratios=[3, 2], hspace=0.16)
+        above = figure.add_subplot(cell[0])
+        above.imshow(picture)
+        above.set_axis_off()
+        above.text(0.5, -0.03, _short(names[label]), ha="center", va="top", weight="bold", transform=above.transAxes)
+        _bars(figure.add_subplot(cell[1]), probabilities_NK[place], label, names)
+    return figure
+
+
+def _bars(axes: Axes, probabilities_K: Floats, label: int, names: Sequence[str]) -> None:
+    order = np.argsort(-probabilities_K, kind="stable")[:5]
+    if np.isnan(probabilities_K).any():
+        axes.text(0.5, 0.9, "no answer: NaN", ha="center", va="top", color=PALE, transform=axes.transAxes)
+        axes.set_axis_off()
+        return
+    shares = probabilities_K[order]
+    places = np.arange(len(order))
+    axes.barh(places, np.ones(len(order)), color="#f1f1f1", height=0.86)
+    axes.barh(places, shares, color=[RIGHT if k == label else WRONG for k in order], height=0.86, alpha=0.55)
+    for place, k in enumerate(order):
+        axes.text(0.02, place, _short(names[k]), va="center", fontsize=8, weight="bold" if k == label else "normal")
+        axes.text(0.985, place, f"{100 * shares[place]:.0f} %", va="center", ha="right", fontsize=7.5)
+    axes.set(xlim=(0, 1), ylim=(4.55, -0.55))
+    axes.set_axis_off()
+
+
+@_as_png
+def neighbours(
+    queries: Pictures, found: Sequence[Pictures], query_names: Sequence[str], found_names: Sequence[Sequence[str]]
+) -> Figure:
+    """Figure 4, right: in the first column a picture of the test, beside it the nearest of the training, nearest first.
+
+    A name is printed in the colour of the true class where it is the query's.
+    """
+    across, down = 1 + max((len(row) for row in found), default=0), max(1, len(queries))
+    figure = Figure(figsize=(1.45 * across + 0.2, 1.68 * down + 0.25))
+    # the queries stand apart by a narrow empty column
+    grid = figure.add_gridspec(
+        down, across + 1, width_ratios=[1, 0.12, *[1] * (across - 1)], hspace=0.2, wspace=0.06,
+        left=0.01, right=0.99, top=1 - 0.26 / (1.68 * down + 0.25), bottom=0.22 / (1.68 * down + 0.25),
+    )  # fmt: skip
+    for row, query in enumerate(queries):
+        _named(figure.add_subplot(grid[row, 0]), query, query_names[row], INK)
+        for place, picture in enumerate(found[row]):
+            name = found_names[row][place]
+            colour = RIGHT if name == query_names[row] else PALE
+            _named(figure.add_subplot(grid[row, 2 + place]), picture, name, colour)
+    for column, words in ((0, "test"), (2, "nearest in training →")):
+        if column < across + 1 and len(queries):
+            corner = grid[0, column].get_position(figure).get_points()
+            figure.text(corner[0, 0], corner[1, 1] + 0.03 / down, words, ha="left", va="bottom", fontsize=9, color=PALE)
+    return figure
+
+
+def _named(axes: Axes, picture: Pictures, name: str, colour: str) -> None:
+    axes.imshow(picture)
+    axes.set_axis_off()
+    axes.text(0.5, -0.03, _short(name, 20), ha="center", va="top", fontsize=7.5, color=colour, transform=axes.transAxes)
+
+
+@_as_png
+def curves(
+    epochs: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]], logarithmic: Sequence[str] = ()
+) -> Figure:
+    """Learning over the epochs: a panel for each title, with its lines by name; NaN, what was not measured, is left out."""
+    figure = Figure(figsize=(4.1 * max(1, len(panels)), 3.1), layout="constrained")
+    for place, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        for number, (name, values) in enumerate(lines.items()):
+            colour = (WRONG, RIGHT, "#6f9f58", "#a1779f")[number % 4]
+            kept = np.isfinite(values)
+            marker = "o" if kept.sum() <= 40 else None
+            x, y = np.asarray(epochs)[kept], np.asarray(values)[kept]
+            steps = "steps-mid" if title in logarithmic else "default"
+            axes.plot(x, y, label=name, color=colour, lw=1.4, marker=marker, ms=2.5, drawstyle=steps)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color="#e6e6e6", lw=0.6)
+        axes.set_axisbelow(True)
+        if title in logarithmic:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        if len(lines) > 1:
+            axes.legend(fontsize=8)
+    return figure
+
+
+@_as_png
+def confusion(matrix_KK: NDArray[np.integer[Any]], names: Sequence[str]) -> Figure:
+    """How often pictures of a class (row) were taken for a class (column), as shares of the row.
+
+    Up to 30 classes are named, up to 16 with their percentages; of more, only the picture is readable.
+    """
+    totals = matrix_KK.sum(axis=1, keepdims=True)
+    shares = matrix_KK / np.where(totals > 0, totals, 1)
+    classes = len(names)
+    side = min(9.0, 2.8 + 0.42 * classes) if classes <= 30 else 8.0
+    figure = Figure(figsize=(side + 0.6, side), layout="compressed")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="answer", ylabel="class")
+    if classes <= 30:
+        short = [_short(name, 22) for name in names]
+        axes.set_xticks(range(matrix_KK.shape[1]), short[: matrix_KK.shape[1]], rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(classes), short, fontsize=8)
+        axes.tick_params(length=0)
+    if classes <= 16:
+        for (row, column), share in np.ndenumerate(shares):
+            if share > 0:
+                colour = "white" if share > 0.55 else INK
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7.5, color=colour)
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=25, ticks=[0, 0.5, 1])
+    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"])
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _short(words: str, most: int = 24) -> str:
+    """The first of a class's synonyms, cut to `most` letters."""
+    return (
+        textwrap.shorten(words.split(",")[0], most, placeholder="…")
+        if " " in words[:most]
+        else words.split(",")[0][:most]
+    )

@@ -1,0 +1,307 @@
+"""Pictures of every kind against Pillow and against the definition; sums and covariance against numpy."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexnet.dataset import MAX_PIXELS, Mean, Sums, Undecodable, decode, encode, resize
+
+
+def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """H x W x 3 with soft shades, hard edges and some noise: what a photograph has."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    picture = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int64)
+    picture[height // 4 : height // 2, width // 3 : width // 2] = (230, 40, 90)
+    noisy: NDArray[np.int64] = picture + random.integers(-8, 9, picture.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def saved(picture: Image.Image, kind: str, **how: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **how)
+    return file.getvalue()
+
+
+def by_pillow(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+
+
+RGB = Image.fromarray(scene(60, 81))
+
+AS_PILLOW = {
+    "4:2:0": saved(RGB, "JPEG", quality=90, subsampling=2),
+    "4:4:4": saved(RGB, "JPEG", quality=90, subsampling=0),
+    "progressive": saved(RGB, "JPEG", quality=90, progressive=True),
+    "grey": saved(RGB.convert("L"), "JPEG", quality=90),
+    "comment before the frame": saved(RGB, "JPEG", comment=b"\xff\xd8\xff" * 99),
+    "one pixel": saved(RGB.crop((0, 0, 1, 1)), "JPEG"),
+    "PNG": saved(RGB, "PNG"),
+    "PNG, palette": saved(RGB.quantize(16), "PNG", transparency=3),
+    "PNG, black and white": saved(RGB.convert("1"), "PNG"),
+    "GIF": saved(RGB, "GIF"),
+    "BMP": saved(RGB, "BMP"),
+    "TIFF, CMYK": saved(RGB.convert("CMYK"), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("data", AS_PILLOW.values(), ids=AS_PILLOW.keys())
+def test_decodes_as_pillow_does(data: bytes) -> None:
+    picture_CHW = decode(data)
+    assert picture_CHW.dtype == torch.uint8
+    np.testing.assert_array_equal(picture_CHW.numpy(), by_pillow(data))
+
+
+def test_transparency_is_dropped() -> None:
+    seen = np.dstack([scene(20, 30), np.random.default_rng(1).integers(0, 256, (20, 30), dtype=np.uint8)])
+    np.testing.assert_array_equal(decode(saved(Image.fromarray(seen), "PNG")).permute(1, 2, 0), seen[:, :, :3])
+
+
+def test_16_bits_keep_the_upper_8() -> None:
+    grey = np.arange(0, 65536, 13, dtype=np.uint16)[:5000].reshape(50, 100)
+    picture_CHW = decode(saved(Image.fromarray(grey), "PNG"))
+    np.testing.assert_array_equal(picture_CHW, np.broadcast_to(grey // 256, (3, 50, 100)))
+
+
+def test_inks_multiply() -> None:
+    """CMYK: light is what cyan, magenta or yellow lets through, times what black lets through."""
+    inks = np.broadcast_to(np.array([200, 40, 90, 60], np.uint8), (16, 16, 4))
+    picture_CHW = decode(saved(Image.fromarray(inks, "CMYK"), "JPEG", quality=100, subsampling=0))
+    expected = (255 - np.array([200, 40, 90])) * (255 - 60) / 255
+    np.testing.assert_allclose(picture_CHW[:, 8, 8].numpy(), expected, atol=2)
+
+
+def test_inks_as_luma_and_chroma() -> None:
+    """YCCK: a CMYK file whose Adobe mark says that its first three channels are luma and chroma."""
+    y, cb, cr, k = 140, 100, 180, 220  # as they lie in the file, where Adobe stores 255 - ink
+    inks = np.broadcast_to(255 - np.array([y, cb, cr, k], np.uint8), (16, 16, 4))
+    data = bytearray(saved(Image.fromarray(inks, "CMYK"), "JPEG", quality=100, subsampling=0))
+    data[data.index(b"Adobe") + 11] = 2
+    colour = np.array(
+        [y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)]
+    )
+    np.testing.assert_allclose(decode(bytes(data))[:, 8, 8].numpy(), (255 - colour) * k / 255, atol=3)
+
+
+def test_exif_does_not_rotate() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees"
+    turned = decode(saved(RGB, "JPEG", quality=90, exif=exif))
+    assert torch.equal(turned, decode(saved(RGB, "JPEG", quality=90)))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">IIII", zlib.crc32(chunk), 0, 0x49444154, 0)
+    )
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    data = bytearray(AS_PILLOW["4:2:0"])
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "no known format.*22 bytes, the first are 3c 68"),
+        (b"\xff\xd8\xff", "no known format"),
+        (png_claiming(9000, 9000), "claims 9000 x 9000 pixels, more than 80,000,000"),
+        (png_claiming(100_000, 100_000), "claims more than 80,000,000 pixels"),
+        (jpeg_claiming(65000, 65000), "claims 65000 x 65000 pixels"),
+        (saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "mode F .* no known range"),
+        (AS_PILLOW["4:2:0"][:-700], "truncated"),
+        (AS_PILLOW["PNG"][:-700], "truncated"),
+    ],
+)
+def test_refuses_with_the_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(Undecodable, match=reason):
+        decode(data)
+
+
+def test_no_pixel_more_than_allowed() -> None:
+    """The largest photographs of ILSVRC-2012 pass."""
+    assert 9331 * 6530 < MAX_PIXELS < Image.MAX_IMAGE_PIXELS  # type: ignore[operator]
+
+
+def test_every_cut_and_every_scratch_is_a_reason_or_a_picture() -> None:
+    random = np.random.default_rng(2)
+    small = Image.fromarray(scene(24, 24))
+    for data in (saved(small, "JPEG"), saved(small, "PNG"), saved(small.convert("CMYK"), "JPEG")):
+        for end in random.integers(0, len(data), 60):
+            try:
+                picture_CHW = decode(data[:end])
+            except Undecodable:
+                continue
+            assert end > len(data) - 20  # only the mark of the end is missing
+            assert torch.equal(picture_CHW, decode(data))
+        for _ in range(100):
+            scratched = bytearray(data)
+            for place in random.integers(0, len(data), 5):
+                scratched[place] = random.integers(256)
+            try:
+                picture_CHW = decode(bytes(scratched))
+            except Undecodable:
+                continue
+            assert picture_CHW.ndim == 3
+            assert len(picture_CHW) == 3
+
+
+def tensor(picture: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def psnr(one: Any, other: Any) -> float:
+    error = np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2)
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def by_pillow_resized(picture: NDArray[np.uint8], side: int, how: Image.Resampling) -> NDArray[np.uint8]:
+    height, width = picture.shape[:2]
+    scale = Fraction(side, min(height, width))
+    size = int(width * scale), int(height * scale)
+    left, top = (round((length - side) / 2) for length in size)
+    resized = Image.fromarray(picture).resize(size, how).crop((left, top, left + side, top + side))
+    return np.asarray(resized).transpose(2, 0, 1)
+
+
+SHAPES = [(375, 500), (500, 333), (64, 64), (100, 75), (50, 321), (701, 64), (1000, 1503), (40, 65)]
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+def test_resizes_as_pillow_does(height: int, width: int, how: Any) -> None:
+    picture = scene(height, width)
+    resized_CHW = resize(tensor(picture), 64, how)
+    assert resized_CHW.shape == (3, 64, 64)
+    resampling = Image.Resampling[how.upper()]
+    # The longest lose their far ends first, and with them a fraction of a pixel
+    assert psnr(resized_CHW, by_pillow_resized(picture, 64, resampling)) > (
+        60 if max(height, width) < 5 * min(height, width) else 30
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (16, 23), (31, 16), (9, 14)])
+def test_area_is_the_mean_of_what_is_covered(height: int, width: int) -> None:
+    side = 7
+    picture = scene(height, width)
+    cell = Fraction(min(height, width), side)
+
+    def weights(length: int, place: int) -> list[Fraction]:
+        start = Fraction(length - min(height, width), 2) + place * cell
+        covered = [min(Fraction(pixel + 1), start + cell) - max(Fraction(pixel), start) for pixel in range(length)]
+        return [max(Fraction(0), part) / cell for part in covered]
+
+    resized_CHW = resize(tensor(picture), side, "area")
+    for y in range(side):
+        for x in range(side):
+            down, across = weights(height, y), weights(width, x)
+            mean = sum(
+                down[row] * across[column] * int(picture[row, column, 0])
+                for row in range(height)
+                for column in range(width)
+                if down[row] and across[column]
+            )
+            assert int(resized_CHW[0, y, x]) == int(mean + Fraction(1, 2))
+
+
+def test_area_grows_by_bicubic_interpolation_and_keeps_what_fits() -> None:
+    picture = scene(40, 64)
+    assert psnr(resize(tensor(picture), 60, "area"), by_pillow_resized(picture, 60, Image.Resampling.BICUBIC)) > 30
+    assert torch.equal(resize(tensor(picture), 40, "area"), tensor(picture)[:, :, 12:52])
+
+
+@pytest.mark.parametrize("how", ["bilinear", "bicubic", "area"])
+@pytest.mark.parametrize(("height", "width"), [(64, 66), (65, 68), (300, 302)])
+def test_mirrored_pictures_resize_mirrored(how: Any, height: int, width: int) -> None:
+    picture_CHW = tensor(scene(height, width))  # resized, an even number is cut off, so the centre has a mirror image
+    mirrored_CHW = resize(picture_CHW.flip(2), 64, how).flip(2)
+    difference = mirrored_CHW.int() - resize(picture_CHW, 64, how).int()
+    assert difference.abs().max() <= (0 if how == "area" else 1)
+
+
+def test_a_strip_takes_no_more_memory_than_a_picture() -> None:
+    picture_CHW = torch.zeros(3, 1, 300_000, dtype=torch.uint8)
+    picture_CHW[:, :, 150_000:] = 255
+    resized_CHW = resize(picture_CHW, 256, "bilinear")
+    assert resized_CHW.shape == (3, 256, 256)
+
+
+def test_encodes_what_it_was_given() -> None:
+    picture = scene(64, 64)
+    data = encode(tensor(picture), 95)
+    assert (
+        psnr(decode(data), picture.transpose(2, 0, 1))
+        > psnr(decode(saved(Image.fromarray(picture), "JPEG", quality=90)), picture.transpose(2, 0, 1))
+        > 25
+    )
+    assert len(encode(tensor(picture), 30)) < len(data)
+    assert Image.open(io.BytesIO(data)).format == "JPEG"
+
+
+IMAGES_BCHW = np.stack([scene(16, 16, seed).transpose(2, 0, 1) for seed in range(11)])
+
+
+def test_sums_do_not_depend_on_the_parting() -> None:
+    whole = Sums.none(16).add(IMAGES_BCHW)
+    parts = Sums.none(16).add(IMAGES_BCHW[7:]).merge(Sums.none(16).add(IMAGES_BCHW[:3]).add(IMAGES_BCHW[3:7]))
+    assert whole.images == parts.images == 11
+    np.testing.assert_array_equal(whole.pixels_CHW, parts.pixels_CHW)
+    np.testing.assert_array_equal(whole.products_CC, parts.products_CC)
+
+
+def test_mean_and_covariance_are_numpys() -> None:
+    mean = Mean.of(Sums.none(16).add(IMAGES_BCHW))
+    floats = IMAGES_BCHW.astype(np.float64)
+    np.testing.assert_allclose(mean.image_CHW, floats.mean(axis=0), rtol=1e-6)
+    pixels = floats.transpose(1, 0, 2, 3).reshape(3, -1)
+    np.testing.assert_allclose(mean.covariance_CC, np.cov(pixels, bias=True), rtol=1e-12)
+    assert mean.images == 11
+
+
+def test_the_axes_are_the_covariances() -> None:
+    mean = Mean.of(Sums.none(16).add(IMAGES_BCHW))
+    values, vectors = mean.eigenvalues_C, mean.eigenvectors_CC
+    np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, mean.covariance_CC, atol=1e-9)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)
+    assert list(values) == sorted(values, reverse=True)
+    assert (vectors[np.abs(vectors).argmax(axis=0), range(3)] > 0).all()
+
+
+def test_grey_pictures_vary_along_grey_alone() -> None:
+    grey_BCHW = np.repeat(IMAGES_BCHW[:, :1], 3, axis=1)
+    mean = Mean.of(Sums.none(16).add(grey_BCHW))
+    np.testing.assert_allclose(mean.eigenvectors_CC[:, 0], np.full(3, 3**-0.5), atol=1e-12)
+    np.testing.assert_allclose(mean.eigenvalues_C[1:], 0, atol=1e-9)
+    assert (mean.eigenvalues_C >= 0).all()
+
+
+def test_no_pictures_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="no pictures"):
+        Mean.of(Sums.none(16))
+
+
+def test_a_saved_mean_is_read_back_and_holds_no_time(tmp_path: Path) -> None:
+    mean = Mean.of(Sums.none(16).add(IMAGES_BCHW))
+    mean.save(tmp_path / "mean.npz")
+    read = Mean.load(tmp_path / "mean.npz")
+    for name in ("image_CHW", "covariance_CC", "eigenvalues_C", "eigenvectors_CC", "images"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(mean, name))
+    with zipfile.ZipFile(tmp_path / "mean.npz") as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}

@@ -1,0 +1,108 @@
+"""Figures: the same bytes for the same data, what has to be seen is there, and the process is left as it was."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet import figures
+
+NAMES = ["king snake, kingsnake", "ladybug", "a class with a name that is much too long for its place", "pizza"]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.info.keys() <= {"dpi"}, f"the file says more than pixels: {image.info}"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def of_guesses() -> bytes:
+    generator = np.random.default_rng(0)
+    pictures = generator.integers(256, size=(3, 20, 20, 3), dtype=np.uint8)
+    return figures.guesses(pictures, [0, 1, 2], np.eye(4)[[0, 1, 3]] * 0.9, NAMES)
+
+
+def of_neighbours() -> bytes:
+    pictures = np.full((2, 20, 20, 3), 90, np.uint8)
+    return figures.neighbours(pictures, [pictures, pictures[:1]], ["a", "b"], [["a", "b"], ["a"]])
+
+
+def of_kernels() -> bytes:
+    return figures.first_layer(np.random.default_rng(0).normal(size=(24, 3, 11, 11)))
+
+
+def of_curves() -> bytes:
+    lines = {"training": [2.0, math.nan, 1.0], "validation": [2.0, 1.5, 1.2]}
+    return figures.curves([1, 2, 3], {"loss": lines, "rate": {"rate": [0.1, 0.1, 0.01]}}, logarithmic=("rate",))
+
+
+def of_confusion() -> bytes:
+    return figures.confusion(np.array([[3, 1, 0, 0], [0, 4, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]), NAMES)
+
+
+@pytest.mark.parametrize("draw", [of_guesses, of_neighbours, of_kernels, of_curves, of_confusion])
+def test_same_bytes_and_no_trace(draw: Callable[[], bytes]) -> None:
+    before = dict(matplotlib.rcParams)
+    first = draw()
+    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context({"axes.facecolor": "red", "xtick.labelsize": 30, "savefig.dpi": 20}):
+        assert draw() == first, "a user's settings change the figure"
+    assert pixels(first).std() > 5, "the figure is blank"
+
+
+def test_kernels_of_the_first_column_are_above() -> None:
+    grey = np.zeros((96, 3, 11, 11))
+    grey[:48, :, ::2] = 1.0  # stripes without colour
+    grey[48:, 0, ::2] = 1.0  # red stripes
+    image = pixels(figures.first_layer(grey))
+    colourful = (np.ptp(image, axis=2) > 60).sum(axis=1)
+    half = len(image) // 2
+    assert colourful[:half].sum() == 0
+    assert colourful[half:].sum() > 1000
+
+
+def test_zero_is_mid_grey_and_scale_does_not_matter() -> None:
+    kernels = np.random.default_rng(0).normal(size=(8, 3, 11, 11))
+    assert figures.first_layer(kernels) == figures.first_layer(kernels * 1024)
+    image = pixels(figures.first_layer(np.zeros((8, 3, 11, 11))))
+    values, counts = np.unique(image, return_counts=True)
+    assert set(values[np.argsort(counts)[-2:]]) <= {127, 128, 255}
+
+
+@pytest.mark.parametrize(("kernels", "columns"), [(1, 1), (2, 2), (10, 2), (96, 1)])
+def test_any_number_of_kernels(kernels: int, columns: int) -> None:
+    pixels(figures.first_layer(np.random.default_rng(0).normal(size=(kernels, 3, 11, 11)), columns))
+
+
+def reddish(image: np.ndarray) -> int:
+    red, green, blue = np.moveaxis(image, -1, 0)
+    return int(((red - green > 60) & (red - blue > 60)).sum())
+
+
+def test_only_the_true_class_is_red() -> None:
+    picture = np.full((1, 20, 20, 3), 128, np.uint8)
+    shares = np.array([[0.7, 0.2, 0.06, 0.04]])
+    assert reddish(pixels(figures.guesses(picture, [0], shares, NAMES))) > 1000
+    # true, but the least probable of six, so not among the five bars
+    six, names = np.array([[0.3, 0.25, 0.2, 0.15, 0.1, 0.0]]), [*NAMES, "e", "f"]
+    assert reddish(pixels(figures.guesses(picture, [5], six, names))) == 0
+
+
+def test_nan_and_nothing_can_be_drawn() -> None:
+    picture = np.full((1, 20, 20, 3), 128, np.uint8)
+    pixels(figures.guesses(picture, [0], np.full((1, 4), np.nan), NAMES))
+    pixels(figures.confusion(np.zeros((4, 4), int), NAMES))
+    pixels(figures.confusion(np.eye(40, dtype=int), [str(k) for k in range(40)]))
+    pixels(figures.neighbours(picture, [picture[:0]], ["a"], [[]]))
+    pixels(figures.curves([], {"loss": {"training": []}}))
+
+
+def test_short_names_fit() -> None:
+    assert figures._short("king snake, kingsnake") == "king snake"
+    assert max(len(figures._short(name)) for name in [*NAMES, "x" * 80, "x" * 30 + " y"]) <= 24
