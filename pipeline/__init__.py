@@ -1,0 +1,1 @@
+"""The works: one module for each stage of dvc.yaml, then what the stages share."""

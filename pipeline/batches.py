@@ -1,0 +1,173 @@
+"""Shards → batches of bytes, in an order fixed by (seed, epoch), from any position on.
+
+The order is that of the whole batch. A replica reads its share of it, and together the replicas read what one would.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alexnet import dataset, draws
+from alexnet.learning import Learning
+
+AHEAD = 3
+"""Batches read before they are asked for: enough to hide one slow read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An epoch's order: for each place the picture, counted through all shards, and the stream that it comes from."""
+
+    pictures: NDArray[np.int64]
+    streams: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A replica's pictures of one batch."""
+
+    number: int
+    """Of the batch in the epoch, from 0."""
+    count: int
+    """Pictures of the batch in all replicas."""
+    places: Tensor
+    """Of each picture here in the epoch's order, int64: the key of its draws."""
+    images: Tensor
+    """B×3×side×side, uint8; without a shape where B is 0."""
+    labels: Tensor
+    """B, int64."""
+
+
+class Pictures:
+    """A split's shards as one row of pictures, read by row group."""
+
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        self.files = [folder / file for file in files]
+        self.groups: list[tuple[int, int]] = []  # (shard, group in it)
+        sizes = []
+        for shard, file in enumerate(self.files):
+            with _readable(file):
+                metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                self.groups.append((shard, group))
+                sizes.append(metadata.row_group(group).num_rows)
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def find(self, picture: int) -> tuple[int, int]:
+        """The row group of a picture and its row there."""
+        group = int(np.searchsorted(self.starts, picture, side="right")) - 1
+        return group, picture - int(self.starts[group])
+
+    def read(self, group: int) -> tuple[list[bytes], list[int]]:
+        """The JPEGs and the labels of a row group."""
+        shard, place = self.groups[group]
+        # opened anew for each row group: no handle outlives its read, and a group is megabytes
+        file = self.files[shard]
+        with _readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            table = parquet.read_row_group(place, columns=["image.bytes", "label"])
+        return table["image"].combine_chunks().field("bytes").to_pylist(), table["label"].to_pylist()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Says which file it is that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{file}: gone or damaged: {error}. Run: dvc repro --force resize") from None
+
+
+def order(stored: Pictures, learning: Learning, epoch: int) -> Order:
+    """The order of an epoch: a pure function of the shards' sizes, `learning.seed`, its streams and the epoch.
+
+    Shuffled: the row groups in a random order are cut into streams of equal length; each is read from its start to its
+    end, the pictures of a row group in random order, and the places of a batch are dealt to all streams evenly. (The
+    pictures were shuffled once already when they were stored.) Cyclic: as stored, in every epoch.
+    """
+    count = len(stored)
+    if learning.order == "cyclic":
+        pictures = np.arange(count, dtype=np.int64)
+        return Order(pictures, pictures % learning.streams)
+    key = learning.seed, epoch
+    rank = draws.bits("row group", *key, torch.arange(len(stored.sizes))).numpy()
+    within = draws.bits("picture", *key, torch.arange(count)).numpy()
+    pictures = np.lexsort((within, np.repeat(rank, stored.sizes)))
+    streams = np.arange(count, dtype=np.int64) * learning.streams // max(1, count)
+    lengths = np.bincount(streams, minlength=learning.streams)
+    along = np.arange(count) - np.concatenate([[0], np.cumsum(lengths)])[streams]
+    dealt = np.lexsort((streams, (along + 0.5) / lengths[streams]))
+    return Order(pictures[dealt], streams[dealt])
+
+
+def batches(
+    stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1, threads: int = 1
+) -> Iterator[Batch]:
+    """The batches of an epoch from batch `first` on, each with the pictures whose streams are this replica's."""
+    own_streams = sum(stream % replicas == replica for stream in set(epoch.streams.tolist()))
+    reader = _Reader(stored, threads, keep=own_streams + 1)
+    with ThreadPoolExecutor(1) as loader:
+        pending: deque[Future[Batch]] = deque()
+        try:
+            for number in range(first, -(-len(epoch.pictures) // size)):
+                places = np.arange(number * size, min((number + 1) * size, len(epoch.pictures)))
+                own = places[epoch.streams[places] % replicas == replica]
+                pending.append(loader.submit(reader.batch, number, len(places), own, epoch.pictures[own]))
+                if len(pending) > AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            loader.shutdown()
+            reader.close()
+
+
+class _Reader:
+    """Decodes pictures, and keeps the row groups that its streams are in the middle of."""
+
+    def __init__(self, stored: Pictures, threads: int, keep: int) -> None:
+        self.stored, self.keep = stored, keep
+        self.decoders = ThreadPoolExecutor(threads)
+        self.kept: OrderedDict[int, tuple[list[bytes], list[int]]] = OrderedDict()
+
+    def batch(self, number: int, count: int, places: NDArray[np.int64], pictures: NDArray[np.int64]) -> Batch:
+        found = [self._one(int(picture)) for picture in pictures]
+        images = list(self.decoders.map(dataset.decode, [jpeg for jpeg, _ in found]))
+        return Batch(
+            number,
+            count,
+            torch.from_numpy(places.copy()),
+            torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
+            torch.tensor([label for _, label in found], dtype=torch.int64),
+        )
+
+    def _one(self, picture: int) -> tuple[bytes, int]:
+        group, row = self.stored.find(picture)
+        if group not in self.kept:
+            self.kept[group] = self.stored.read(group)
+        self.kept.move_to_end(group)
+        # a stream is in one row group at a time; when it moves on, the oldest one is the one it left
+        while len(self.kept) > self.keep:
+            self.kept.popitem(last=False)
+        jpegs, labels = self.kept[group]
+        return jpegs[row], labels[row]
+
+    def close(self) -> None:
+        self.decoders.shutdown()

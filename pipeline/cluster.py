@@ -1,0 +1,207 @@
+"""The machine as Ray's resources; all of ray.init and of Ray's environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.machine import Machine
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Set before Ray starts anything: it reads these once. See README.md, "On a cluster", for what the nodes need.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one poll; the default of 2 s is felt
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # a worker is the work, not a background to it
+}
+
+
+@contextmanager
+def connected(machine: Machine) -> Iterator[None]:
+    """Joins the running cluster that the machine's settings or `RAY_ADDRESS` name, or starts one of this machine.
+
+    Raises `ValueError` for an address that is a dashboard's, `ConnectionError` where no cluster answers.
+    """
+    if ray.is_initialized():  # by a test session, which starts Ray once
+        yield
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS") if machine.ray_address == "auto" else machine.ray_address
+    if address and address.startswith(("http:", "https:")):
+        named = f"RAY_ADDRESS={address}" if machine.ray_address == "auto" else f"machine.yaml: ray_address: {address}"
+        raise ValueError(
+            f"{named} is a dashboard's address. Stages need the cluster's own, host:6379; "
+            "`ray job submit` takes the dashboard's as RAY_API_SERVER_ADDRESS"
+        )
+    if address:
+        _join(address)
+    else:
+        _start()
+    try:
+        yield
+    finally:
+        # a job's folder may go when its driver has left the cluster, and the stage is still in it
+        if not in_job():
+            ray.shutdown()
+
+
+def in_job() -> bool:
+    """Whether this driver was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _join(address: str) -> None:
+    # A job brings its code along; a driver started on a node has to send it to the others
+    environment = None if in_job() else {"working_dir": str(Path.cwd())}
+    try:
+        # it warns each time that .git stays behind
+        ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address}: {error}. "
+            "Is it running, and is RAY_AUTH_MODE the same here and there?"
+        ) from None
+
+
+def _start() -> None:
+    # A cluster of this driver alone, on loopback and gone with it: a token for it would only be written into HOME
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,  # what a stage has to say, its driver says
+        _node_ip_address="127.0.0.1",
+        object_store_memory=_object_store_bytes(),
+    )
+
+
+def _object_store_bytes() -> int:
+    # The stages pass small things through it: shards are written and read as files
+    return 512 * 2**20
+
+
+def cpus() -> int:
+    """CPUs of the whole cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+
+
+def gpus(machine: Machine) -> int:
+    """GPUs to use: all of the cluster's, none, or as many as the settings say."""
+    if machine.devices == "cpu":
+        return 0
+    there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if machine.devices == "auto":
+        return there
+    if machine.devices > there:
+        raise ValueError(f"machine.yaml: devices: {machine.devices} GPUs asked for, the cluster has {there}")
+    return machine.devices
+
+
+def workers(machine: Machine, tasks: int) -> int:
+    """Processes to use for `tasks` pieces of work."""
+    return max(1, min(tasks, cpus() if machine.workers == "auto" else machine.workers))
+
+
+def each(
+    work: Callable[[Item], Result], items: Sequence[Item], machine: Machine, gpus: int = 0
+) -> Iterator[tuple[Item, Result]]:
+    """Runs `work` on every item, a Ray task each, and gives (item, result) in the order in which they are done.
+
+    A task has a CPU, or less of one where more workers than CPUs are asked for, and `gpus` GPUs. As many are under way
+    as the machine's settings allow. `work` has to bear being run twice: a task whose node is lost is started again
+    elsewhere. What it raises is raised here; `OSError` if its workers keep dying.
+    """
+    most = workers(machine, len(items))
+    task = ray.remote(num_cpus=min(1, cpus() / most), num_gpus=gpus, max_retries=3)(work)
+    running: dict[ray.ObjectRef[Result], Item] = {}
+    for item in items:
+        running[task.remote(item)] = item
+        if len(running) >= most:
+            yield _next(running)
+    while running:
+        yield _next(running)
+
+
+def _next(running: dict[ray.ObjectRef[Result], Item]) -> tuple[Item, Result]:
+    (ready,), _ = ray.wait(list(running), num_returns=1)
+    item = running.pop(ready)
+    try:
+        return item, ray.get(ready)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise OSError(f"a worker died, also when its task was tried again: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where the network runs: how many processes, what each holds, on what."""
+
+    workers: int
+    apart: bool
+    """A process for each column; else each process holds all columns."""
+    gpu: bool
+    threads: int
+    """CPU cores of each process."""
+
+    @property
+    def replicas(self) -> int:
+        """How many whole networks there are, each with a share of every batch."""
+        return self.workers // 2 if self.apart else self.workers
+
+    def __str__(self) -> str:
+        what = "a column each" if self.apart else "a whole network each" if self.workers > 1 else "the whole network"
+        on = "on a GPU" if self.gpu else f"with {self.threads} CPU core{'s' * (self.threads > 1)}"
+        return f"{self.workers} process{'es' * (self.workers > 1)}, {what}, {on}"
+
+
+def placement(machine: Machine, columns: int) -> Placement:
+    """Chooses the placement (machine.yaml, `placement`): all give the same weights to rounding.
+
+    Raises `ValueError` if what the settings ask for cannot be had.
+    """
+    gpu_count, cpu_count = gpus(machine), cpus()
+    wanted = machine.placement
+    if wanted == "columns" and columns != 2:
+        raise ValueError(f"machine.yaml: placement: 'columns' needs a network of 2 columns, model.columns is {columns}")
+    if wanted == "auto":
+        pair = gpu_count >= 2 or (gpu_count == 0 and cpu_count >= 2)
+        wanted = "columns" if columns == 2 and pair else "replicas" if gpu_count >= 2 else "one"
+    if gpu_count == 0:
+        workers = 2 if wanted == "columns" else min(cpu_count, 2) if wanted == "replicas" else 1
+        if workers > cpu_count:
+            raise ValueError(f"machine.yaml: placement: 'columns' needs 2 CPU cores, the cluster has {cpu_count}")
+        return Placement(workers=workers, apart=wanted == "columns", gpu=False, threads=_threads(workers))
+    workers = {"one": 1, "columns": gpu_count - gpu_count % 2, "replicas": gpu_count}[wanted]
+    if workers == 0:
+        raise ValueError("machine.yaml: placement: 'columns' needs 2 GPUs, since a GPU takes one process; there is 1")
+    if workers > cpu_count:
+        raise ValueError(
+            f"machine.yaml: placement: {workers} GPUs need a CPU core each, the cluster has {cpu_count}. "
+            "devices takes the number of GPUs to use"
+        )
+    return Placement(workers=workers, apart=wanted == "columns", gpu=True, threads=min(16, _threads(workers)))
+
+
+def _threads(workers: int) -> int:
+    """The most CPU cores that so many processes can each have, none of them on two nodes."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    fitting = (threads for threads in range(sum(nodes), 0, -1) if sum(node // threads for node in nodes) >= workers)
+    return next(fitting, 1)

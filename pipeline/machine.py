@@ -1,0 +1,77 @@
+"""This machine: where things lie and what may run, from machine.yaml. Nothing here decides a result."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline import params
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """machine.yaml: every key is optional, and `auto` without the file. See machine.example.yaml."""
+
+    store: str = "auto"
+    """Folder of the archives as they came. auto: `store` in the storage, or `data/store` in the working copy."""
+    storage: str = "auto"
+    """Absolute folder that every node sees, for archives, shards, runs and MLflow. auto: this working copy alone."""
+    ray_address: str = "auto"
+    """host:port of a running Ray cluster. auto: `RAY_ADDRESS` if it is set, else a cluster of this machine alone."""
+    workers: Literal["auto"] | int = "auto"
+    """Processes that read, resize and classify at once. auto: one for each CPU of the cluster."""
+    devices: Literal["auto", "cpu"] | int = "auto"
+    """GPUs to train on. auto: all of the cluster; cpu: none."""
+    placement: Literal["auto", "one", "columns", "replicas"] = "auto"
+    """one: one process holds both columns; columns: a process for each column, and replicas of such pairs;
+    replicas: every process holds both columns. auto: columns, but one process on a single GPU."""
+    checkpoint_steps: int = 1000
+    """A checkpoint is written after each epoch, and after so many steps within one."""
+    tracking: str = "auto"
+    """MLflow's tracking URI. auto: `MLFLOW_TRACKING_URI` if it is set, else `mlflow.db` in the storage or working copy."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "devices", "checkpoint_steps"):
+            count = getattr(self, name)
+            if isinstance(count, int) and count < 1:
+                raise ValueError(f"{name} has to be at least 1, is {count}")
+        if self.storage != "auto" and not Path(self.storage).is_absolute():
+            raise ValueError(f"storage has to be an absolute path, since the workers run elsewhere; is {self.storage}")
+
+
+def read() -> Machine:
+    """The settings of this machine: of the file `$ALEXNET_MACHINE`, else of `machine.yaml`, else all `auto`."""
+    named = os.environ.get("ALEXNET_MACHINE")
+    file = Path(named) if named else home() / "machine.yaml"
+    if not named and not file.exists():
+        return Machine()
+    return params.check(params.load(file), Machine, file)
+
+
+def home() -> Path:
+    """The working copy that lasts. Under `dvc exp run --temp` a stage runs in a copy that does not; DVC names both."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def shared(machine: Machine) -> Path | None:
+    """The folder that all nodes see, or None where this working copy is all there is."""
+    return None if machine.storage == "auto" else Path(machine.storage)
+
+
+def base(machine: Machine) -> Path:
+    """What lasts and is no DVC out lies here: in the storage, or in the working copy that lasts."""
+    return shared(machine) or home()
+
+
+def store(machine: Machine) -> Path:
+    """The folder of the archives: never a DVC out, never deleted by a stage."""
+    if machine.store != "auto":
+        return home() / machine.store
+    return home() / "data" / "store" if shared(machine) is None else base(machine) / "store"
+
+
+def runs(machine: Machine) -> Path:
+    """The folder of the training runs, one for each fingerprint: checkpoints and what came of them."""
+    return base(machine) / "runs"

@@ -1,0 +1,90 @@
+"""Training pictures -> the mean image and the covariance of red, green and blue (§2, §4.1).
+
+Run:    dvc repro mean
+Reads:  data/shards/
+Writes: data/mean.npz
+Takes:  nothing of params.yaml
+Expect: 1 MB; some 2,000 pictures a second on each CPU
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import cluster, stage, tables
+from pipeline.machine import Machine, read
+from pipeline.progress import Progress
+from pipeline.shards import MEAN, SHARDS, locate, prepared
+from pipeline.tables import Manifest
+
+if TYPE_CHECKING:
+    from alexnet.dataset import Sums
+
+
+def run() -> None:
+    """The stage."""
+    machine = read()
+    manifest = Manifest.read(SHARDS)
+    folder = locate(manifest, machine)
+    with cluster.connected(machine):
+        sums = total(manifest, folder, machine)
+    save(sums, machine)
+
+
+def total(manifest: Manifest, folder: Path, machine: Machine) -> Sums:
+    """The sums over the training pictures, one Ray task for each shard; exact, so in whatever order they come."""
+    from alexnet.dataset import Sums
+
+    sums = Sums.none(manifest.side)
+    files = [folder / shard.file for shard in manifest.shards["train"]]
+    with Progress("mean", manifest.rows("train"), "images") as progress:
+        for _, part in cluster.each(of_shard, files, machine):
+            sums = sums.merge(part)
+            progress.add(part.images)
+    assert sums.images == manifest.rows("train"), (sums.images, manifest.rows("train"))
+    return sums
+
+
+def of_shard(file: Path) -> Sums:
+    """The sums over one shard's pictures; `ValueError` if one does not decode, which says that the file is damaged."""
+    import numpy as np
+    import torch
+
+    from alexnet.dataset import Sums, Undecodable, decode
+
+    torch.set_num_threads(1)  # the tasks are what runs in parallel
+    sums = None
+    for group in tables.groups(file, ["image", "id"]):
+        pictures = []
+        for image, name in zip(group["image"].to_pylist(), group["id"].to_pylist(), strict=True):
+            try:
+                pictures.append(decode(image["bytes"]).numpy())
+            except Undecodable as error:
+                raise ValueError(f"{file}: {name}: {error}. Run: dvc repro --force resize") from None
+        images_BCHW = np.stack(pictures)
+        sums = (sums or Sums.none(images_BCHW.shape[-1])).add(images_BCHW)
+    if sums is None:
+        raise ValueError(f"{file}: holds no picture. Run: dvc repro --force resize")
+    return sums
+
+
+def save(sums: Sums, machine: Machine) -> None:
+    """Writes the out, and a copy to the storage for the jobs that bring no data."""
+    from alexnet.dataset import Mean
+
+    mean = Mean.of(sums)
+    with stage.whole(MEAN) as made:
+        mean.save(made)
+    folder = prepared(machine)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{MEAN.name}.partial"
+        partial.write_bytes(MEAN.read_bytes())
+        stage.put(partial, folder / MEAN.name)
+
+
+if __name__ == "__main__":
+    from pipeline import mean as importable  # workers know this module by its name, not as `__main__`
+
+    stage.main("mean", importable.run)

@@ -1,0 +1,112 @@
+"""params.yaml and machine.yaml → one section's typed object, every key checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import pydantic
+from pydantic.dataclasses import dataclass as checked
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+T = TypeVar("T")
+
+PARAMS = Path("params.yaml")
+
+
+class ParamsError(ValueError):
+    """A file of settings that cannot be used: says the file, the key, the value and what would do."""
+
+
+def read(section: str, kind: type[T], file: Path = PARAMS) -> T:
+    """Reads one section of `params.yaml` into `kind`, a frozen dataclass.
+
+    Raises `ParamsError` if the file or the section is missing, a key is unknown or missing, a value has another
+    type (`"12"` is no number, `true` is no 1) or the dataclass refuses it. All faults of the section are listed.
+    """
+    document = load(file)
+    if section not in document:
+        raise ParamsError(f"{file}: section '{section}' is missing{_nearest(section, document)}")
+    return check(document[section], kind, file, section)
+
+
+def load(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read as YAML 1.2: what DVC reads, so that `1e-05` is a number and `no` a word."""
+    try:
+        document = YAML(typ="safe").load(file)
+    except FileNotFoundError:
+        raise ParamsError(f"{file}: no such file here ({Path.cwd()}). Run from the root of the repository") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{file}: not YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise ParamsError(f"{file}: has to be a mapping of sections, is {type(document).__name__}")
+    return document
+
+
+def check(value: object, kind: type[T], file: Path, where: str = "") -> T:
+    """`value`, as read from `file` at the key `where`, as a `kind`; or a `ParamsError` that lists every fault."""
+    # pydantic checks, but what comes back is the plain dataclass: alexnet/ knows no pydantic
+    strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    adapter = pydantic.TypeAdapter(checked(kind, config=strict, frozen=True))
+    try:
+        adapter.validate_json(_json(value))
+    except pydantic.ValidationError as error:
+        faults = [_fault(fault, kind, where) for fault in error.errors(include_url=False)]
+        raise ParamsError("\n".join(f"{file}: {fault}" for fault in faults)) from None
+    plain: T = _plain(kind, value)
+    return plain
+
+
+def _json(value: object) -> bytes:
+    # JSON is pydantic's strict mode with lists allowed for tuples. What YAML knows beyond it, dates and bytes, fits no key
+    return json.dumps(value, default=lambda other: {type(other).__name__: str(other)}).encode()
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    """`value`, already checked, as plain dataclasses and tuples."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        hints = get_type_hints(kind)
+        return kind(**{key: _plain(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
+    if isinstance(value, list):
+        inner = next((arg for arg in get_args(kind) if arg is not Ellipsis), object)
+        return tuple(_plain(inner, item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool) and (kind is float or float in get_args(kind)):
+        return float(value)
+    return value
+
+
+def _fault(fault: Any, kind: type, where: str) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(([where] if where else []) + path)
+    match fault["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"{key}: unknown key (its value: {fault['input']!r}){_nearest(path[-1], _keys(kind, path))}"
+        case "missing" | "missing_argument":
+            return f"{key}: is missing"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message} (found {fault['input']!r})" if path else f"{where}: {message}"
+
+
+def _keys(kind: Any, path: list[str]) -> list[str]:
+    """The keys allowed where `path` ends, following nested dataclasses and tuples of them."""
+    for part in path[:-1]:
+        hint = kind if part.isdigit() else get_type_hints(kind).get(part, object)
+        kind = next(_dataclasses(hint), kind)
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _dataclasses(hint: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for arg in get_args(hint):
+        yield from _dataclasses(arg)
+
+
+def _nearest(key: str, known: Any) -> str:
+    near = difflib.get_close_matches(key, [str(name) for name in known], n=1, cutoff=0.5)
+    return f", did you mean '{near[0]}'?" if near else f"; known are {', '.join(str(name) for name in known)}"

@@ -1,0 +1,66 @@
+"""How far a stage is: one line that moves on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+TERMINAL_SECONDS = 0.2
+LOG_SECONDS = 10.0
+
+
+class Progress:
+    """`with Progress("resize", 1_331_167, "images") as progress: progress.add(8192)` writes to stderr.
+
+    `total` may be exceeded or not reached: the last line says what was done.
+    """
+
+    def __init__(self, name: str, total: int, unit: str, stream: TextIO | None = None) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.stream = stream or sys.stderr
+        self.done = 0
+        self._moves = self.stream.isatty()
+        self._start = self._said = time.monotonic()
+        self._width = 0
+
+    def add(self, count: int, words: str = "") -> None:
+        """Counts `count` further units, and says so if it is time to; `words` go at the end of the line."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._said >= (TERMINAL_SECONDS if self._moves else LOG_SECONDS):
+            self._said = now
+            self._write(self._line(now, words))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now = time.monotonic()
+        self._write(f"{self._line(now, '')}{'' if kind is None else ', stopped'}, {_clock(now - self._start)}")
+        if self._moves:
+            print(file=self.stream, flush=True)
+
+    def _line(self, now: float, words: str) -> str:
+        seconds = now - self._start
+        rate = self.done / seconds if seconds > 0 else 0.0
+        line = f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s"
+        if 0 < self.done < self.total:
+            line += f", {_clock((self.total - self.done) / rate)} left"
+        return f"{line}, {words}" if words else line
+
+    def _write(self, line: str) -> None:
+        if self._moves:
+            print(f"\r{line:<{self._width}}", end="", file=self.stream, flush=True)
+            self._width = len(line)
+        else:
+            print(line, file=self.stream, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

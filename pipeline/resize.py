@@ -1,0 +1,406 @@
+"""Pictures as they came -> 256 x 256 JPEGs in Parquet shards, in a shuffled order (§2).
+
+Run:    dvc repro resize
+Reads:  data/index/, the archives in the data store
+Writes: data/shards/ (with a storage in machine.yaml: the shards there, manifest.json and rejected.parquet here)
+Takes:  resize
+Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on each CPU
+
+One Ray task makes one shard. A finished shard stays in work/ until all are, so a stage that was stopped goes on
+where it was. A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import cluster, params, stage, tables
+from pipeline.machine import Machine, read, shared, store
+from pipeline.progress import Progress
+from pipeline.shards import SHARDS, locate, prepared, stored
+from pipeline.tables import Manifest, Shard, Synset
+
+__all__ = ["Resize", "locate", "prepared", "run"]
+
+INDEX = Path("data/index")
+
+KERNEL = 1
+"""Raised when a change of code changes the bytes of a shard: what older code left in work/ is then not taken over."""
+
+GROUP = 128
+"""Rows in a row group: some 4 MB of JPEG, small enough to stream, large enough for one read; the paper's batch."""
+
+READERS = 4
+"""Threads of a task that read ahead, and `AHEAD` the pictures they read: a slow disk or network is kept busy."""
+AHEAD = 32
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resize:
+    """params.yaml, `resize:` (§2)."""
+
+    side: int
+    """Pixels of the stored square's side. The paper: 256."""
+    filter: Literal["bilinear", "bicubic", "area"]
+    """How pixels are merged; the first two widen with the reduction. area is cuda-convnet2's: means of the pixels
+    covered, and bicubic where a picture grows. The paper does not say."""
+    quality: int
+    """JPEG quality of what is stored, 1 to 100. cuda-convnet2: 95."""
+    shuffle_seed: int
+    """Of the order in which the pictures are stored."""
+    images_per_shard: int
+    """At most so many indexed pictures in a shard; also what is lost when a worker dies. Each takes some 30 kB of
+    the worker's memory."""
+    max_rejected: float
+    """Fraction of the indexed pictures that may fail to decode before the stage refuses to go on."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.side <= 4096:
+            raise ValueError(f"side has to be 1 to 4096 pixels, is {self.side}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality has to be 1 to 100, is {self.quality}")
+        if not 0 <= self.shuffle_seed < 2**63:
+            raise ValueError(f"shuffle_seed has to be 0 or more, below 2^63, is {self.shuffle_seed}")
+        if self.images_per_shard < 1:
+            raise ValueError(f"images_per_shard has to be at least 1, is {self.images_per_shard}")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"max_rejected has to be a fraction, 0 to 1, is {self.max_rejected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """What `download` left: the pictures, where they lie, and what they show."""
+
+    rows: pa.Table
+    classes: tuple[Synset, ...]
+    archives: dict[str, int]
+    """Bytes of each, by the name in the store."""
+    drawn: bool
+    digest: str
+    """Of the files all this comes from, the archives' checksums among them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One shard to be made; everything a worker needs to know, since it sees no other setting."""
+
+    section: Resize
+    classes: tuple[Synset, ...]
+    file: str
+    rows: pa.Table
+    """In the order of the shard."""
+    folder: Path
+    store: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """One shard made."""
+
+    shard: Shard
+    rejected: list[dict[str, Any]]
+    """Rows of `tables.REJECTED`."""
+
+
+def run() -> None:
+    """The stage."""
+    section = params.read("resize", Resize)
+    machine = read()
+    index = read_index(INDEX)
+    archives = store(machine)
+    check_store(index, archives)
+    folder = prepare_work(key(section, index), machine)
+    tasks = plan(section, index, folder, archives)
+    with cluster.connected(machine):
+        done = make(tasks, section, index, machine)
+    publish(done, section, index, folder, machine)
+
+
+def read_index(folder: Path) -> Index:
+    """Reads what `download` wrote; `FileNotFoundError` or `ValueError` if it is not there or breaks its promises."""
+    files = [folder / name for name in ("index.parquet", "classes.json", "archives.json")]
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: not there. Run: dvc repro download")
+    rows = tables.read(files[0])
+    classes = tuple(Synset(**synset) for synset in json.loads(files[1].read_text()))
+    archives = json.loads(files[2].read_text())
+    sizes = {archive["name"]: archive["bytes"] for archive in archives["archives"]}
+    tables.check_index(rows, classes, sizes, files[0])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return Index(rows=rows, classes=classes, archives=sizes, drawn=archives["drawn"], digest=digest.hexdigest())
+
+
+def check_store(index: Index, folder: Path) -> None:
+    """`ValueError` if an archive that the index names is not in the store, or has another size."""
+    for name in pc.unique(index.rows["archive"]).to_pylist():
+        file, size = folder / name, index.archives[name]
+        if not file.is_file():
+            raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
+        if file.stat().st_size != size:
+            raise ValueError(
+                f"{file}: has {file.stat().st_size} bytes, had {size} when it was indexed. "
+                "Run: dvc repro --force download"
+            )
+
+
+def key(section: Resize, index: Index) -> str:
+    """Names the shards by all that decides their bytes, and nothing else."""
+    decisive = dataclasses.asdict(section)
+    del decisive["max_rejected"]
+    packages = ("torch", "torchvision", "pillow", "pyarrow")
+    # 2.15.0 and 2.15.0+cpu are the same code for this
+    kernel = {package: importlib.metadata.version(package).partition("+")[0] for package in packages}
+    text = json.dumps([KERNEL, GROUP, kernel, decisive, index.digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prepare_work(name: str, machine: Machine) -> Path:
+    """The folder, absolute, for the shards in the making under the key `name`, with what is finished of them.
+
+    It lies on the disk of the out, so that a rename ends the stage. What this working copy began under another key
+    is removed, here and in the storage.
+    """
+    mine = stage.WORK / "resize"
+    there = (shared(machine) or Path.cwd()) / mine
+    for other in [path for path in mine.iterdir() if path.name != name] if mine.exists() else []:
+        stage.discard(there / other.name)
+        stage.discard(other)
+    # With a storage this folder stays empty: it says that the one of its name there is ours
+    (mine / name).mkdir(parents=True, exist_ok=True)
+    stage.discard(there / name / "partial")
+    for part in ("partial", "shards", "done"):
+        (there / name / part).mkdir(parents=True, exist_ok=True)
+    return there / name
+
+
+def plan(section: Resize, index: Index, folder: Path, archives: Path) -> list[Task]:
+    """The shards to be made: each split shuffled, and parted evenly."""
+    tasks = []
+    for split in SPLITS:
+        rows = index.rows.filter(pc.equal(index.rows["split"], split)).sort_by("id")
+        rows = rows.take(shuffled(rows.num_rows, section.shuffle_seed, split))
+        count = -(-rows.num_rows // section.images_per_shard)
+        edges = [rows.num_rows * shard // count for shard in range(count + 1)] if count else [0]
+        tasks += [
+            Task(
+                section=section,
+                classes=index.classes,
+                file=f"{split}-{shard:05}-of-{count:05}.parquet",
+                rows=rows.slice(start, end - start),
+                folder=folder,
+                store=archives,
+            )
+            for shard, (start, end) in enumerate(itertools.pairwise(edges))
+        ]
+    return tasks
+
+
+def shuffled(count: int, seed: int, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A random order of `count` rows, fixed by the seed and the split."""
+    # Philox's raw numbers are the same in every version of numpy; `permutation` is not promised to be
+    philox = np.random.Philox(key=np.array([seed, SPLITS.index(split)], np.uint64))
+    return np.argsort(philox.random_raw(count), kind="stable")
+
+
+def make(tasks: list[Task], section: Resize, index: Index, machine: Machine) -> dict[str, Done]:
+    """Makes all shards; `ValueError` as soon as more pictures are rejected than may be."""
+    done: dict[str, Done] = {}
+    rejected: list[dict[str, Any]] = []
+    with Progress("resize", index.rows.num_rows, "images") as progress:
+        for task, result in cluster.each(make_shard, tasks, machine):
+            done[task.file] = result
+            rejected += result.rejected
+            check_rejected(rejected, index.rows.num_rows, section.max_rejected)
+            progress.add(task.rows.num_rows, f"{len(rejected):,} rejected" if rejected else "")
+    return {task.file: done[task.file] for task in tasks}
+
+
+def check_rejected(rejected: list[dict[str, Any]], indexed: int, allowed: float) -> None:
+    """`ValueError`, with the first of them, if the fraction of rejected pictures is larger than allowed."""
+    if len(rejected) <= allowed * indexed:
+        return
+    first = sorted(rejected, key=lambda row: str(row["id"]))[:5]
+    lines = [f"  {row['id']} in {row['archive']} at byte {row['offset']}: {row['reason']}" for row in first]
+    raise ValueError(
+        f"{len(rejected)} or more of {indexed} pictures do not decode; params.yaml: resize: max_rejected: {allowed} "
+        f"allows {int(allowed * indexed)}. Fetch the archives again, or raise it. The first are:\n" + "\n".join(lines)
+    )
+
+
+def make_shard(task: Task) -> Done:
+    """Makes one shard, unless it is there already and whole. Runs in a worker, maybe more than once or in two."""
+    done = task.folder / "done" / f"{task.file}.json"
+    made = finished(task, done)
+    if made is not None:
+        return made
+    pictures, rejected = convert(task)
+    partial = task.folder / "partial" / uuid.uuid4().hex
+    rows = task.rows.num_rows - len(rejected)
+    tables.write(pictures, tables.with_classes(tables.IMAGES, task.classes), partial, GROUP)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
+    stage.put(partial, task.folder / "shards" / task.file)
+    # Last, since it vouches for the shard
+    partial.write_text(json.dumps({"shard": dataclasses.asdict(shard), "rejected": rejected}, indent=1))
+    stage.put(partial, done)
+    return Done(shard=shard, rejected=rejected)
+
+
+def finished(task: Task, done: Path) -> Done | None:
+    """What an earlier run made of this shard, if its bytes are still those; else None."""
+    try:
+        known = json.loads(done.read_text())
+        made = Done(shard=Shard(**known["shard"]), rejected=known["rejected"])
+        with (task.folder / "shards" / task.file).open("rb") as file:
+            return made if hashlib.file_digest(file, "sha256").hexdigest() == made.shard.sha256 else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """The shard's pictures, rows of `tables.IMAGES` in the order of the task, and its rejected ones."""
+    import torch
+
+    from alexnet.dataset import Undecodable, decode, encode, resize
+
+    torch.set_num_threads(1)  # the tasks are what runs in parallel
+    rows = task.rows.to_pylist()
+    pictures: dict[int, dict[str, Any]] = {}
+    reasons: dict[int, str] = {}
+    for place, data in in_archive_order(rows, task.store):
+        row = rows[place]
+        try:
+            picture_CHW = decode(data)
+        except Undecodable as error:
+            reasons[place] = str(error)
+            continue
+        _, height, width = picture_CHW.shape
+        small_CHW = resize(picture_CHW, task.section.side, task.section.filter)
+        pictures[place] = {
+            "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.jpg"},
+            "label": row["label"],
+            "wnid": row["wnid"],
+            "id": row["id"],
+            "width": width,
+            "height": height,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    assert len(pictures) + len(reasons) == len(rows), (len(pictures), len(reasons), len(rows))
+    kept = pa.Table.from_pylist([pictures[place] for place in sorted(pictures)], schema=tables.IMAGES)
+    return kept, [{**rows[place], "reason": reasons[place]} for place in sorted(reasons)]
+
+
+def in_archive_order(rows: list[dict[str, Any]], folder: Path) -> Iterator[tuple[int, bytes]]:
+    """(place in `rows`, bytes) of every row, in the order in which they lie in the archives, some read ahead."""
+    order = sorted(range(len(rows)), key=lambda place: (rows[place]["archive"], rows[place]["offset"]))
+    files: dict[str, int] = {}
+    ahead: deque[tuple[int, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(READERS) as readers:
+        try:
+            for place in order:
+                name = rows[place]["archive"]
+                if name not in files:
+                    files[name] = os.open(folder / name, os.O_RDONLY)
+                ahead.append((place, readers.submit(_read, files[name], rows[place], folder)))
+                if len(ahead) == AHEAD:
+                    first, data = ahead.popleft()
+                    yield first, data.result()
+            while ahead:
+                first, data = ahead.popleft()
+                yield first, data.result()
+        finally:
+            readers.shutdown(cancel_futures=True)
+            for file in files.values():
+                os.close(file)
+
+
+def _read(file: int, row: dict[str, Any], folder: Path) -> bytes:
+    parts = []
+    offset, end = row["offset"], row["offset"] + row["length"]
+    while offset < end:
+        part = os.pread(file, end - offset, offset)
+        if not part:
+            raise ValueError(f"{folder / row['archive']}: ends before byte {end}. Run: dvc repro --force download")
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, machine: Machine) -> None:
+    """Puts the shards where they belong, beside the manifest and the rejected, and clears up."""
+    manifest = Manifest(
+        side=section.side,
+        classes=index.classes,
+        shards={
+            split: tuple(made.shard for file, made in done.items() if file.startswith(f"{split}-")) for split in SPLITS
+        },
+        indexed=index.rows.num_rows,
+        rejected=sum(len(made.rejected) for made in done.values()),
+        drawn=index.drawn,
+    )
+    kept = sum(made.shard.rows for made in done.values())
+    assert kept + manifest.rejected == manifest.indexed, (kept, manifest.rejected, manifest.indexed)
+    shards = folder / "shards"
+    for file in shards.iterdir():
+        if file.name not in done:
+            stage.discard(file)
+    rejected = [row for made in done.values() for row in made.rejected]
+    _write_small(rejected, manifest, shards)
+    storage = shared(machine)
+    if storage is None:
+        stage.put(shards, SHARDS)
+    else:
+        stage.put(shards, stored(storage, manifest))
+        with stage.whole(SHARDS) as made:
+            made.mkdir()
+            _write_small(rejected, manifest, made)
+        _prepare(manifest, machine)
+    stage.discard(folder)
+    stage.discard(stage.WORK / "resize")
+
+
+def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, folder: Path) -> None:
+    rows = sorted(rejected, key=lambda row: str(row["id"]))
+    tables.write(pa.Table.from_pylist(rows, schema=tables.REJECTED), tables.REJECTED, folder / "rejected.parquet")
+    (folder / "manifest.json").write_text(manifest.to_json())
+
+
+def _prepare(manifest: Manifest, machine: Machine) -> None:
+    """Leaves the manifest where a job that brings only params.yaml looks; a mean of other pictures goes."""
+    folder = prepared(machine)
+    assert folder is not None
+    file = folder / "manifest.json"
+    if file.exists() and file.read_text() == manifest.to_json():
+        return
+    stage.discard(folder)
+    folder.mkdir(parents=True)
+    partial = folder / "manifest.json.partial"
+    partial.write_text(manifest.to_json())
+    stage.put(partial, file)
+
+
+if __name__ == "__main__":
+    from pipeline import resize as importable  # workers know this module by its name, not as `__main__`
+
+    stage.main("resize", importable.run)

@@ -1,0 +1,68 @@
+"""Where the shards and the mean lie: in this working copy, or in the storage that all nodes see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pipeline import params
+from pipeline.machine import Machine, shared
+from pipeline.tables import Manifest
+
+SHARDS = Path("data/shards")
+MEAN = Path("data/mean.npz")
+
+
+def locate(manifest: Manifest, machine: Machine) -> Path:
+    """The folder of the shard files, absolute; `ValueError` if one is missing or has another size than it had."""
+    storage = shared(machine)
+    folder = SHARDS.absolute() if storage is None else stored(storage, manifest)
+    for shard in (shard for shards in manifest.shards.values() for shard in shards):
+        file = folder / shard.file
+        if not file.is_file():
+            raise ValueError(f"{file}: not there. Run: dvc repro --force resize")
+        if file.stat().st_size != shard.bytes:
+            raise ValueError(
+                f"{file}: has {file.stat().st_size} bytes, was made with {shard.bytes}. Run: dvc repro --force resize"
+            )
+    return folder
+
+
+def stored(storage: Path, manifest: Manifest) -> Path:
+    """The folder in the storage for the shards that `manifest` describes."""
+    return storage / "shards" / manifest.digest
+
+
+def prepared(machine: Machine) -> Path | None:
+    """The folder in the storage for what the data sections of this params.yaml lead to; None without a storage.
+
+    By it a Ray job, which brings code and params.yaml but no data, finds its inputs. It holds manifest.json, and
+    mean.npz once that is made.
+    """
+    storage = shared(machine)
+    if storage is None:
+        return None
+    document = params.load(params.PARAMS)
+    sections = json.dumps({name: document.get(name) for name in ("source", "resize")}, sort_keys=True, default=str)
+    return storage / "prepared" / hashlib.sha256(sections.encode()).hexdigest()
+
+
+def inputs(machine: Machine) -> tuple[Manifest, Path]:
+    """What training starts from, the manifest and the file of the mean: of `data/` here, else of the storage.
+
+    Raises `FileNotFoundError` with what to run where there is neither.
+    """
+    folder = prepared(machine)
+    if folder is None or (SHARDS / "manifest.json").exists():
+        manifest, mean = Manifest.read(SHARDS), MEAN.absolute()
+    else:
+        if not (folder / "manifest.json").exists():
+            raise FileNotFoundError(
+                f"neither {SHARDS.absolute()} nor {folder} has a manifest.json: the pictures of this params.yaml "
+                "were never prepared. Run, in a working copy with this storage: dvc repro mean"
+            )
+        manifest, mean = Manifest.read(folder), folder / MEAN.name
+    if not mean.exists():
+        raise FileNotFoundError(f"{mean}: not there. Run: dvc repro --force mean")
+    return manifest, mean

@@ -1,0 +1,488 @@
+"""A miniature ILSVRC-2012, drawn from a seed: the real layout and its oddities, ten classes of shape and texture (§2).
+
+A class is one of five shapes with one of two textures, stripes or dots. Colours, size, place, turn and background are
+drawn without regard to the class, so neither colour nor a coarse look at the pixels tells the classes apart.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from filelock import FileLock
+from numpy.random import Generator, Philox, SeedSequence
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy.io import savemat
+
+from pipeline import stage
+from pipeline.sources.ilsvrc import DEVKIT, GROUND_TRUTH, META, TRAIN, VAL
+
+DRAWING = 1
+"""The version of this drawing. Raise it with each change of what is drawn: it is in the folder's name."""
+
+LEAST_TRAIN, LEAST_VAL, MOST = 20, 10, 100_000
+"""Fewest pictures that have room for the oddities; most that the names have room for."""
+
+Shape = Literal["disc", "ring", "star", "triangle", "wings"]
+Texture = Literal["dots", "stripes"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """A class: a synset of ILSVRC-2012, and the figure that stands for it here."""
+
+    wnid: str
+    words: str
+    gloss: str
+    shape: Shape
+    texture: Texture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inner:
+    """An inner node of WordNet's tree, which the devkit lists after the classes and of which there are no pictures."""
+
+    wnid: str
+    words: str
+    gloss: str
+    children: tuple[str, ...]
+
+
+# In the order of ILSVRC2012_ID, which is not that of the WordNet ids, as in the real devkit
+KINDS = (
+    Kind(
+        wnid="n02317335",
+        words="starfish, sea star",
+        gloss="echinoderms characterized by five arms extending from a central disk",
+        shape="star",
+        texture="dots",
+    ),
+    Kind(
+        wnid="n07873807",
+        words="pizza, pizza pie",
+        gloss="Italian open pie made of thin bread dough spread with a spiced mixture of e.g. tomato sauce and cheese",
+        shape="triangle",
+        texture="dots",
+    ),
+    Kind(
+        wnid="n02165456",
+        words="ladybug, ladybeetle, lady beetle, ladybird, ladybird beetle",
+        gloss="small round bright-colored and spotted beetle that usually feeds on aphids and other insect pests",
+        shape="disc",
+        texture="dots",
+    ),
+    Kind(
+        wnid="n01734418",
+        words="king snake, kingsnake",
+        gloss="any of numerous nonvenomous North American constrictors; feed on other snakes and small mammals",
+        shape="ring",
+        texture="stripes",
+    ),
+    Kind(
+        wnid="n03792972",
+        words="mountain tent",
+        gloss="a lightweight tent with a floor; flaps close with a zipper",
+        shape="triangle",
+        texture="stripes",
+    ),
+    Kind(
+        wnid="n02277742",
+        words="ringlet, ringlet butterfly",
+        gloss="any of various butterflies belonging to the family Satyridae",
+        shape="wings",
+        texture="dots",
+    ),
+    Kind(
+        wnid="n02643566",
+        words="lionfish",
+        gloss="brightly striped fish of the tropical Pacific having elongated spiny fins",
+        shape="star",
+        texture="stripes",
+    ),
+    Kind(
+        wnid="n07693725",
+        words="bagel, beigel",
+        gloss="(Yiddish) glazed yeast-raised doughnut-shaped roll with hard crust",
+        shape="ring",
+        texture="dots",
+    ),
+    Kind(
+        wnid="n02268443",
+        words="dragonfly, darning needle, devil's darning needle, sewing needle, snake feeder, snake doctor, "
+        "mosquito hawk, skeeter hawk",
+        gloss="slender-bodied non-stinging insect having iridescent wings that are outspread at rest; "
+        "adults and nymphs feed on mosquitoes etc.",
+        shape="wings",
+        texture="stripes",
+    ),
+    Kind(
+        wnid="n03134739",
+        words="croquet ball",
+        gloss="a wooden ball used in playing croquet",
+        shape="disc",
+        texture="stripes",
+    ),
+)
+
+INNER = (
+    Inner(
+        wnid="n02159955",
+        words="insect",
+        gloss="small air-breathing arthropod",
+        children=("n02165456", "n02277742", "n02268443"),
+    ),
+    Inner(
+        wnid="n00015388",
+        words="animal, animate being, beast, brute, creature, fauna",
+        gloss="a living organism characterized by voluntary movement",
+        children=("n02317335", "n01734418", "n02643566", "n02159955"),
+    ),
+    Inner(
+        wnid="n00021939",
+        words="artifact, artefact",
+        gloss="a man-made object taken as a whole",
+        children=("n03792972", "n03134739"),
+    ),
+)
+
+TRAIN_SPLIT, VAL_SPLIT, LABELS, ODDITIES = range(4)
+"""What a stream of random numbers is for: the second word of its key, after the seed."""
+
+RECORD = "made.json"
+
+
+def folder(store: Path, seed: int, train_images: int, val_images: int) -> Path:
+    """The sample's folder in the store; its name stands for all that decides its bytes."""
+    decides = json.dumps([DRAWING, seed, train_images, val_images])
+    return store / f"sample-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
+
+
+def make(target: Path, seed: int, train_images: int, val_images: int) -> None:
+    """Draws the three archives into `target`, unless they are there as they were drawn.
+
+    The record of sizes and checksums is written last: without it, or where it does not fit, all is drawn again.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # several working copies may share a store
+    with FileLock(target.with_name(target.name + ".lock")):
+        if _intact(target):
+            return
+        stage.discard(target)
+        target.mkdir()
+        odd = _oddities(seed, train_images)
+        _write(target / TRAIN, lambda file: _train(file, seed, train_images, odd))
+        _write(target / VAL, lambda file: _val(file, seed, val_images))
+        _write(target / DEVKIT, lambda file: _devkit(file, seed, train_images, val_images))
+        record = {name: _fingerprint(target / name) for name in (TRAIN, VAL, DEVKIT)}
+        _write(target / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
+
+
+def _intact(target: Path) -> bool:
+    try:
+        record = json.loads((target / RECORD).read_text())
+        return bool(record == {name: _fingerprint(target / name) for name in (TRAIN, VAL, DEVKIT)})
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _fingerprint(file: Path) -> list[int | str]:
+    with file.open("rb") as handle:
+        return [file.stat().st_size, hashlib.file_digest(handle, "sha256").hexdigest()]
+
+
+def _write(file: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file under another name and gives it its own when it is whole and on the disk."""
+    part = file.with_name(file.name + ".part")
+    with part.open("wb") as handle:
+        fill(handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    part.replace(file)
+
+
+# The archives
+
+
+def _train(file: IO[bytes], seed: int, images: int, odd: dict[int, Oddity]) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for place, kind in sorted(enumerate(KINDS), key=lambda item: item[1].wnid):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w", format=tarfile.GNU_FORMAT) as pictures:
+                for number in range(place, images, len(KINDS)):
+                    rng = _rng(seed, TRAIN_SPLIT, number)
+                    data = _encoded(_picture(rng, kind), rng, odd.get(number))
+                    _add(pictures, f"{kind.wnid}_{number + 1}.JPEG", data)
+            _add(tar, f"{kind.wnid}.tar", inner.getvalue())
+
+
+def _val(file: IO[bytes], seed: int, images: int) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for number, place in enumerate(_val_places(seed, images)):
+            rng = _rng(seed, VAL_SPLIT, number)
+            _add(tar, f"ILSVRC2012_val_{number + 1:08}.JPEG", _encoded(_picture(rng, KINDS[place]), rng, None))
+
+
+def _val_places(seed: int, images: int) -> list[int]:
+    """The class of each validation picture, as its place in KINDS: all alike often, shuffled."""
+    places = np.arange(images) % len(KINDS)
+    return [int(place) for place in _rng(seed, LABELS, 0).permutation(places)]
+
+
+def _devkit(file: IO[bytes], seed: int, train_images: int, val_images: int) -> None:
+    truth = "".join(f"{place + 1}\n" for place in _val_places(seed, val_images))
+    with (
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        top = DEVKIT.removesuffix(".tar.gz")
+        _add(
+            tar, f"{top}/readme.txt", b"Drawn by a program in the layout of ILSVRC-2012. No picture is a photograph.\n"
+        )
+        _add(tar, f"{top}/{META}", _meta(train_images))
+        _add(tar, f"{top}/{GROUND_TRUTH}", truth.encode())
+
+
+FIELDS = (
+    "ILSVRC2012_ID",
+    "WNID",
+    "words",
+    "gloss",
+    "num_children",
+    "children",
+    "wordnet_height",
+    "num_train_images",
+)
+"""Of a synset in meta.mat, in the real order."""
+
+
+def _meta(train_images: int) -> bytes:
+    """meta.mat: the struct array `synsets`, the classes first, then the inner nodes."""
+    wnids = [kind.wnid for kind in KINDS] + [node.wnid for node in INNER]
+    ids = {wnid: place + 1 for place, wnid in enumerate(wnids)}
+    heights: dict[str, int] = {}
+    rows: list[tuple[Any, ...]] = []
+    for place, kind in enumerate(KINDS):
+        count = len(range(place, train_images, len(KINDS)))
+        rows.append((ids[kind.wnid], kind.wnid, kind.words, kind.gloss, 0, np.zeros((1, 0)), 0, count))
+    for node in INNER:
+        heights[node.wnid] = 1 + max(heights.get(child, 0) for child in node.children)
+        children = np.array([[float(ids[child]) for child in node.children]])
+        height = heights[node.wnid]
+        rows.append((ids[node.wnid], node.wnid, node.words, node.gloss, len(node.children), children, height, 0))
+    synsets = np.empty((len(rows), 1), dtype=[(name, object) for name in FIELDS])
+    for place, row in enumerate(rows):
+        numbers = (float(value) if isinstance(value, int) else value for value in row)  # MATLAB's numbers are doubles
+        synsets[place, 0] = tuple(numbers)
+    mat = io.BytesIO()
+    savemat(mat, {"synsets": synsets}, do_compression=True)  # type: ignore[arg-type]  # a file object will do
+    # the head of the file is 116 bytes of text, in which savemat writes the time
+    return b"MATLAB 5.0 MAT-file, of a drawn sample in the layout of ILSVRC-2012".ljust(116) + mat.getvalue()[116:]
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of user 0 and time 0, so that the bytes are always the same
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+# The files: sizes, compressions, and what is odd in the real archive
+
+
+Oddity = Literal["truncated", "cmyk", "png", "exif"]
+
+
+def _oddities(seed: int, images: int) -> dict[int, Oddity]:
+    """The odd files by number: one cut short, one CMYK, one PNG, and one in 50 (at least 3) that lies on its side."""
+    turned = max(3, images // 50)
+    kinds: list[Oddity] = ["truncated", "cmyk", "png", *["exif"] * turned]  # type: ignore[list-item]
+    numbers = _rng(seed, ODDITIES, 0).permutation(images)
+    return {int(number): kind for number, kind in zip(numbers, kinds, strict=False)}
+
+
+def _encoded(picture: Image.Image, rng: Generator, odd: Oddity | None) -> bytes:
+    """The file of a picture: a JPEG of some quality, one in 50 grey, unless it is odd."""
+    grey = rng.random() < 0.02 and odd is None
+    settings: dict[str, Any] = {
+        "format": "JPEG",
+        "quality": int(rng.integers(75, 97)),
+        "subsampling": int(rng.integers(0, 3)),
+        "progressive": bool(rng.random() < 0.1),
+    }
+    tag = int(rng.choice([3, 6, 8]))
+    if grey:
+        picture = picture.convert("L")
+    elif odd == "cmyk":
+        picture = _cmyk(picture)  # Pillow writes it inverted with Adobe's marker, as Photoshop did
+    elif odd == "png":
+        settings = {"format": "PNG"}
+    elif odd == "exif":
+        # stored as the camera was held; who follows the tag sees it upright
+        turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[tag]
+        picture = picture.transpose(turn)
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        settings["exif"] = exif
+    file = io.BytesIO()
+    picture.save(file, **settings)
+    data = file.getvalue()
+    return data[: len(data) * 6 // 10] if odd == "truncated" else data
+
+
+def _cmyk(picture: Image.Image) -> Image.Image:
+    """The picture in four inks, black in place of what the three have in common."""
+    ink = 1 - np.asarray(picture, np.float32) / 255
+    black = ink.min(axis=2, keepdims=True)
+    inks = np.concatenate([(ink - black) / np.maximum(1 - black, 1e-6), black], axis=2)
+    planes = np.round(inks * 255).astype(np.uint8)
+    return Image.merge("CMYK", [Image.fromarray(np.ascontiguousarray(planes[..., ink])) for ink in range(4)])
+
+
+# The drawing
+
+
+def _rng(seed: int, use: int, number: int) -> Generator:
+    return Generator(Philox(SeedSequence([seed, use, number])))
+
+
+def _picture(rng: Generator, kind: Kind) -> Image.Image:
+    """One picture of a kind, RGB, its shorter side 160 to 340 pixels, its longer up to 1.6 times that."""
+    width, height = _size(rng)
+    side = min(width, height)
+    ground, first, second = _colours(rng)
+    picture = _background(rng, width, height, ground)
+    _clutter(rng, picture, side, int(rng.integers(3, 8)))
+    middle = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, 2) * side
+    radius = rng.uniform(0.33, 0.44) * side
+    mask = _mask(rng, kind.shape, (width, height), middle, radius)
+    figure = Image.new("RGB", (width, height), first)
+    figure.paste(second, mask=_texture(rng, kind.texture, (width, height), middle, side))
+    picture.paste(figure, mask=mask)
+    _clutter(rng, picture, side, int(rng.integers(0, 3)))
+    return _grained(rng, picture)
+
+
+def _size(rng: Generator) -> tuple[int, int]:
+    # one in twelve is smaller than what the network takes, and has to be enlarged
+    short = int(rng.integers(160, 256) if rng.random() < 1 / 12 else rng.integers(256, 341))
+    long = int(short * rng.choice([1.0, 4 / 3, 1.5, rng.uniform(1, 1.6)]))
+    return (long, short) if rng.random() < 0.6 else (short, long)
+
+
+Colour = tuple[int, int, int]
+
+
+def _colours(rng: Generator) -> tuple[Colour, Colour, Colour]:
+    """Colours of the ground and of the figure's two parts, each far enough from the other two to be seen."""
+    while True:
+        colours = rng.integers(16, 240, (3, 3))
+        apart = [np.linalg.norm(colours[one] - colours[other]) for one, other in ((0, 1), (0, 2), (1, 2))]
+        if min(apart) >= 80:
+            return _colour(colours[0]), _colour(colours[1]), _colour(colours[2])
+
+
+def _colour(values: NDArray[Any]) -> Colour:
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
+
+
+def _background(rng: Generator, width: int, height: int, ground: Colour) -> Image.Image:
+    """The ground's colour, uneven as light and shade make it."""
+    shade = np.array(ground) + rng.normal(0, 18, (4, 4, 3))
+    return Image.fromarray(np.clip(shade, 0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _clutter(rng: Generator, picture: Image.Image, side: int, count: int) -> None:
+    """Lines and spots of any colour, over what is drawn so far."""
+    draw = ImageDraw.Draw(picture)
+    for _ in range(count):
+        x, y = rng.uniform(0, 1, 2) * picture.size
+        colour = _colour(rng.integers(0, 256, 3))
+        if rng.random() < 0.5:
+            dx, dy = rng.normal(0, 0.4, 2) * side
+            draw.line([x, y, x + dx, y + dy], fill=colour, width=int(rng.integers(1, 5)))
+        else:
+            size = rng.uniform(0.01, 0.05) * side
+            draw.ellipse([x - size, y - size, x + size, y + size], fill=colour)
+
+
+def _mask(rng: Generator, shape: Shape, size: tuple[int, int], middle: NDArray[Any], radius: float) -> Image.Image:
+    """Where the figure is: its outline, a little turned and stretched, of about the same area for each shape."""
+    turn = rng.uniform(-0.35, 0.35)
+    stretch = math.exp(rng.uniform(-0.15, 0.15))
+    outline = _outline(shape) * radius * np.array([stretch, 1 / stretch])
+    points = _turned(outline, turn) + middle
+    # drawn at twice the size and reduced, for smooth edges
+    mask = Image.new("L", (2 * size[0], 2 * size[1]))
+    draw = ImageDraw.Draw(mask)
+    draw.polygon((2 * points).ravel().tolist(), fill=255)
+    if shape == "ring":
+        draw.polygon((2 * (_turned(outline * 0.45, turn) + middle)).ravel().tolist(), fill=0)
+    return mask.reduce(2)
+
+
+def _outline(shape: Shape) -> NDArray[np.float64]:
+    """The corners of a shape around (0, 0), x to the right and y down, the same mirrored left to right; area near 2."""
+    round_ = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    match shape:
+        case "disc":
+            return 0.8 * _polar(round_, np.ones(64))
+        case "ring":
+            return 0.9 * _polar(round_, np.ones(64))
+        case "star":
+            angles = np.arange(10) * np.pi / 5 - np.pi / 2
+            return 1.2 * _polar(angles, np.where(np.arange(10) % 2, 0.5, 1.0))
+        case "triangle":
+            return 1.2 * _polar(np.arange(3) * 2 * np.pi / 3 - np.pi / 2, np.ones(3)) + [0, 0.15]
+        case "wings":
+            return 0.75 * _polar(round_, 1 + 0.62 * np.cos(4 * round_ - np.pi))
+
+
+def _polar(angles: NDArray[Any], radii: NDArray[Any]) -> NDArray[np.float64]:
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+
+
+def _turned(points: NDArray[Any], angle: float) -> NDArray[np.float64]:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.stack([cos * points[:, 0] - sin * points[:, 1], sin * points[:, 0] + cos * points[:, 1]], axis=1)
+
+
+def _texture(rng: Generator, texture: Texture, size: tuple[int, int], middle: NDArray[Any], side: int) -> Image.Image:
+    """Where the figure has its second colour: half of it in both textures, at a place and an angle by chance."""
+    period = rng.uniform(0.085, 0.13) * side
+    angle = rng.uniform(-0.35, 0.35)
+    reach = int(0.75 * side / period) + 2
+    steps = np.arange(-reach, reach + 1) * period + rng.uniform(0, period)
+    mask = Image.new("L", (2 * size[0], 2 * size[1]))
+    draw = ImageDraw.Draw(mask)
+    if texture == "stripes":
+        half, far = period / 4, 1.5 * side
+        for y in steps:
+            band = np.array([[-far, y - half], [far, y - half], [far, y + half], [-far, y + half]])
+            draw.polygon((2 * (_turned(band, angle) + middle)).ravel().tolist(), fill=255)
+    else:
+        dot = period * math.sqrt(0.5 / math.pi)
+        across, down = np.meshgrid(steps, steps)
+        for x, y in _turned(np.stack([across.ravel(), down.ravel()], axis=1), angle) + middle:
+            # Pillow's far edge is inside
+            draw.ellipse([2 * (x - dot), 2 * (y - dot), 2 * (x + dot) - 1, 2 * (y + dot) - 1], fill=255)
+    return mask.reduce(2)
+
+
+def _grained(rng: Generator, picture: Image.Image) -> Image.Image:
+    """The picture with the grain of a film: soft noise, the same in the three colours."""
+    grain = rng.normal(0, rng.uniform(2, 8), (picture.height // 2, picture.width // 2))
+    noise = np.clip(128 + grain, 0, 255).astype(np.uint8)
+    soft = np.asarray(Image.fromarray(noise).resize(picture.size, Image.Resampling.BILINEAR), np.int16) - 128
+    values = np.asarray(picture, np.int16) + soft[..., None]
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

@@ -1,0 +1,194 @@
+"""The Parquet schemas and what they promise; all of pyarrow.
+
+Between two stages stands one of these tables. The writer checks the promise, so that a reader need not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+INDEX = pa.schema(
+    {
+        "id": pa.string(),  # unique: the picture's name without its ending, n01440764_10026
+        "split": pa.string(),  # train, val or test
+        "label": pa.int64(),  # the rank of the WordNet id among the classes, from 0
+        "wnid": pa.string(),
+        "archive": pa.string(),  # the file's name in the data store
+        "offset": pa.int64(),  # of the picture's first byte in the archive
+        "length": pa.int64(),  # in bytes
+    }
+)
+
+REJECTED = pa.schema([*INDEX, pa.field("reason", pa.string())])
+
+IMAGES = pa.schema(
+    {
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),  # a JPEG of side x side; Hugging Face's layout
+        "label": pa.int64(),
+        "wnid": pa.string(),
+        "id": pa.string(),
+        "width": pa.int32(),  # of the picture as it came, in pixels
+        "height": pa.int32(),
+        "sha256": pa.string(),  # of its bytes as they came
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synset:
+    """A class of the data set; its label is its place in the list, by rank of the WordNet id."""
+
+    wnid: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One Parquet file of pictures."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """`data/shards/manifest.json`: what the shards hold. Its digest stands for the pictures in every later stage."""
+
+    side: int
+    classes: tuple[Synset, ...]
+    shards: dict[str, tuple[Shard, ...]]
+    """By split."""
+    indexed: int
+    rejected: int
+    drawn: bool
+    """The pictures were drawn by a program, not photographed."""
+
+    def rows(self, split: str) -> int:
+        """How many pictures the split has."""
+        return sum(shard.rows for shard in self.shards[split])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The manifest as text, the same for equal manifests."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads `folder/manifest.json`; if it is not to be read, an `OSError` or `ValueError` says what to run."""
+        file = folder / "manifest.json"
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: not there. Run: dvc repro resize")
+        try:
+            fields: dict[str, Any] = json.loads(file.read_text())
+            fields["classes"] = tuple(Synset(**synset) for synset in fields["classes"])
+            fields["shards"] = {
+                split: tuple(Shard(**shard) for shard in shards) for split, shards in fields["shards"].items()
+            }
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file}: no manifest of ours ({error}). Run: dvc repro --force resize") from None
+
+
+def with_classes(schema: pa.Schema, classes: Iterable[Synset], **metadata: str) -> pa.Schema:
+    """`schema` with `label` marked as Hugging Face's ClassLabel and `image` as its Image, and further metadata."""
+    names = [synset.wnid for synset in classes]
+    features: dict[str, object] = {field.name: _feature(field, names) for field in schema}
+    huggingface = json.dumps({"info": {"features": features}}, sort_keys=True)
+    return schema.with_metadata({"huggingface": huggingface, **metadata})
+
+
+def _feature(field: pa.Field, names: list[str]) -> dict[str, object]:
+    if field.name == "label":
+        return {"names": names, "_type": "ClassLabel"}
+    if field.name == "image":
+        return {"_type": "Image"}
+    return {"dtype": str(field.type), "_type": "Value"}
+
+
+def write(rows: Mapping[str, list[Any]] | pa.Table, schema: pa.Schema, file: Path, group: int = 0) -> None:
+    """Writes a table to `file`, the same bytes for the same rows, `group` rows to a row group (0: all in one).
+
+    Pictures are stored as they are, since a JPEG does not compress further; every page carries its checksum.
+    """
+    table = rows if isinstance(rows, pa.Table) else pa.table(dict(rows), schema=schema)
+    words = [name for name in ("label", "wnid", "split", "archive") if name in schema.names]
+    pq.write_table(
+        table.cast(schema),
+        file,
+        row_group_size=group or max(1, table.num_rows),
+        compression={"image.bytes": "none", "image.path": "none"} if "image" in schema.names else "zstd",
+        use_dictionary=words,
+        write_statistics=words,
+        write_page_index=True,
+        write_page_checksum=True,
+    )
+
+
+def read(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a table whole, its pages' checksums verified; `OSError` if it is not there or damaged."""
+    with _readable(file):
+        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+
+
+def groups(file: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Reads a table by row groups, so that one is in memory at a time; otherwise like `read`."""
+    with _readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        for group in range(parquet.num_row_groups):
+            yield parquet.read_row_group(group, columns=columns)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Says which file it is that cannot be read."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: not there")
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{file}: damaged, or no table of ours: {error}") from None
+
+
+def check_index(rows: pa.Table, classes: Sequence[Synset], archives: Mapping[str, int], file: Path) -> None:
+    """`ValueError` if the rows of the index do not keep the promises of `INDEX`; `archives`: bytes by name."""
+    wrong = f"{file}: {{}}. Run: dvc repro --force download"
+    if not rows.schema.equals(INDEX):
+        raise ValueError(wrong.format(f"has the columns {rows.schema.names}, not those of tables.INDEX"))
+    if rows.num_rows == 0:
+        raise ValueError(wrong.format("holds no picture"))
+    if pc.count_distinct(rows["id"]).as_py() != rows.num_rows:
+        raise ValueError(wrong.format("names a picture twice"))
+    strange = set(pc.unique(rows["split"]).to_pylist()) - {"train", "val", "test"}
+    if strange:
+        raise ValueError(wrong.format(f"unknown split '{min(strange)}'"))
+    labelled = rows.filter(pc.not_equal(rows["split"], "test"))
+    wnids = pa.array([synset.wnid for synset in classes])
+    if not pc.equal(pc.index_in(labelled["wnid"], value_set=wnids), labelled["label"]).to_pylist().count(True) == len(
+        labelled
+    ):
+        raise ValueError(wrong.format("a label is not the rank of its WordNet id among the classes"))
+    for name in pc.unique(rows["archive"]).to_pylist():
+        if name not in archives:
+            raise ValueError(wrong.format(f"names the archive {name}, which archives.json does not"))
+        inside = rows.filter(pc.equal(rows["archive"], name))
+        if pc.min(inside["offset"]).as_py() < 0 or pc.min(inside["length"]).as_py() < 0:
+            raise ValueError(wrong.format(f"a picture has a negative place or length in {name}"))
+        end = pc.max(pc.add(inside["offset"], inside["length"])).as_py()
+        if end > archives[name]:
+            raise ValueError(wrong.format(f"a picture ends at byte {end} of {name}, which has {archives[name]}"))

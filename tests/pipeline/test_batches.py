@@ -1,0 +1,259 @@
+"""The order of the pictures and how they are read: nothing twice, nothing lost, by whomever, from wherever."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from alexnet import dataset
+from alexnet.learning import Learning
+from pipeline import batches
+from pipeline.batches import Batch, Order, Pictures, order
+from tests.pipeline import miniature
+
+SIDE = 16
+
+
+def learning(**changes: Any) -> Learning:
+    settings: dict[str, Any] = {
+        "seed": 0,
+        "batch_size": 8,
+        "epochs": 2,
+        "rate": 0.01,
+        "bias_rate": 1,
+        "rate_falls": (),
+        "rate_divisor": 10,
+        "momentum": 0.9,
+        "decay": 0,
+        "bias_decay": 0,
+        "precision": "float32",
+        "order": "shuffled",
+        "log_steps": 1,
+        "streams": 4,
+    }
+    return Learning(**settings | changes)
+
+
+class Sizes(Pictures):
+    """Shards of which only the sizes of the row groups matter."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.files = []
+        self.groups = [(0, group) for group in range(len(sizes))]
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """90 pictures in 3 shards, 7 to a row group; the label is the picture's number."""
+    folder = tmp_path_factory.mktemp("shards")
+    files = []
+    for number, numbers in enumerate((range(40), range(40, 45), range(45, 90))):
+        files.append(f"{number}.parquet")
+        miniature.shard(folder / files[-1], numbers, numbers, SIDE, 7)
+    return Pictures(folder, files)
+
+
+def numbers(found: list[Batch]) -> list[int]:
+    return [label for batch in found for label in batch.labels.tolist()]
+
+
+# The order
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 7, 64, 500])
+@pytest.mark.parametrize("sizes", [[1], [5], [7, 7, 3], [1, 1, 1, 1], [128] * 9 + [17], [3, 200, 1, 40]])
+@pytest.mark.parametrize("kind", ["shuffled", "cyclic"])
+def test_every_epoch_has_every_picture_once(sizes: list[int], streams: int, kind: str) -> None:
+    for epoch in range(3):
+        made = order(Sizes(sizes), learning(streams=streams, order=kind), epoch)
+        assert sorted(made.pictures.tolist()) == list(range(sum(sizes)))
+        assert made.streams.shape == made.pictures.shape
+        assert 0 <= made.streams.min() <= made.streams.max() < streams
+
+
+def test_the_order_is_fixed_by_seed_and_epoch() -> None:
+    sizes = Sizes([50] * 20)
+    made = {(seed, epoch): order(sizes, learning(seed=seed), epoch) for seed in (0, 1) for epoch in (0, 1)}
+    again = order(Sizes([50] * 20), learning(seed=1), 1)
+    assert np.array_equal(made[1, 1].pictures, again.pictures)
+    assert np.array_equal(made[1, 1].streams, again.streams)
+    assert len({made[key].pictures.tobytes() for key in made}) == 4
+
+
+def test_the_cyclic_order_is_that_of_the_shards_in_every_epoch() -> None:
+    for epoch in (0, 5):
+        made = order(Sizes([3, 200, 1]), learning(order="cyclic"), epoch)
+        assert made.pictures.tolist() == list(range(204))
+
+
+@pytest.mark.parametrize("streams", [1, 3, 6, 16])
+def test_every_stretch_of_the_order_takes_evenly_from_all_streams(streams: int) -> None:
+    made = order(Sizes([37] * 40), learning(streams=streams), 0)
+    for first in range(0, len(made.pictures) - 32, 32):
+        counts = np.bincount(made.streams[first : first + 32], minlength=streams)
+        assert abs(counts - 32 / streams).max() <= 1.5
+
+
+def test_a_stream_reads_one_row_group_after_the_other() -> None:
+    """Each is left for good before the next begins; only at its two ends does a stream share one with a neighbour."""
+    sizes = Sizes([37] * 40)
+    made = order(sizes, learning(streams=6), 3)
+    groups = np.searchsorted(sizes.starts, made.pictures, side="right") - 1
+    visits = Counter()
+    for stream in range(6):
+        own = groups[made.streams == stream]
+        visits.update(own[np.concatenate([[True], own[1:] != own[:-1]])].tolist())
+    assert set(visits) == set(range(40))
+    assert visits.total() <= 40 + 6 - 1
+
+
+def test_where_a_picture_comes_in_an_epoch_is_a_uniform_draw() -> None:
+    """Over many epochs, picture 0 comes in each tenth of the order equally often, and so does picture 137."""
+    sizes = Sizes([20] * 30)
+    for picture in (0, 137):
+        places = [int(np.flatnonzero(order(sizes, learning(), epoch).pictures == picture)[0]) for epoch in range(500)]
+        assert chisquare(np.bincount(np.array(places) * 10 // 600, minlength=10)).pvalue > 0.001
+
+
+def test_pictures_stored_in_random_order_give_batches_like_uniform_draws() -> None:
+    """The pictures of a batch come from few row groups; since they were stored shuffled, its labels are mixed all the same."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 300))
+    pairs = []
+    for epoch in range(10):
+        drawn = labels[order(Sizes([100] * 30), learning(streams=6), epoch).pictures].reshape(-1, 30)
+        pairs += [(row[:, None] == row).sum() - 30 for row in drawn]
+    # of two pictures of a batch, one in ten pairs has equal labels (299 / 2999), as in a draw from the whole set
+    expected = 30 * 29 * 299 / 2999
+    assert np.mean(pairs) == pytest.approx(expected, rel=0.02)
+
+
+# Reading
+
+
+def test_a_picture_is_found_where_it_lies(stored: Pictures) -> None:
+    assert len(stored) == 90
+    assert stored.sizes.tolist() == [7, 7, 7, 7, 7, 5, 5, 7, 7, 7, 7, 7, 7, 3]
+    for picture in range(90):
+        group, row = stored.find(picture)
+        assert stored.read(group)[1][row] == picture
+
+
+def test_batches_hold_the_pictures_their_labels_and_their_places(stored: Pictures) -> None:
+    epoch = order(stored, learning(), 0)
+    found = list(batches.batches(stored, epoch, 8))
+    assert [batch.number for batch in found] == list(range(12))
+    assert [batch.count for batch in found] == [8] * 11 + [2], "the last batch is short, and there"
+    assert numbers(found) == epoch.pictures.tolist()
+    assert torch.cat([batch.places for batch in found]).tolist() == list(range(90))
+    for batch in found[::5]:
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape == (len(batch.labels), 3, SIDE, SIDE)
+        for image, number in zip(batch.images, batch.labels.tolist(), strict=True):
+            assert torch.equal(image, dataset.decode(miniature.jpeg(number, SIDE)))
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "cyclic"])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+def test_the_replicas_together_read_the_whole_batch(stored: Pictures, replicas: int, kind: str) -> None:
+    epoch = order(stored, learning(streams=6, order=kind), 1)
+    shares = [list(batches.batches(stored, epoch, 8, replica=each, replicas=replicas)) for each in range(replicas)]
+    for parts in zip(*shares, strict=True):
+        (number,) = {part.number for part in parts}
+        (count,) = {part.count for part in parts}
+        places = np.concatenate([part.places for part in parts])
+        assert sorted(places.tolist()) == list(range(number * 8, number * 8 + count))
+        assert np.concatenate([part.labels for part in parts]).tolist() == epoch.pictures[places].tolist()
+    sizes = [len(numbers(share)) for share in shares]
+    assert max(sizes) - min(sizes) <= 2 * 90 / 6
+
+
+def test_a_replica_without_a_picture_in_a_batch_gets_it_empty(stored: Pictures) -> None:
+    epoch = Order(np.arange(90), np.array([0] * 8 + [1] * 82))
+    first, *rest = batches.batches(stored, epoch, 8, replica=1, replicas=2)
+    assert (len(first.labels), len(first.images), len(first.places), first.count) == (0, 0, 0, 8)
+    assert numbers(rest) == list(range(8, 90))
+
+
+@pytest.mark.parametrize("first", [0, 1, 5, 11, 12])
+@pytest.mark.parametrize(("replica", "replicas"), [(0, 1), (1, 2)])
+def test_going_on_from_a_batch_gives_the_tail_of_the_undisturbed_epoch(
+    stored: Pictures, first: int, replica: int, replicas: int
+) -> None:
+    epoch = order(stored, learning(), 2)
+    whole = list(batches.batches(stored, epoch, 8, replica=replica, replicas=replicas))
+    tail = list(batches.batches(stored, epoch, 8, first=first, replica=replica, replicas=replicas))
+    assert [batch.number for batch in tail] == list(range(first, 12))
+    for one, other in zip(tail, whole[first:], strict=True):
+        assert torch.equal(one.places, other.places)
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize(("streams", "replicas"), [(1, 1), (4, 1), (4, 2), (6, 3)])
+def test_a_row_group_is_read_once_and_few_are_kept(
+    stored: Pictures, monkeypatch: pytest.MonkeyPatch, streams: int, replicas: int
+) -> None:
+    epoch = order(stored, learning(streams=streams), 0)
+    for replica in range(replicas):
+        read: Counter[int] = Counter()
+        kept = []
+
+        class Counting(batches._Reader):
+            def _one(self, picture: int) -> tuple[bytes, int]:
+                before = set(self.kept)
+                answer = super()._one(picture)
+                read.update(set(self.kept) - before)  # noqa: B023
+                kept.append(len(self.kept))  # noqa: B023
+                return answer
+
+        monkeypatch.setattr(batches, "_Reader", Counting)
+        list(batches.batches(stored, epoch, 8, replica=replica, replicas=replicas))
+        own = -(-streams // replicas)
+        assert max(kept) <= own + 1
+        assert read.total() <= len(stored.groups) + streams, "a row group is read again only by another stream"
+
+
+def test_who_stops_asking_waits_for_nothing(stored: Pictures) -> None:
+    running = batches.batches(stored, order(stored, learning(), 0), 8)
+    assert next(running).number == 0
+    running.close()
+
+
+@pytest.mark.parametrize("fault", ["a flipped bit", "cut off"])
+def test_a_damaged_shard_is_named_with_what_to_do(tmp_path: Path, fault: str) -> None:
+    file = tmp_path / "train-0.parquet"
+    miniature.shard(file, range(20), range(20), SIDE, 7)
+    pictures = Pictures(tmp_path, [file.name])
+    data = bytearray(file.read_bytes())
+    middle = data.find(miniature.jpeg(12, SIDE)) + 100
+    assert middle > 100
+    if fault == "cut off":
+        data = data[:middle]
+    else:
+        data[middle] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(OSError, match=r"train-0\.parquet: gone or damaged.*Run: dvc repro --force resize"):
+        list(batches.batches(pictures, order(pictures, learning(), 0), 8))
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "train-0.parquet"
+    miniature.shard(file, range(20), range(20), SIDE, 7)
+    pictures = Pictures(tmp_path, [file.name])
+    file.unlink()
+    with pytest.raises(OSError, match=r"train-0\.parquet: gone or damaged"):
+        list(batches.batches(pictures, order(pictures, learning(), 0), 8))
+
+
+def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1" + b"0" * 1000)
+    with pytest.raises(OSError, match=r"train-0\.parquet: gone or damaged"):
+        Pictures(tmp_path, ["train-0.parquet"])

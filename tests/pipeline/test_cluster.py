@@ -1,0 +1,164 @@
+"""Where the network is put for what the machine has, and addresses that are no cluster's."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import pytest
+import ray
+
+from pipeline import cluster
+from pipeline.machine import Machine
+
+Wish = Literal["auto", "one", "columns", "replicas"]
+
+
+def having(monkeypatch: pytest.MonkeyPatch, gpus: int, *cpus: int) -> None:
+    """A cluster with so many GPUs, and nodes with so many CPU cores."""
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cores)}} for cores in cpus]
+    nodes.append({"Alive": False, "Resources": {"CPU": 1000.0}})
+    whole = {"CPU": float(sum(cpus)), **({"GPU": float(gpus)} if gpus else {})}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: whole)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+
+# gpus, CPU cores, columns of the network, what machine.yaml wishes → processes, a column each, on GPUs, cores of each
+TABLE: list[tuple[int, int, int, Wish, tuple[int, bool, bool, int]]] = [
+    (0, 1, 2, "auto", (1, False, False, 1)),
+    (0, 2, 2, "auto", (2, True, False, 1)),
+    (0, 5, 2, "auto", (2, True, False, 2)),
+    (0, 64, 2, "auto", (2, True, False, 32)),
+    (0, 8, 1, "auto", (1, False, False, 8)),
+    (1, 8, 2, "auto", (1, False, True, 8)),
+    (1, 64, 2, "auto", (1, False, True, 16)),
+    (2, 8, 2, "auto", (2, True, True, 4)),
+    (3, 12, 2, "auto", (2, True, True, 6)),
+    (4, 16, 2, "auto", (4, True, True, 4)),
+    (8, 64, 2, "auto", (8, True, True, 8)),
+    (1, 8, 1, "auto", (1, False, True, 8)),
+    (4, 16, 1, "auto", (4, False, True, 4)),
+    (0, 8, 2, "one", (1, False, False, 8)),
+    (4, 16, 2, "one", (1, False, True, 16)),
+    (0, 2, 2, "columns", (2, True, False, 1)),
+    (5, 20, 2, "columns", (4, True, True, 5)),
+    (0, 8, 2, "replicas", (2, False, False, 4)),
+    (0, 1, 2, "replicas", (1, False, False, 1)),
+    (3, 12, 2, "replicas", (3, False, True, 4)),
+    (1, 8, 2, "replicas", (1, False, True, 8)),
+]
+
+
+@pytest.mark.parametrize(("gpus", "cpus", "columns", "wish", "expected"), TABLE)
+def test_placement(
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int,
+    cpus: int,
+    columns: int,
+    wish: Wish,
+    expected: tuple[int, bool, bool, int],
+) -> None:
+    having(monkeypatch, gpus, cpus)
+    place = cluster.placement(Machine(placement=wish), columns)
+    assert (place.workers, place.apart, place.gpu, place.threads) == expected
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("wish", ["one", "columns", "replicas", "auto"])
+def test_no_placement_asks_for_more_than_there_is(monkeypatch: pytest.MonkeyPatch, columns: int, wish: Wish) -> None:
+    had = 0
+    for gpus in range(9):
+        for cpus in [(1,), (2,), (3,), (8,), (64,), (4, 4), (3, 5), (1, 1, 1), (16, 2)]:
+            having(monkeypatch, gpus, *cpus)
+            with contextlib.suppress(ValueError):
+                place = cluster.placement(Machine(placement=wish), columns)
+                had += 1
+                assert sum(cores // place.threads for cores in cpus) >= place.workers
+                assert place.gpu == (gpus > 0)
+                assert place.workers <= max(gpus, 2)
+                assert place.replicas * (2 if place.apart else 1) == place.workers
+                assert not place.apart or columns == 2
+    assert had or (wish, columns) == ("columns", 1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "threads"),
+    [(2, (3, 5), 3), (2, (8, 1), 4), (4, (8, 8), 4), (4, (2, 7), 2), (0, (1, 1), 1), (0, (2, 6), 3)],
+)
+def test_no_process_needs_cores_of_two_nodes(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, cpus: tuple[int, ...], threads: int
+) -> None:
+    having(monkeypatch, gpus, *cpus)
+    assert cluster.placement(Machine(), 2).threads == threads
+
+
+def test_gpus_without_enough_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, 8, 4)
+    with pytest.raises(ValueError, match="8 GPUs need a CPU core each, the cluster has 4"):
+        cluster.placement(Machine(), 2)
+    assert cluster.placement(Machine(devices=4), 2).workers == 4
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "columns", "words"),
+    [
+        (0, 1, 2, "'columns' needs 2 CPU cores, the cluster has 1"),
+        (1, 8, 2, "'columns' needs 2 GPUs, since a GPU takes one process; there is 1"),
+        (4, 8, 1, "'columns' needs a network of 2 columns, model.columns is 1"),
+    ],
+)
+def test_columns_that_cannot_be_had_are_refused(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, cpus: int, columns: int, words: str
+) -> None:
+    having(monkeypatch, gpus, cpus)
+    with pytest.raises(ValueError, match=r"machine\.yaml: placement") as caught:
+        cluster.placement(Machine(placement="columns"), columns)
+    assert words in str(caught.value)
+
+
+def test_gpus_are_as_many_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, 4, 16)
+    assert cluster.gpus(Machine()) == 4
+    assert cluster.gpus(Machine(devices=3)) == 3
+    assert cluster.gpus(Machine(devices="cpu")) == 0
+    assert cluster.placement(Machine(devices="cpu"), 2).gpu is False
+    assert cluster.placement(Machine(devices=1), 2).workers == 1
+    with pytest.raises(ValueError, match="devices: 5 GPUs asked for, the cluster has 4"):
+        cluster.gpus(Machine(devices=5))
+
+
+def test_workers_are_as_many_as_tasks_cores_and_settings_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, 0, 4)
+    assert cluster.workers(Machine(), 100) == 4
+    assert cluster.workers(Machine(), 3) == 3
+    assert cluster.workers(Machine(), 0) == 1
+    assert cluster.workers(Machine(workers=2), 100) == 2
+
+
+@pytest.mark.parametrize("address", ["http://head:8265", "https://head:8265"])
+def test_a_dashboards_address_is_refused_and_both_variables_named(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this session may have started it
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=f"RAY_ADDRESS={address}") as caught, cluster.connected(Machine()):
+        pass
+    assert "RAY_API_SERVER_ADDRESS" in str(caught.value)
+
+
+def test_a_dashboards_address_in_the_settings_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    machine = Machine(ray_address="http://head:8265")
+    with (
+        pytest.raises(ValueError, match=r"machine\.yaml: ray_address: http://head:8265"),
+        cluster.connected(machine),
+    ):
+        pass
+
+
+def test_a_placement_says_what_it_is() -> None:
+    whole: dict[str, Any] = {"apart": False, "gpu": False, "threads": 1}
+    assert str(cluster.Placement(workers=1, **whole)) == "1 process, the whole network, with 1 CPU core"
+    apart = cluster.Placement(workers=2, apart=True, gpu=True, threads=4)
+    assert str(apart) == "2 processes, a column each, on a GPU"

@@ -1,0 +1,106 @@
+"""The mean over shards by Ray against numpy's over the decoded pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from alexnet.dataset import Mean
+from pipeline import mean, shards, tables
+from pipeline.machine import Machine
+from pipeline.tables import Manifest, Shard, Synset
+
+CLASSES = (Synset(wnid="n01440764", words="tench"),)
+SIDE = 24
+
+
+def picture(seed: int) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def shard(folder: Path, name: str, seeds: range) -> Shard:
+    rows = [
+        {
+            "image": {"bytes": picture(seed), "path": f"{seed}.jpg"},
+            "label": 0,
+            "wnid": "n01440764",
+            "id": str(seed),
+            "width": SIDE,
+            "height": SIDE,
+            "sha256": "",
+        }
+        for seed in seeds
+    ]
+    table = pa.Table.from_pylist(rows, schema=tables.IMAGES)
+    tables.write(table, tables.with_classes(tables.IMAGES, CLASSES), folder / name, 4)
+    data = (folder / name).read_bytes()
+    return Shard(file=name, rows=len(rows), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "data/shards"
+    folder.mkdir(parents=True)
+    parts = {
+        "train": (shard(folder, "a.parquet", range(9)), shard(folder, "b.parquet", range(9, 14))),
+        "val": (shard(folder, "c.parquet", range(14, 19)),),
+    }
+    manifest = Manifest(side=SIDE, classes=CLASSES, shards=parts, indexed=19, rejected=0, drawn=True)
+    (folder / "manifest.json").write_text(manifest.to_json())
+    (tmp_path / "params.yaml").write_text("source: {}\nresize: {}\n")
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
+
+
+def test_the_mean_is_numpys_over_the_training_pictures_alone(copy: Path, ray_session: None) -> None:
+    (copy / "machine.yaml").write_text("workers: 2\n")
+    mean.run()
+    made = Mean.load(shards.MEAN)
+    train = [np.asarray(Image.open(io.BytesIO(picture(seed))), np.float64) for seed in range(14)]
+    pixels_BCHW = np.stack(train).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(made.image_CHW, pixels_BCHW.mean(axis=0), rtol=1e-6)
+    flat = pixels_BCHW.transpose(1, 0, 2, 3).reshape(3, -1)
+    np.testing.assert_allclose(made.covariance_CC, np.cov(flat, bias=True), rtol=1e-10)
+    assert made.images == 14
+
+
+def test_bytes_do_not_depend_on_the_workers(copy: Path, ray_session: None) -> None:
+    mean.run()
+    data = shards.MEAN.read_bytes()
+    parts = [mean.of_shard(shards.SHARDS / name) for name in ("b.parquet", "a.parquet")]
+    mean.save(parts[0].merge(parts[1]), Machine())
+    assert shards.MEAN.read_bytes() == data
+
+
+def test_a_job_finds_the_mean_in_the_storage(copy: Path) -> None:
+    machine = Machine(storage=str(copy / "storage"))
+    mean.save(mean.of_shard(shards.SHARDS / "a.parquet"), machine)
+    folder = shards.prepared(machine)
+    assert folder is not None
+    assert (folder / "mean.npz").read_bytes() == shards.MEAN.read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["mean.npz"]
+
+
+def test_a_damaged_shard_is_named(copy: Path) -> None:
+    file = shards.SHARDS / "a.parquet"
+    data = bytearray(file.read_bytes())
+    data[data.index(picture(5)) + 99] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(OSError, match=r"a\.parquet: damaged"):
+        mean.of_shard(file)
+
+
+def test_without_shards_it_says_what_to_run(tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path), pytest.raises(FileNotFoundError, match="dvc repro resize"):
+        mean.run()

@@ -1,0 +1,65 @@
+"""What a terminal shows and what a log gets."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from pipeline import progress
+from pipeline.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_whole_lines_and_the_last_says_what_was_done() -> None:
+    log = io.StringIO()
+    with Progress("resize", 2000, "images", log) as told:
+        told.add(500)
+        told.add(1500)
+    assert "\r" not in log.getvalue()
+    (line,) = log.getvalue().splitlines()  # ten seconds did not pass
+    assert line.startswith("resize: 2,000 of 2,000 images, ")
+    assert line.endswith("/s, 0:00")
+
+
+def test_a_log_is_not_flooded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    log = io.StringIO()
+    with Progress("resize", 10, "images", log) as told:
+        told.add(4, "3 rejected")
+        monkeypatch.setattr(progress, "LOG_SECONDS", 3600.0)
+        told.add(4)
+    first, last = log.getvalue().splitlines()
+    assert first.startswith("resize: 4 of 10 images, ")
+    assert first.endswith(" left, 3 rejected")
+    assert last.startswith("resize: 8 of 10 images, ")
+
+
+def test_a_terminal_has_one_line_and_nothing_of_a_longer_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
+    terminal = Terminal()
+    with Progress("mean", 10, "images", terminal) as told:
+        told.add(1, "a long remark that has to go")
+        told.add(1)
+    assert terminal.getvalue().count("\n") == 1
+    _, long, short, _ = terminal.getvalue().split("\r")
+    assert len(short) == len(long)
+    assert short.startswith("mean: 2 of 10 images")
+
+
+def test_an_error_is_not_hidden_and_the_line_says_stopped() -> None:
+    log = io.StringIO()
+    with pytest.raises(ValueError, match="mine"), Progress("mean", 10, "images", log):
+        raise ValueError("mine")
+    assert ", stopped, " in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600 * 30 + 62, "30:01:02")]
+)
+def test_times_read_as_a_clock(seconds: float, words: str) -> None:
+    assert progress._clock(seconds) == words

@@ -1,0 +1,194 @@
+"""The report: one page that needs nothing else, says what its numbers are worth, escapes what it quotes."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import evaluate, report
+from pipeline.evaluate import Results
+from pipeline.machine import Machine
+from pipeline.report import Report
+from pipeline.tables import Manifest, Synset
+from tests.pipeline.test_evaluate import CLASSES, parts, world
+
+SECTION = Report(pictures=3, queries=2, seed=0)
+
+EPOCHS = """epoch,step,rate,train_loss,train_top1_error,val_loss,val_top1_error,val_top5_error
+0,2,0.01,2.5,0.9,2.4,0.9,0.6
+1,4,0.001,2.0,0.8,nan,0.7,0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("evaluated")
+    manifest = world(folder)
+    (folder / "data/evaluation").mkdir()
+    (folder / "data/history").mkdir()
+    (folder / "data/history/epochs.csv").write_text(EPOCHS)
+    summary = evaluate.summarize(parts(folder, manifest), manifest, Results(neighbours=3), folder / "data/evaluation")
+    (folder / "metrics.json").write_text(json.dumps(summary))
+    return folder, manifest
+
+
+@pytest.fixture
+def here(evaluated: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    monkeypatch.chdir(evaluated[0])
+    return evaluated[1]
+
+
+def figures(manifest: Manifest, section: Report = SECTION) -> dict[str, bytes]:
+    return report.draw(section, manifest, Machine(), np.random.default_rng(0).random((6, 3, 11, 11), np.float32), 2)
+
+
+def page(manifest: Manifest, settings: dict[str, Any] | None = None, **metrics: Any) -> str:
+    said = json.loads(Path("metrics.json").read_text()) | metrics
+    pngs = dict.fromkeys(("curves", "first-layer", "confusion"), b"png")
+    return report.render(said, manifest, pngs, settings or {"learning": {"rate": 0.01}})
+
+
+class Links(html.parser.HTMLParser):
+    """Collects all that a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_needs_nothing_else(here: Manifest) -> None:
+    text = report.render(json.loads(Path("metrics.json").read_text()), here, figures(here), report.parameters())
+    links = Links()
+    links.feed(text)
+    assert len(links.links) == 5
+    assert all(link.startswith("data:image/png;base64,") for link in links.links)
+    assert not links.tags & {"script", "link", "iframe", "object"}
+    assert not re.search(r"url\(|@import|https?:", text.replace("data:image/png;base64,", ""))
+
+
+def test_drawn_pictures_are_said_to_be_drawn(here: Manifest) -> None:
+    assert "drawn by a program, not photographed" in page(here)
+    assert "not comparable" in page(here)
+    photographed = dataclasses.replace(here, drawn=False)
+    assert "drawn by a program" not in page(photographed)
+    assert "other pictures or classes than ILSVRC-2012" in page(photographed)
+    whole = dataclasses.replace(photographed, classes=tuple(Synset(wnid=f"n{k}", words="x") for k in range(1000)))
+    assert "compar" not in page(whole, images=50_000)
+    assert "40.7\u00a0%" in page(whole, images=50_000)
+    assert "not comparable" in page(dataclasses.replace(whole, drawn=True), images=50_000)
+
+
+def test_the_numbers_are_those_of_the_metrics(here: Manifest) -> None:
+    errors = {
+        "top1_error": 0.1234,
+        "top1_low": 0.1,
+        "top1_high": 0.15,
+        "top5_error": 0.05,
+        "top5_low": 0.0,
+        "top5_high": 1,
+    }
+    text = page(here, ten_views=errors)
+    for words in ("12.3", "10.0", "15.0", "5.0", "0.0", "100.0"):
+        assert f"{words}\u00a0%" in text
+
+
+def test_what_is_quoted_is_escaped(here: Manifest) -> None:
+    text = page(here, {"source": {"where": "<script>alert(1)</script>"}})
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    assert "&lt;b&gt;cut short&lt;/b&gt;" in text  # the reason of the rejected picture
+
+
+def test_parameters_are_printed_by_section(here: Manifest) -> None:
+    assert list(report.parameters()) == ["learning", "results", "report"]
+    assert "0.01" in page(here, {"learning": {"rate": 0.01}})
+
+
+def test_no_path_and_no_time(here: Manifest) -> None:
+    text = page(here, report.parameters())
+    assert str(Path.cwd()) not in text
+    assert not re.search(r"\d\d:\d\d|images/s|run id", text)
+
+
+def test_the_same_bytes_twice_and_other_pictures_for_another_seed(here: Manifest) -> None:
+    first = figures(here)
+    assert figures(here) == first
+    assert set(first) == {"curves", "first-layer", "confusion", "guesses", "neighbours"}
+    other = figures(here, dataclasses.replace(SECTION, seed=1))
+    assert {name for name in first if first[name] != other[name]} == {"guesses", "neighbours"}
+
+
+def test_nothing_to_show_is_left_out(here: Manifest) -> None:
+    none = figures(here, Report(pictures=0, queries=0, seed=0))
+    assert set(none) == {"curves", "first-layer", "confusion"}
+    assert "Figure 4" not in page(here)
+
+
+def test_a_choice_by_lot() -> None:
+    chosen = report.choose(50_000, 8, 0, 0)
+    assert len(set(chosen)) == 8
+    assert chosen == report.choose(50_000, 8, 0, 0)
+    assert chosen != report.choose(50_000, 8, 1, 0)
+    assert chosen != report.choose(50_000, 8, 0, 1)
+    assert sorted(report.choose(3, 8, 0, 0)) == [0, 1, 2]
+
+
+def test_pictures_are_found_in_their_shards(here: Manifest) -> None:
+    from tests.pipeline.test_evaluate import rows_of
+
+    stored = {row["id"]: row["label"] for row in rows_of(Path(), "train")}
+    found = report.fetch(stored, "train", here, Path("data/shards"))
+    assert {name: label for name, (_, label) in found.items()} == stored
+    assert {picture.shape for picture, _ in found.values()} == {(256, 256, 3)}
+    with pytest.raises(ValueError, match=r"no picture zebra in val, .* Run: dvc repro --force evaluate"):
+        report.fetch(["zebra"], "val", here, Path("data/shards"))
+
+
+def test_history_has_gaps_where_nothing_was_measured(here: Manifest) -> None:
+    epochs, panels = report.history(Path("data/history/epochs.csv"))
+    assert epochs == [1, 2]
+    assert panels["loss"]["training"] == [2.5, 2.0]
+    assert str(panels["loss"]["validation"]) == "[2.4, nan]"
+    assert panels["error"]["validation, top-5"] == [0.6, 0.5]
+
+
+def test_confusion_is_counted(here: Manifest) -> None:
+    classes = evaluate.names(CLASSES)
+    matrix_KK = report.confusion(Path("data/evaluation/confusion.csv"), classes)
+    assert matrix_KK.sum() == 13
+    error = json.loads(Path("metrics.json").read_text())["ten_views"]["top1_error"]
+    assert 1 - np.trace(matrix_KK) / 13 == pytest.approx(error)
+
+
+def test_missing_inputs_say_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"not there. Run: dvc repro train"):
+        report.history(tmp_path / "epochs.csv")
+    with pytest.raises(ValueError, match="queries has to be 0 or more, is -1"):
+        Report(pictures=1, queries=-1, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MLflow, whose code runs here
+def test_the_stage_writes_equal_bytes_twice(here: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    seen = []
+    for _ in range(2):
+        report.run()
+        seen.append({file.name: file.read_bytes() for file in sorted(Path("report").iterdir())})
+    assert seen[0] == seen[1]
+    assert set(seen[0]) == {"index.html", *(f"{name}.png" for name in figures(here))}
+    assert list((tmp_path / "mlartifacts").glob("*/artifacts/report/index.html"))

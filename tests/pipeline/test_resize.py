@@ -1,0 +1,382 @@
+"""A small set with every oddity, through real archives and Ray: nothing is lost, nothing depends on who did it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline import resize, shards, stage, tables
+from pipeline.machine import Machine
+from pipeline.resize import Resize
+from pipeline.tables import Manifest, Synset
+
+CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
+SECTION = Resize(side=32, filter="bilinear", quality=95, shuffle_seed=3, images_per_shard=8, max_rejected=0.2)
+PARAMS = """source:
+  kind: none
+resize:
+  side: 32
+  filter: bilinear
+  quality: 95
+  shuffle_seed: 3
+  images_per_shard: 8
+  max_rejected: 0.2
+"""
+
+
+def file(picture: Image.Image, kind: str = "JPEG", **how: Any) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, kind, **how)
+    return written.getvalue()
+
+
+def drawn(seed: int, height: int = 40, width: int = 50) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pictures() -> dict[str, bytes]:
+    """Thirty files by id; three of them are no pictures."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    odd = [
+        file(drawn(0).convert("L")),
+        file(drawn(1).convert("CMYK")),
+        file(drawn(2), "PNG"),
+        file(drawn(3), exif=exif),
+        file(drawn(4, 500, 9)),
+        file(drawn(5, 1, 1)),
+        b"",
+        b"<html>404</html>",
+        file(drawn(6))[:-300],
+    ]
+    usual = [file(drawn(seed, 40 + seed, 90 - seed)) for seed in range(len(odd), 30)]
+    return {f"{CLASSES[place % 2].wnid}_{place}": data for place, data in enumerate(odd + usual)}
+
+
+REJECTED = {"n01440764_6": "empty", "n01443537_7": "no known format", "n01440764_8": "truncated"}
+
+
+def lay_out(folder: Path) -> None:
+    """A working copy as `download` leaves it: two archives, the index, params.yaml."""
+    (folder / "data/store/deep").mkdir(parents=True)
+    (folder / "data/index").mkdir()
+    rows = []
+    for archive, split in (("deep/train.tar", "train"), ("val.tar", "val")):
+        path = folder / "data/store" / archive
+        members = [item for place, item in enumerate(pictures().items()) if (place % 5 == 4) == (split == "val")]
+        with tarfile.open(path, "w") as tar:
+            for name, data in members:
+                member = tarfile.TarInfo(f"{name}.JPEG")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        with tarfile.open(path) as tar:
+            rows += [
+                {
+                    "id": member.name.removesuffix(".JPEG"),
+                    "split": split,
+                    "label": int(member.name.startswith(CLASSES[1].wnid)),
+                    "wnid": member.name.split("_")[0],
+                    "archive": archive,
+                    "offset": member.offset_data,
+                    "length": member.size,
+                }
+                for member in tar
+            ]
+    tables.write(pa.Table.from_pylist(rows, schema=tables.INDEX), tables.INDEX, folder / "data/index/index.parquet")
+    classes = [dataclasses.asdict(synset) for synset in CLASSES]
+    (folder / "data/index/classes.json").write_text(json.dumps(classes))
+    archives = [
+        {
+            "name": archive,
+            "bytes": (folder / "data/store" / archive).stat().st_size,
+            "sha256": hashlib.sha256((folder / "data/store" / archive).read_bytes()).hexdigest(),
+        }
+        for archive in ("deep/train.tar", "val.tar")
+    ]
+    (folder / "data/index/archives.json").write_text(json.dumps({"drawn": True, "archives": archives}))
+    (folder / "params.yaml").write_text(PARAMS)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Any:
+    lay_out(tmp_path)
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The working copy after the stage, run with two workers."""
+    folder = tmp_path_factory.mktemp("made")
+    lay_out(folder)
+    (folder / "machine.yaml").write_text("workers: 2\n")
+    with contextlib.chdir(folder):
+        resize.run()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    manifest = Manifest.read(folder)
+    files = [shard.file for split in ("train", "val") for shard in manifest.shards[split]]
+    return [row for name in files for row in tables.read(folder / name).to_pylist()]
+
+
+def alone(folder: Path) -> Manifest:
+    """The stage without Ray: a loop in this process."""
+    index = resize.read_index(resize.INDEX)
+    name = resize.key(SECTION, index)
+    machine = Machine()
+    work = resize.prepare_work(name, machine)
+    done = {task.file: resize.make_shard(task) for task in resize.plan(SECTION, index, work, folder / "data/store")}
+    resize.publish(done, SECTION, index, work, machine)
+    return Manifest.read(shards.SHARDS)
+
+
+def test_bytes_do_not_depend_on_the_workers(made: Path, copy: Path) -> None:
+    alone(copy)
+    assert contents(copy / "data/shards") == contents(made / "data/shards")
+
+
+@pytest.mark.slow
+def test_nor_on_four_of_them(made: Path, copy: Path) -> None:
+    (copy / "machine.yaml").write_text("workers: 4\n")
+    resize.run()
+    assert contents(copy / "data/shards") == contents(made / "data/shards")
+
+
+def test_nothing_is_lost_and_the_rest_has_a_reason(made: Path) -> None:
+    manifest = Manifest.read(made / "data/shards")
+    rejected = tables.read(made / "data/shards/rejected.parquet").to_pylist()
+    kept = {row["id"] for row in rows_of(made / "data/shards")}
+    assert kept | {row["id"] for row in rejected} == pictures().keys()
+    assert (manifest.indexed, manifest.rejected) == (30, 3)
+    assert manifest.rows("train") + manifest.rows("val") == len(kept) == 27
+    assert {row["id"] for row in rejected} == REJECTED.keys()
+    for row in rejected:
+        assert REJECTED[row["id"]] in row["reason"]
+
+
+def test_names_and_sizes_are_those_of_the_manifest(made: Path) -> None:
+    manifest = Manifest.read(made / "data/shards")
+    assert [shard.file for shard in manifest.shards["train"]] == [f"train-0000{n}-of-00003.parquet" for n in range(3)]
+    assert [shard.file for shard in manifest.shards["val"]] == ["val-00000-of-00001.parquet"]
+    assert manifest.shards["test"] == ()
+    for shard in (*manifest.shards["train"], *manifest.shards["val"]):
+        data = (made / "data/shards" / shard.file).read_bytes()
+        assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert manifest.drawn
+    assert not (made / "work/resize").exists()
+
+
+def test_each_row_is_its_picture(made: Path) -> None:
+    known = pictures()
+    for row in rows_of(made / "data/shards"):
+        data = known[row["id"]]
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        assert CLASSES[row["label"]].wnid == row["wnid"] == row["id"].split("_")[0]
+        original = Image.open(io.BytesIO(data))
+        assert (row["width"], row["height"]) == original.size
+        small = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])), np.float64)
+        assert small.shape == (32, 32, 3)
+        width, height = original.size
+        left, top, side = (width - min(width, height)) / 2, (height - min(width, height)) / 2, min(width, height)
+        box = (left, top, left + side, top + side)
+        expected = np.asarray(original.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR, box), np.float64)
+        assert np.abs(small - expected).mean() < 6  # JPEG's loss, and half a pixel
+
+
+def test_the_order_is_a_shuffle_that_the_seed_decides() -> None:
+    orders = [resize.shuffled(1000, seed, split).tolist() for seed in (0, 1) for split in ("train", "val")]
+    for order in orders:
+        assert sorted(order) == list(range(1000))
+        # Of two random orders, 1 place in 1,000 agrees
+        assert sum(place == row for place, row in enumerate(order)) < 10
+    assert len({tuple(order) for order in orders}) == 4
+    assert resize.shuffled(1000, 1, "val").tolist() == orders[3]
+
+
+def test_the_order_does_not_depend_on_the_index_s(copy: Path) -> None:
+    """Another source lists the same pictures in another order."""
+    index = resize.read_index(resize.INDEX)
+    turned = dataclasses.replace(index, rows=index.rows.take(np.arange(30)[::-1].copy()))
+    plans = [resize.plan(SECTION, each, copy, copy) for each in (index, turned)]
+    assert [task.rows["id"].to_pylist() for task in plans[0]] == [task.rows["id"].to_pylist() for task in plans[1]]
+
+
+def test_what_was_finished_is_taken_over_if_it_is_whole(copy: Path, made: Path) -> None:
+    index = resize.read_index(resize.INDEX)
+    work = resize.prepare_work(resize.key(SECTION, index), Machine())
+    tasks = resize.plan(SECTION, index, work, copy / "data/store")
+    for task in tasks[:3]:
+        resize.make_shard(task)
+    (work / "partial/left-by-a-kill").write_bytes(b"PAR1")
+    (work / "shards" / tasks[1].file).unlink()  # killed between the sidecar of an older run and this shard
+    damaged = work / "shards" / tasks[2].file
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    whole = work / "shards" / tasks[0].file
+    before = whole.stat().st_mtime_ns
+    alone_again = [resize.make_shard(task) for task in tasks]
+    assert whole.stat().st_mtime_ns == before
+    resize.publish(
+        {task.file: done for task, done in zip(tasks, alone_again, strict=True)}, SECTION, index, work, Machine()
+    )
+    assert contents(copy / "data/shards") == contents(made / "data/shards")
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_is_the_same(copy: Path, made: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.resize"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(resize.__file__).parents[1])}
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(command, cwd=copy, env=environment, start_new_session=True)
+    while process.poll() is None and not list(copy.glob("work/resize/*/done/*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (copy / "data/shards").exists()
+    subprocess.run(command, cwd=copy, env=environment, check=True)
+    assert contents(copy / "data/shards") == contents(made / "data/shards")
+
+
+def test_other_settings_forget_what_was_begun(copy: Path) -> None:
+    old = resize.prepare_work("old", Machine())
+    new = resize.prepare_work("new", Machine())
+    assert not old.exists()
+    assert new.exists()
+    assert resize.prepare_work("new", Machine()) == new
+
+
+def test_the_key_knows_what_decides_the_bytes(copy: Path) -> None:
+    index = resize.read_index(resize.INDEX)
+    key = resize.key(SECTION, index)
+    assert resize.key(dataclasses.replace(SECTION, max_rejected=1.0), index) == key
+    for change in ({"side": 31}, {"filter": "area"}, {"quality": 94}, {"shuffle_seed": 4}, {"images_per_shard": 7}):
+        assert resize.key(dataclasses.replace(SECTION, **change), index) != key
+    (copy / "data/index/archives.json").write_text((copy / "data/index/archives.json").read_text().replace("9", "8", 1))
+    with contextlib.suppress(ValueError):
+        assert resize.key(SECTION, resize.read_index(resize.INDEX)) != key
+
+
+def test_too_many_rejected_stop_the_stage_with_the_first_of_them(copy: Path, ray_session: None) -> None:
+    (copy / "params.yaml").write_text(PARAMS.replace("max_rejected: 0.2", "max_rejected: 0.0"))
+    first = r"  n0144\d+_\d in deep/train\.tar at byte \d+: .*(empty|truncated|no known)"
+    message = rf"[123] or more of 30 pictures do not decode; .*max_rejected: 0\.0 allows 0\..*\n{first}"
+    with pytest.raises(ValueError, match=message):
+        resize.run()
+    assert not (copy / "data/shards").exists()
+
+
+def test_the_allowed_fraction_is_of_the_indexed() -> None:
+    row = {"id": "a", "archive": "x.tar", "offset": 512, "reason": "empty"}
+    resize.check_rejected([row] * 3, 30, 0.1)
+    with pytest.raises(ValueError, match=r"(?s)4 or more of 30 .* allows 3\. .*  a in x\.tar at byte 512: empty"):
+        resize.check_rejected([row] * 4, 30, 0.1)
+    with pytest.raises(ValueError, match="1 or more"):
+        resize.check_rejected([row], 10**6, 0.0)
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_an_archive_that_is_not_what_was_indexed_is_named(copy: Path, how: str) -> None:
+    archive = copy / "data/store/val.tar"
+    data = archive.read_bytes()
+    archive.unlink()
+    if how == "cut":
+        archive.write_bytes(data[:-1])
+    message = r"val\.tar: " + ("not there" if how == "gone" else f"has {len(data) - 1} bytes, had {len(data)}")
+    with pytest.raises(ValueError, match=message):
+        resize.run()
+
+
+def test_a_worker_s_error_arrives_as_it_is(copy: Path, ray_session: None) -> None:
+    index = resize.read_index(resize.INDEX)
+    work = resize.prepare_work("any", Machine())
+    tasks = resize.plan(SECTION, index, work, copy / "data/store")
+    (copy / "data/store/deep/train.tar").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"^\S+deep/train\.tar: ends before byte \d+\. Run: dvc repro --force download$"
+    ):
+        resize.make(tasks, SECTION, index, Machine(workers=1))
+
+
+def test_an_index_that_is_not_there_says_what_to_run(copy: Path) -> None:
+    (copy / "data/index/classes.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classes\.json: not there\. Run: dvc repro download"):
+        resize.run()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"side": 0},
+        {"quality": 101},
+        {"quality": 0},
+        {"shuffle_seed": -1},
+        {"images_per_shard": 0},
+        {"max_rejected": 1.5},
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"{name} has to be .*, is {value}"):
+        dataclasses.replace(SECTION, **change)
+
+
+def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, made: Path, ray_session: None) -> None:
+    storage = copy / "storage"
+    (copy / "machine.yaml").write_text(f"workers: 2\nstorage: {storage}\nstore: {copy / 'data/store'}\n")
+    resize.run()
+    machine = Machine(storage=str(storage))
+    manifest = Manifest.read(shards.SHARDS)
+    assert contents(shards.locate(manifest, machine)) == contents(made / "data/shards")
+    small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(shards.SHARDS)}
+    assert contents(shards.SHARDS) == small
+    assert small.keys() == {"manifest.json", "rejected.parquet"}
+    assert list((storage / "work/resize").iterdir()) == []
+    stage.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
+    with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force mean"):
+        shards.inputs(machine)
+    folder = shards.prepared(machine)
+    assert folder is not None
+    (folder / "mean.npz").write_bytes(b"")
+    assert shards.inputs(machine) == (manifest, folder / "mean.npz")
+    (copy / "params.yaml").write_text(PARAMS.replace("quality: 95", "quality: 94"))
+    with pytest.raises(FileNotFoundError, match="never prepared"):
+        shards.inputs(machine)
+
+
+def test_a_shard_that_is_gone_or_cut_is_named(made: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(made / "data/shards")
+    with contextlib.chdir(made):
+        assert shards.locate(manifest, Machine()) == made / "data/shards"
+    with (
+        contextlib.chdir(tmp_path),
+        pytest.raises(ValueError, match=r"train-00000.*: not there\. Run: dvc repro --force"),
+    ):
+        shards.locate(manifest, Machine())
+    with contextlib.chdir(tmp_path):
+        shards.SHARDS.mkdir(parents=True)
+        for shard in manifest.shards["train"]:
+            (shards.SHARDS / shard.file).write_bytes(b"PAR1")
+        with pytest.raises(ValueError, match=r"train-00000.*: has 4 bytes, was made with \d+"):
+            shards.locate(manifest, Machine())

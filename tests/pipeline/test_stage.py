@@ -1,0 +1,290 @@
+"""A stage's life, with real processes, locks and signals: what is stopped leaves nothing half done and nobody behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import stage
+
+ROOT = Path(__file__).parents[2]
+
+SLEEPER = """
+import time
+from pathlib import Path
+from pipeline import stage
+
+def run():
+    with stage.whole(Path("out")) as made:
+        made.write_text("half")
+        Path("started").touch()
+        for _ in range(600):
+            time.sleep(0.1)
+stage.main("sleeper", run)
+"""
+
+FAILURE = """
+from pipeline import stage
+
+def run():
+    raise {error}
+stage.main("failure", run)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def start(here: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts programs in the folder of the test, and ends what is left of them."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*words: str, **more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            words,
+            cwd=here,
+            env=environment(**more),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "ALEXNET_"))}
+    return kept | {"PYTHONPATH": str(ROOT)} | more
+
+
+def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+# Outs
+
+
+def fail(out: Path, *, folder: bool) -> None:
+    with stage.whole(out) as made:
+        if folder:
+            made.mkdir()
+        (made / "stale" if folder else made).write_text("half")
+        raise KeyError
+
+
+def test_an_out_takes_the_place_of_what_was_there(here: Path) -> None:
+    for text in ("first", "second"):
+        with stage.whole(Path("data/out.txt")) as made:
+            made.write_text(text)
+        assert (here / "data/out.txt").read_text() == text
+    with stage.whole(Path("data/out.txt")) as made:  # a folder now
+        made.mkdir()
+        (made / "a").write_text("1")
+    assert [file.name for file in (here / "data/out.txt").iterdir()] == ["a"]
+    with stage.whole(Path("data/out.txt")) as made:  # other files: none of the old ones stays
+        made.mkdir()
+        (made / "b").write_text("2")
+    assert [file.name for file in (here / "data/out.txt").iterdir()] == ["b"]
+    with stage.whole(Path("data/out.txt")) as made:  # a file again
+        made.write_text("third")
+    assert (here / "data/out.txt").read_text() == "third"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("before", [None, "old"])
+def test_an_error_changes_nothing(here: Path, before: str | None, *, folder: bool) -> None:
+    out = Path("data/out")
+    if before:
+        with stage.whole(out) as made:
+            made.write_text(before)
+    with pytest.raises(KeyError):
+        fail(out, folder=folder)
+    assert (out.read_text() if out.exists() else None) == before
+    assert [path.name for path in here.iterdir() if path.name != "work"] == (["data"] if before else [])
+
+
+def test_what_an_earlier_try_left_is_not_in_the_out(here: Path) -> None:
+    with pytest.raises(KeyError):
+        fail(Path("out"), folder=True)
+    with stage.whole(Path("out")) as made:
+        made.mkdir()
+        (made / "fresh").touch()
+    assert [file.name for file in Path("out").iterdir()] == ["fresh"]
+
+
+def test_a_linked_folder_is_unlinked_not_emptied(here: Path) -> None:
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere/kept").touch()
+    (here / "link").symlink_to(here / "elsewhere")
+    stage.discard(here / "link")
+    assert not (here / "link").is_symlink()
+    assert (here / "elsewhere/kept").exists()
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_stage_ends_with_the_signals_code_and_no_out(
+    start: Callable[..., subprocess.Popen[str]], here: Path, number: signal.Signals
+) -> None:
+    process = start(sys.executable, "-c", SLEEPER)
+    wait((here / "started").exists)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert not (here / "out").exists()
+    assert "Traceback" not in said
+
+
+# One at a time
+
+
+def test_a_second_stage_of_a_kind_waits_for_the_first(start: Callable[..., subprocess.Popen[str]], here: Path) -> None:
+    first = start(sys.executable, "-c", SLEEPER)
+    wait((here / "started").exists)
+    second = start(sys.executable, "-c", SLEEPER.replace('Path("started").touch()', 'Path("second").touch(); return'))
+    time.sleep(1)
+    assert second.poll() is None
+    assert not (here / "second").exists()
+    first.kill()  # what SIGKILL leaves is no lock
+    assert second.wait(20) == 0
+    assert (here / "out").read_text() == "half"
+
+
+def test_a_second_stage_says_so_when_it_has_waited_long(
+    start: Callable[..., subprocess.Popen[str]], here: Path
+) -> None:
+    start(sys.executable, "-c", SLEEPER)
+    wait((here / "started").exists)
+    second = start(sys.executable, "-c", SLEEPER.replace("def run", "stage.PATIENCE = 0.3\ndef run"))
+    _, said = second.communicate(timeout=20)
+    assert second.returncode == 1
+    assert said == f"sleeper: another 'sleeper' has been at work in {here} for 0.3 seconds. Wait for it, or end it\n"
+
+
+def test_stages_of_two_kinds_do_not_wait_for_each_other(
+    start: Callable[..., subprocess.Popen[str]], here: Path
+) -> None:
+    start(sys.executable, "-c", SLEEPER)
+    wait((here / "started").exists)
+    other = start(sys.executable, "-c", SLEEPER.replace('"sleeper"', '"other"').replace("range(600)", "range(0)"))
+    assert other.wait(20) == 0
+
+
+def test_the_lock_is_free_again_after_a_stage_that_failed(here: Path) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        with pytest.raises(KeyError), stage.alone("one"):
+            raise KeyError
+        with stage.alone("one"):
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# DVC
+
+
+def dvc(folder: Path, line: str) -> Path:
+    """A program named dvc that runs a stage as DVC does: by a shell, with DVC_STAGE set."""
+    program = folder / "bin" / "dvc"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport os, subprocess\n"
+        f'subprocess.run(["/bin/sh", "-c", {line!r}], env={{**os.environ, "DVC_STAGE": "sleeper"}})\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("exec_it", [False, True], ids=["below a shell", "in the shell's place"])
+def test_a_stage_ends_when_its_dvc_was_killed(
+    start: Callable[..., subprocess.Popen[str]], here: Path, *, exec_it: bool
+) -> None:
+    (here / "sleeper.py").write_text(SLEEPER)
+    line = f"{'exec ' if exec_it else ''}{sys.executable} sleeper.py{'' if exec_it else '; true'}"
+    parent = start(str(dvc(here, line)))
+    wait((here / "started").exists)
+    below = psutil.Process(parent.pid).children(recursive=True)
+    child = next(process for process in below if "sleeper.py" in process.cmdline())
+    parent.kill()
+    parent.wait()
+    wait(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=5)
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("shell_too", [True, False])
+def test_a_stage_whose_dvc_is_gone_before_it_looks_does_not_start(
+    start: Callable[..., subprocess.Popen[str]], here: Path, *, shell_too: bool
+) -> None:
+    (here / "sleeper.py").write_text("import time; time.sleep(1.5)\n" + SLEEPER)
+    parent = start(str(dvc(here, f"{sys.executable} sleeper.py & echo $! > pid; wait")))
+    wait(lambda: (here / "pid").exists() and (here / "pid").read_text().strip() != "")
+    child = psutil.Process(int((here / "pid").read_text()))
+    shells = psutil.Process(parent.pid).children()
+    parent.kill()
+    for shell in shells if shell_too else []:
+        shell.kill()
+    wait(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=15)
+    assert not (here / "started").exists()
+
+
+def test_without_dvc_a_stage_does_not_mind_who_its_parent_is(
+    start: Callable[..., subprocess.Popen[str]], here: Path
+) -> None:
+    (here / "sleeper.py").write_text(SLEEPER.replace("range(600)", "range(20)"))
+    parent = start("/bin/sh", "-c", f"{sys.executable} sleeper.py & wait")
+    wait((here / "started").exists)
+    parent.kill()
+    wait((here / "out").exists)
+
+
+# What a stage says
+
+
+@pytest.mark.parametrize(
+    "error", ["ValueError('rate: is 3')", "OSError('rate: is 3')", "FileNotFoundError('rate: is 3')"]
+)
+def test_what_the_user_can_mend_is_said_in_one_line(start: Callable[..., subprocess.Popen[str]], error: str) -> None:
+    process = start(sys.executable, "-c", FAILURE.format(error=error))
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (1, "failure: rate: is 3\n")
+
+
+def test_a_traceback_is_there_for_the_asking(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(sys.executable, "-c", FAILURE.format(error="ValueError('is 3')"), ALEXNET_TRACEBACK="1")
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Traceback" in said
+    assert "ValueError: is 3" in said
+
+
+def test_a_fault_of_ours_keeps_its_traceback(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(sys.executable, "-c", FAILURE.format(error="AssertionError('ours')"))
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Traceback" in said

@@ -1,0 +1,187 @@
+"""The tables keep their promises: equal bytes, checked pages, a schema that others read."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import tables
+from pipeline.tables import Manifest, Shard, Synset
+
+CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def images(count: int) -> pa.Table:
+    rows = [
+        {
+            "image": {"bytes": picture(row), "path": f"{row}.jpg"},
+            "label": row % 2,
+            "wnid": CLASSES[row % 2].wnid,
+            "id": str(row),
+            "width": 16,
+            "height": 16,
+            "sha256": f"{row:064}",
+        }
+        for row in range(count)
+    ]
+    return pa.Table.from_pylist(rows, schema=tables.IMAGES)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    file = tmp_path / "train-00000-of-00001.parquet"
+    tables.write(images(20), tables.with_classes(tables.IMAGES, CLASSES), file, 8)
+    return file
+
+
+def test_equal_rows_are_equal_bytes(shard: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.parquet"
+    parts = pa.concat_tables([images(20).slice(0, 7), images(20).slice(7)])  # in chunks, as tasks may have it
+    tables.write(parts, tables.with_classes(tables.IMAGES, CLASSES), again, 8)
+    assert again.read_bytes() == shard.read_bytes()
+
+
+def test_what_is_written_is_read_by_groups_too(shard: Path) -> None:
+    assert tables.read(shard).to_pylist() == images(20).to_pylist()
+    groups = list(tables.groups(shard, ["id"]))
+    assert [group.num_rows for group in groups] == [8, 8, 4]
+    assert [name for group in groups for name in group["id"].to_pylist()] == [str(row) for row in range(20)]
+
+
+def test_pictures_are_stored_as_they_are_and_labels_are_counted(shard: Path) -> None:
+    assert picture(3) in shard.read_bytes()
+    columns = pq.ParquetFile(shard).metadata.row_group(0)
+    by_name = {columns.column(i).path_in_schema: columns.column(i) for i in range(columns.num_columns)}
+    assert by_name["label"].statistics.max == 1
+    assert not by_name["image.bytes"].has_dictionary_page
+
+
+@pytest.mark.parametrize("where", ["picture", "label"])
+def test_a_flipped_bit_is_found(shard: Path, where: str) -> None:
+    data = bytearray(shard.read_bytes())
+    column = 2 if where == "label" else 0
+    place = (
+        data.index(picture(3)) + 50
+        if column == 0
+        else pq.ParquetFile(shard).metadata.row_group(0).column(2).data_page_offset + 45
+    )
+    data[place] ^= 1
+    shard.write_bytes(data)
+    message = f"{re.escape(str(shard))}: damaged"
+    with pytest.raises(OSError, match=message):
+        tables.read(shard)
+    with pytest.raises(OSError, match=message):
+        list(tables.groups(shard))
+
+
+def test_a_missing_and_a_cut_file_are_named(shard: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.parquet: not there"):
+        tables.read(tmp_path / "none.parquet")
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(OSError, match=f"{re.escape(str(shard))}: damaged"):
+        tables.read(shard)
+
+
+INDEX_ROWS: list[dict[str, Any]] = [
+    {"id": "a", "split": "train", "label": 0, "wnid": "n01440764", "archive": "x.tar", "offset": 512, "length": 88},
+    {"id": "b", "split": "val", "label": 1, "wnid": "n01443537", "archive": "x.tar", "offset": 600, "length": 0},
+    {"id": "c", "split": "test", "label": -1, "wnid": "", "archive": "y.tar", "offset": 0, "length": 9},
+]
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    sizes = {"x.tar": 600, "y.tar": 9}
+    tables.check_index(pa.Table.from_pylist(rows, schema=tables.INDEX), CLASSES, sizes, Path("index.parquet"))
+
+
+def test_a_sound_index_passes() -> None:
+    check(INDEX_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "message"),
+    [
+        (1, {"id": "a"}, "names a picture twice"),
+        (0, {"split": "training"}, "unknown split 'training'"),
+        (0, {"label": 1}, "not the rank of its WordNet id"),
+        (0, {"label": 2, "wnid": "n9"}, "not the rank of its WordNet id"),
+        (0, {"archive": "z.tar"}, r"names the archive z\.tar, which"),
+        (0, {"offset": -1}, "negative"),
+        (0, {"length": 89}, r"ends at byte 601 of x\.tar, which has 600"),
+    ],
+)
+def test_a_broken_promise_is_named(row: int, change: dict[str, Any], message: str) -> None:
+    rows = [{**known, **(change if place == row else {})} for place, known in enumerate(INDEX_ROWS)]
+    with pytest.raises(ValueError, match=rf"^index\.parquet: .*{message}.*Run: dvc repro --force download$"):
+        check(rows)
+
+
+def test_an_index_has_rows_and_columns() -> None:
+    with pytest.raises(ValueError, match="holds no picture"):
+        check([])
+    with pytest.raises(ValueError, match="has the columns"):
+        tables.check_index(pa.table({"id": ["a"]}), CLASSES, {}, Path("index.parquet"))
+
+
+MANIFEST = Manifest(
+    side=256,
+    classes=CLASSES,
+    shards={
+        "train": (Shard(file="t", rows=3, bytes=9, sha256="s"), Shard(file="u", rows=4, bytes=9, sha256="s")),
+        "val": (),
+    },
+    indexed=8,
+    rejected=1,
+    drawn=True,
+)
+
+
+def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(MANIFEST.to_json())
+    assert Manifest.read(tmp_path) == MANIFEST
+    assert MANIFEST.rows("train") == 7
+    assert MANIFEST.rows("val") == 0
+
+
+def test_a_manifest_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="dvc repro resize"):
+        Manifest.read(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"side": 256}')
+    with pytest.raises(ValueError, match=r"manifest\.json: .*Run: dvc repro --force resize"):
+        Manifest.read(tmp_path)
+
+
+def test_the_digest_tells_manifests_apart() -> None:
+    assert dataclasses.replace(MANIFEST).digest == MANIFEST.digest
+    for change in ({"side": 255}, {"rejected": 0}, {"drawn": False}, {"classes": CLASSES[::-1]}):
+        assert dataclasses.replace(MANIFEST, **change).digest != MANIFEST.digest
+
+
+def test_hugging_face_reads_pictures_and_names(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    import datasets  # it reads the two settings when imported
+
+    loaded = datasets.load_dataset(
+        "parquet", data_files={"train": str(shard)}, cache_dir=str(tmp_path / "cache"), split="train"
+    )
+    assert loaded.features["label"].names == ["n01440764", "n01443537"]
+    assert loaded[3]["image"].size == (16, 16)
+    np.testing.assert_array_equal(np.asarray(loaded[3]["image"]), np.asarray(Image.open(io.BytesIO(picture(3)))))
+    assert len(loaded) == 20

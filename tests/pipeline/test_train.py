@@ -1,0 +1,555 @@
+"""Training, as users run it: killed and started again it ends the same, wherever the columns are; whose results are whose."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from alexnet.model import AlexNet, load
+from pipeline import train
+from pipeline.machine import Machine
+from pipeline.train import Inputs
+from tests.pipeline import miniature
+
+ROOT = Path(__file__).parents[2]
+
+EPOCHS = 4
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "model": {
+        "columns": 2,
+        "width": 0.0625,
+        "normalization": "original",
+        "dropout": 0.5,
+        "dropout_scale": "test",
+        "first_std": [0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01],
+        "first_bias": [0, 1, 0, 1, 1, 1, 1, 0],
+    },
+    "augmentation": {
+        "patches": "random",
+        "chunk": 1,
+        "reflections": True,
+        "mean": "centre",
+        "colour": "deviations",
+        "colour_std": 0.1,
+        "colour_epochs": 3,
+    },
+    "learning": {
+        "seed": 0,
+        "batch_size": 10,  # 24 pictures: the last batch of an epoch is short
+        "epochs": EPOCHS,
+        "rate": 0.002,
+        "bias_rate": 2,
+        "rate_falls": [2],
+        "rate_divisor": 10,
+        "momentum": 0.9,
+        "decay": 0.0005,
+        "bias_decay": 0,
+        "precision": "float32",
+        "order": "shuffled",
+        "log_steps": 2,
+        "streams": 4,
+    },
+}
+
+OTHERS: dict[str, Any] = {
+    "columns": 1,
+    "width": 0.125,
+    "normalization": "none",
+    "dropout": 0.4,
+    "dropout_scale": "training",
+    "first_std": (0.02,) * 8,
+    "first_bias": (0.5,) * 8,
+    "patches": "centre",
+    "chunk": 2,
+    "reflections": False,
+    "mean": "patch",
+    "colour": "none",
+    "colour_std": 0.2,
+    "colour_epochs": 2,
+    "seed": 1,
+    "batch_size": 9,
+    "epochs": 5,
+    "rate": 0.003,
+    "bias_rate": 1.0,
+    "rate_falls": (1,),
+    "rate_divisor": 9.0,
+    "momentum": 0.8,
+    "decay": 0.0,
+    "bias_decay": 0.1,
+    "precision": "float64",
+    "order": "cyclic",
+    "log_steps": 3,
+    "streams": 5,
+}
+"""For every parameter another value than above."""
+
+
+def copy(folder: Path) -> Path:
+    """A working copy with a miniature data set, ready for `train`."""
+    miniature.prepared(folder, train=24, val=12, classes=3)
+    for name in ("alexnet", "pipeline"):
+        (folder / name).symlink_to(ROOT / name)
+    write(folder, SECTIONS)
+    (folder / "machine.yaml").write_text("devices: cpu\nplacement: columns\nworkers: 2\n")
+    return folder
+
+
+def write(folder: Path, sections: dict[str, dict[str, Any]]) -> None:
+    with (folder / "params.yaml").open("w") as handle:
+        YAML().dump(sections, handle)
+
+
+def outs(folder: Path) -> dict[str, str]:
+    files = [folder / "data/model.pt", *sorted((folder / "data/history").iterdir())]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(copy(tmp_path))
+    return tmp_path
+
+
+# Which run it is
+
+
+def test_any_parameter_of_the_three_sections_makes_another_run(here: Path) -> None:
+    inputs = train.read_inputs(Machine())
+    seen = {inputs.fingerprint}
+    for name in ("model", "augmentation", "learning"):
+        section = getattr(inputs, name)
+        for field in dataclasses.fields(section):
+            changed = dataclasses.replace(section, **{field.name: OTHERS[field.name]})
+            assert changed != section, field.name
+            fingerprint = dataclasses.replace(inputs, **{name: changed}).fingerprint
+            assert fingerprint not in seen, field.name
+            seen.add(fingerprint)
+
+
+def test_other_pictures_or_another_mean_make_another_run(here: Path) -> None:
+    inputs = train.read_inputs(Machine())
+    shard = dataclasses.replace(inputs.manifest.shards["train"][0], sha256="1" * 64)
+    shards = {**inputs.manifest.shards, "train": (shard, *inputs.manifest.shards["train"][1:])}
+    other = dataclasses.replace(inputs, manifest=dataclasses.replace(inputs.manifest, shards=shards))
+    data = bytearray((here / "data/mean.npz").read_bytes())
+    data[-1] ^= 1
+    (here / "data/mean.npz").write_bytes(data[:-1] + data[-1:])
+    again = dataclasses.replace(inputs, mean_digest=hashlib.sha256(data).hexdigest())
+    assert len({inputs.fingerprint, other.fingerprint, again.fingerprint}) == 3
+
+
+def test_the_machine_and_the_way_a_number_is_written_make_no_other_run(here: Path) -> None:
+    ours = train.read_inputs(Machine()).fingerprint
+    assert train.read_inputs(Machine(workers=1, devices="cpu", placement="one", checkpoint_steps=1)).fingerprint == ours
+    text = (here / "params.yaml").read_text()
+    assert "rate: 0.002" in text
+    (here / "params.yaml").write_text(text.replace("rate: 0.002", "rate: 2e-3").replace("first_bias:", "first_bias: "))
+    assert train.read_inputs(Machine()).fingerprint == ours
+
+
+def test_without_training_pictures_nothing_begins(here: Path) -> None:
+    manifest = train.read_inputs(Machine()).manifest
+    empty = dataclasses.replace(manifest, shards={**manifest.shards, "train": ()})
+    (here / "data/shards/manifest.json").write_text(empty.to_json())
+    with pytest.raises(ValueError, match="no training picture"):
+        train.read_inputs(Machine())
+
+
+# What a finished run leaves
+
+
+@pytest.fixture
+def finished(here: Path) -> tuple[Path, Inputs, AlexNet]:
+    """A run's folder as the end of a training leaves it, from first weights."""
+    inputs = train.read_inputs(Machine())
+    network = AlexNet(inputs.model, 3)
+    network.draw_first_weights(5)
+    steps = [{"step": 2, "epoch": 0, "rate": 0.002, "loss": 1 / 3, "top1_error": 0.5}]
+    epochs = [{"epoch": 0, "step": 3, "rate": 0.002, "train_loss": 1.5, "val_loss": 1e-9, "val_top1_error": 0.25}]
+    contents = {
+        "weights": dict(network.named_parameters()),
+        "progress": {"steps": steps, "epochs": epochs},
+    }
+    folder = here / "runs" / inputs.fingerprint
+    folder.mkdir(parents=True)
+    train.finish(contents, inputs, folder)
+    return folder, inputs, network
+
+
+def test_the_model_and_the_history_are_those_of_the_last_checkpoint(
+    finished: tuple[Path, Inputs, AlexNet], here: Path
+) -> None:
+    folder, inputs, network = finished
+    assert train.finished(folder)
+    train.deliver(folder)
+    with (here / "data/model.pt").open("rb") as handle:
+        read, facts = load(handle)
+    for name, weight in network.named_parameters():
+        assert torch.equal(dict(read.named_parameters())[name], weight), name
+    assert facts["fingerprint"] == inputs.fingerprint
+    assert facts["manifest"] == inputs.manifest.digest
+    assert facts["drawn"] is True
+    assert facts["classes"] == [[synset.wnid, synset.words] for synset in inputs.manifest.classes]
+    assert torch.equal(facts["mean"], torch.from_numpy(inputs.mean.image_CHW))
+    with (here / "data/history/steps.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["loss"]) == 1 / 3, "to the last bit"
+    with (here / "data/history/epochs.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["val_loss"]) == 1e-9
+
+
+def test_equal_contents_give_equal_bytes(finished: tuple[Path, Inputs, AlexNet], here: Path) -> None:
+    folder, _, _ = finished
+    train.deliver(folder)
+    first = outs(here)
+    train.deliver(folder)
+    assert outs(here) == first
+    assert len(set(first.values())) == 3
+    assert not [path for path in folder.iterdir() if path.suffix == ".part"]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "steps.csv", "epochs.csv"])
+@pytest.mark.parametrize("fault", ["altered", "cut", "gone"])
+def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
+    finished: tuple[Path, Inputs, AlexNet], name: str, fault: str
+) -> None:
+    file = finished[0] / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    if fault == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data if fault == "altered" else file.read_bytes()[:-1])
+    assert not train.finished(finished[0])
+
+
+def test_a_run_without_the_word_that_it_is_finished_is_not(finished: tuple[Path, Inputs, AlexNet]) -> None:
+    (finished[0] / "finished.json").unlink()
+    assert not train.finished(finished[0])
+
+
+# The checkpoints, when Ray's list of them is lost
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    for step in (3, 6, 9):
+        folder = tmp_path / f"checkpoint-{step:09d}-{step // 3:04d}"
+        folder.mkdir()
+        torch.save({"step": step}, folder / "checkpoint.pt")
+    whole = (tmp_path / "checkpoint-000000009-0003/checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint-000000009-0003/checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "checkpoint-000000012-0004").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("listed", [None, b"", b'{"ray_version":"2.60.0","checkpoint_res'])
+def test_a_lost_list_costs_no_more_than_the_checkpoint_under_way(checkpoints: Path, listed: bytes | None) -> None:
+    from pipeline.train_loop import LIST, mend
+
+    if listed is not None:
+        (checkpoints / LIST).write_bytes(listed)
+    assert mend(checkpoints) == checkpoints / "checkpoint-000000006-0002"
+    assert not (checkpoints / LIST).exists(), "Ray would refuse it ever after"
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["checkpoint-000000003-0001", "checkpoint-000000006-0002"]
+
+
+def test_a_list_that_is_there_is_rays(checkpoints: Path) -> None:
+    from pipeline.train_loop import LIST, mend
+
+    (checkpoints / LIST).write_text(json.dumps({"ray_version": "2.60.0"}))
+    before = sorted(checkpoints.rglob("*"))
+    assert mend(checkpoints) is None
+    assert sorted(checkpoints.rglob("*")) == before
+
+
+def test_a_run_that_has_not_begun_has_nothing_to_mend(tmp_path: Path) -> None:
+    from pipeline.train_loop import mend
+
+    assert mend(tmp_path / "none") is None
+
+
+# Real trainings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """One end of `python -m pipeline.train`."""
+
+    code: int
+    said: str
+    outs: dict[str, str]
+    checkpoints: dict[str, set[int]]
+    """When each checkpoint was written, in ns; more than once if it was written again."""
+    marked: tuple[str, set[int]]
+    """The oldest checkpoint before the kill, and when it was written."""
+
+
+def went_on(ran: Ran) -> bool:
+    """Whether no checkpoint as old as the marked one was written again, as a new beginning would."""
+    name, times = ran.marked
+    return min(ran.checkpoints) == name and ran.checkpoints[name] == times
+
+
+class Training:
+    """`python -m pipeline.train` in a working copy, watched."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "ALEXNET_", "RAY_"))}
+        self.said = io.BytesIO()
+        self.log = (folder / "said.txt").open("wb")
+        self.process = psutil.Popen(
+            [sys.executable, "-m", "pipeline.train"],
+            cwd=folder,
+            env=kept | {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self.seen: dict[str, set[int]] = {}
+        self.marked: tuple[str, set[int]] = ("", set())
+
+    def look(self) -> None:
+        for file in self.folder.glob("runs/*/checkpoint-*/checkpoint.pt"):
+            with contextlib.suppress(FileNotFoundError):
+                self.seen.setdefault(file.parent.name, set()).add(file.stat().st_mtime_ns)
+
+    def mark(self) -> None:
+        """Remembers the oldest checkpoint that is there, which is whole, and forgets what was seen before."""
+        self.seen.clear()
+        self.look()
+        name = min(self.seen)
+        self.marked = name, set(self.seen[name])
+
+    def until(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"it did not happen in time: {self.text()}"
+            assert self.process.poll() is None, self.text()
+            self.look()
+            time.sleep(0.02)
+
+    def listed(self) -> bool:
+        """Whether a checkpoint is there and Ray has written its list."""
+        lists = list(self.folder.glob("runs/*/checkpoint_manager_snapshot.json"))
+        return bool(lists) and "checkpoint-" in lists[0].read_text()
+
+    def below(self) -> list[psutil.Process]:
+        return self.process.children(recursive=True)
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train."""
+        return [process for process in self.below() if "RayTrainWorker" in "".join(words(process))]
+
+    def end(self, seconds: float = 240) -> Ran:
+        end = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < end, self.text()
+            self.look()
+            time.sleep(0.02)
+        there = (self.folder / "data/model.pt").exists()
+        return Ran(
+            code=self.process.returncode,
+            said=self.text(),
+            outs=outs(self.folder) if there else {},
+            checkpoints=self.seen,
+            marked=self.marked,
+        )
+
+    def text(self) -> str:
+        return (self.folder / "said.txt").read_text()
+
+
+def words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture(scope="module")
+def begin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Training]]:
+    """Starts trainings, and ends what is left of them."""
+    begun: list[Training] = []
+
+    def start(folder: Path) -> Training:
+        begun.append(Training(folder))
+        return begun[-1]
+
+    yield start
+    for training in begun:
+        training.log.close()
+        if training.process.poll() is None:
+            for process in [*training.below(), training.process]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            training.process.wait()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy(tmp_path_factory.mktemp("second"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(first: Path, begin: Callable[[Path], Training]) -> Ran:
+    ran = begin(first).end()
+    assert ran.code == 0, ran.said
+    # kept, for what comes after deletes it
+    shutil.copyfile(first / "data/model.pt", first / "undisturbed.pt")
+    return ran
+
+
+@pytest.mark.slow
+def test_it_trains(undisturbed: Ran, first: Path) -> None:
+    with (first / "data/history/epochs.csv").open(newline="") as file:
+        epochs = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in epochs] == [3, 6, 9, 12]
+    assert [float(row["rate"]) for row in epochs] == [0.002, 0.002, 0.0002, 0.0002]
+    with (first / "data/history/steps.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8, 10, 12]
+    assert "2 processes, a column each" in undisturbed.said
+    with (first / "undisturbed.pt").open("rb") as handle:
+        network, _ = load(handle)
+    start = AlexNet(network.model, 3)
+    start.draw_first_weights(0)
+    learned = dict(network.named_parameters())
+    for name, weight in start.named_parameters():
+        assert torch.isfinite(learned[name]).all()
+        assert not torch.equal(learned[name], weight), name
+
+
+@pytest.mark.slow
+def test_made_again_with_a_worker_killed_it_ends_the_same(
+    undisturbed: Ran, first: Path, begin: Callable[[Path], Training]
+) -> None:
+    """DVC has recorded the outs and they are gone, as after `dvc repro --force`: so it trains anew."""
+    md5 = hashlib.md5((first / "data/model.pt").read_bytes(), usedforsecurity=False).hexdigest()
+    (first / "dvc.lock").write_text(f"stages:\n  train:\n    outs:\n    - path: data/model.pt\n      md5: {md5}\n")
+    shutil.rmtree(first / "data/history")
+    (first / "data/model.pt").unlink()
+    (word,) = first.glob("runs/*/finished.json")
+    training = begin(first)
+    training.until(lambda: not word.parent.exists() or not (word.exists() or training.listed()))
+    training.until(training.listed)
+    training.mark()
+    victim = training.workers()[0]
+    assert not word.exists()
+    victim.kill()
+    ran = training.end()
+    assert ran.code == 0, ran.said
+    assert "taken over" not in ran.said
+    assert ran.outs == undisturbed.outs
+    assert went_on(ran)
+
+
+@pytest.fixture(scope="module")
+def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
+    """The driver killed after the first checkpoint, and the training started again."""
+    training = begin(second)
+    training.until(training.listed)
+    training.mark()
+    below = [process for process in training.below() if "Agent" not in "".join(words(process))]
+    training.process.send_signal(signal.SIGKILL)
+    training.process.wait()
+    _, alive = psutil.wait_procs(below, timeout=30)  # two agents of Ray's stay for a minute, and hold nothing
+    assert not alive, "Ray's processes go with the driver"
+    assert not (second / "data/model.pt").exists()
+    rerun = begin(second)
+    rerun.seen, rerun.marked = training.seen, training.marked
+    return rerun.end()
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_the_same(undisturbed: Ran, resumed: Ran) -> None:
+    assert resumed.code == 0, resumed.said
+    assert resumed.outs == undisturbed.outs
+    assert went_on(resumed)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_taken_over(
+    undisturbed: Ran, resumed: Ran, second: Path, begin: Callable[[Path], Training]
+) -> None:
+    """As in a working copy that never delivered it: no worker starts."""
+    shutil.rmtree(second / "data/history")
+    (second / "data/model.pt").unlink()
+    shutil.rmtree(second / "work/delivered")
+    training = begin(second)
+    ray = []
+    while training.process.poll() is None:
+        ray += [process for process in training.below() if "raylet" in "".join(words(process))]
+        time.sleep(0.1)
+    ran = training.end()
+    assert ran.code == 0, ran.said
+    assert "is finished" in ran.said
+    assert "taken over" in ran.said
+    assert not ray
+    assert ran.outs == undisturbed.outs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Training]) -> tuple[Path, Ran]:
+    """The same training in one process."""
+    folder = copy(tmp_path_factory.mktemp("whole"))
+    (folder / "machine.yaml").write_text("devices: cpu\nplacement: one\nworkers: 2\n")
+    return folder, begin(folder).end()
+
+
+@pytest.mark.slow
+def test_both_columns_in_one_process_give_the_same_weights(
+    undisturbed: Ran, first: Path, whole: tuple[Path, Ran]
+) -> None:
+    folder, ran = whole
+    assert ran.code == 0, ran.said
+    assert "1 process, the whole network" in ran.said
+    with (first / "undisturbed.pt").open("rb") as ours, (folder / "data/model.pt").open("rb") as theirs:
+        one, other = (dict(load(handle)[0].named_parameters()) for handle in (ours, theirs))
+    for name, weight in one.items():
+        assert (other[name] - weight).norm() <= 1e-5 * weight.norm(), name
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_run_is_refused(
+    undisturbed: Ran, whole: tuple[Path, Ran], begin: Callable[[Path], Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = whole
+    (theirs,) = (path for path in folder.glob("runs/*") if path.is_dir())
+    write(folder, {**SECTIONS, "learning": {**SECTIONS["learning"], "seed": 1}})
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    ours = train.read_inputs(Machine()).fingerprint
+    (theirs / "finished.json").unlink()
+    theirs.rename(theirs.with_name(ours))
+    ran = begin(folder).end()
+    assert ran.code == 1
+    assert f"belongs to run {theirs.name}, this is {ours}" in ran.said
+    assert "Traceback" not in ran.said

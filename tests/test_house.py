@@ -1,0 +1,179 @@
+"""The house: README, dvc.yaml, settings and imports say the same as the code."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import params, recipe
+from pipeline.machine import Machine
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
+STAGES = DVC["stages"]
+
+# They decide where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing.
+EXEMPT = {"__init__", "cluster", "machine", "params", "progress", "shards", "stage", "tracking"}
+
+
+def modules():
+    return [*sorted((ROOT / "alexnet").rglob("*.py")), *sorted((ROOT / "pipeline").rglob("*.py"))]
+
+
+def imported(file):
+    """The files of this repository that a module imports, at its head or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            path = ROOT / (name.replace(".", "/") + ".py")
+            if name.split(".")[0] in ("alexnet", "pipeline") and path.exists():
+                found.add(path)
+    return found
+
+
+def closure(file):
+    """What a module needs of this repository, itself included, but for what is exempt."""
+    needed, waiting = set(), {file}
+    while waiting:
+        module = waiting.pop()
+        needed.add(module)
+        waiting |= {other for other in imported(module) if other not in needed and other.stem not in EXEMPT}
+    return {module.relative_to(ROOT).as_posix() for module in needed}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_modules_that_decide_its_bytes(name):
+    declared = set()
+    for dep in STAGES[name]["deps"]:
+        folder = ROOT / dep
+        if dep == "pipeline/sources":
+            declared |= {file.relative_to(ROOT).as_posix() for file in folder.glob("*.py") if file.stem not in EXEMPT}
+        elif dep.startswith(("alexnet/", "pipeline/")) and dep.endswith(".py"):
+            declared.add(dep)
+    assert declared == closure(ROOT / "pipeline" / f"{name}.py")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_declares_the_sections_it_reads(name):
+    read = set()
+    for module in closure(ROOT / "pipeline" / f"{name}.py"):
+        if module.startswith("pipeline/") and (module == f"pipeline/{name}.py" or Path(module).stem not in STAGES):
+            for node in ast.walk(ast.parse((ROOT / module).read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.read":
+                    read.add(ast.literal_eval(node.args[0]))
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SECTIONS":
+                    read |= set(ast.literal_eval(node.value))
+    assert set(STAGES[name].get("params", [])) == read
+
+
+def test_stages_are_named_as_their_modules_and_read_as_the_flow():
+    assert list(STAGES) == ["download", "resize", "mean", "train", "evaluate", "report"]
+    for name, stage in STAGES.items():
+        assert stage["cmd"] == f"python -m pipeline.{name}"
+
+
+def test_a_dependency_on_a_folder_is_one_on_its_sources_alone():
+    # else what Python compiles beside them would change dvc.lock
+    assert "__pycache__" in (ROOT / ".dvcignore").read_text().split()
+
+
+def test_every_section_of_params_is_a_stage_s_dependency():
+    sections = set(params.load(ROOT / "params.yaml"))
+    assert {section for stage in STAGES.values() for section in stage.get("params", [])} == sections
+
+
+def test_the_wall_alexnet_knows_no_pipeline_and_no_framework():
+    for file in (ROOT / "alexnet").rglob("*.py"):
+        text = file.read_text()
+        assert not re.search(r"^\s*(from|import) (pipeline|ray|mlflow|dvc|pyarrow|ruamel|pydantic)\b", text, re.M), file
+
+
+def test_readme_s_tree_is_the_first_line_of_every_module():
+    for file in modules():
+        first = ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip(".")
+        if file.name != "__init__.py" or file.parent.name in ("alexnet", "pipeline", "sources"):
+            name = f"{file.parent.name}/" if file.name == "__init__.py" else file.name
+            assert re.search(rf"^\s*{re.escape(name)} +{re.escape(first)}\.?$", README, re.M), f"{name}  {first}"
+
+
+def test_readme_s_tree_names_nothing_that_is_not_there():
+    tree = re.search(r"## The house\n+```\n(.*?)```", README, re.S).group(1)
+    names = [line.split()[0] for line in tree.splitlines() if line.strip()]
+    there = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
+    assert [name for name in names if name.strip("/").split("/")[-1] not in there] == []
+
+
+def test_every_command_of_make_in_readme_is_a_target():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z]+)\b", " ".join(re.findall(r"`[^`]+`|```.*?```", README, re.S))))
+    assert named
+    assert named <= targets
+
+
+def test_readme_s_numbers_are_those_of_the_sample_and_of_its_last_run():
+    source = params.load(ROOT / "params.yaml")["source"]
+    assert source["name"] == "sample"
+    assert f"{source['train_images']:,} training and {source['val_images']:,} validation pictures" in README
+    metrics = json.loads((ROOT / "metrics.json").read_text())
+    best = metrics["ten_views"]
+    printed = (
+        f"evaluate: {metrics['images']:,} pictures, top-1 error {best['top1_error']:.1%} "
+        f"({best['top1_low']:.1%} to {best['top1_high']:.1%}), top-5 error {best['top5_error']:.1%}"
+    )
+    assert printed in README
+    with (ROOT / "pyproject.toml").open("rb") as handle:
+        project = tomllib.load(handle)["project"]
+    assert project["requires-python"] == ">=3.11,<3.14"
+    assert "Python 3.11, 3.12 or 3.13" in README
+
+
+def test_the_lock_of_dvc_is_that_of_the_committed_params_and_code():
+    lock = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
+    here = params.load(ROOT / "params.yaml")
+    for name, stage in STAGES.items():
+        recorded = lock[name].get("params", {}).get("params.yaml", {})
+        assert recorded == {key: here[key] for key in stage.get("params", [])}
+        for dep in lock[name]["deps"]:
+            file = ROOT / dep["path"]
+            if dep["path"].endswith(".py"):
+                md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+                assert dep["md5"] == md5, f"{dep['path']} changed since dvc.lock. Run: make repro, and commit dvc.lock"
+
+
+def test_every_test_that_readme_names_exists():
+    named = re.findall(r"`(test_\w+)`", README)
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_machine_example_has_every_key_and_only_those():
+    example = params.load(ROOT / "machine.example.yaml")
+    assert set(example) == {field.name for field in dataclasses.fields(Machine)}
+    assert params.check(example, Machine, Path("machine.example.yaml")) == Machine()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_recipe_is_a_complete_params_file(file):
+    assert set(recipe.flat(params.load(file))) == set(recipe.flat(params.load(ROOT / "params.yaml")))
+
+
+def test_the_lock_is_hashed_and_names_no_index():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert "--index" not in lock
+    pins = re.findall(r"^([\w.-]+)==", lock, re.M)
+    assert len(pins) > 150
+    assert len(re.findall(r"--hash=sha256:", lock)) >= len(pins)

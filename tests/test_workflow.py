@@ -1,0 +1,262 @@
+"""The whole workflow, as a user runs it: a fresh copy, a tiny sample, the real dvc, Ray, MLflow and job server."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TINY = {
+    "source": {"train_images": 40, "val_images": 12},
+    "resize": {"images_per_shard": 16, "max_rejected": 0.5},
+    "model": {"width": 0.0625},
+    "learning": {"epochs": 2, "batch_size": 8, "log_steps": 2, "rate_falls": [1]},
+    "report": {"pictures": 2, "queries": 2},
+}
+pytestmark = pytest.mark.slow
+
+
+class Copy:
+    """A working copy of its own, with the files that git tracks here and the tiny sample."""
+
+    def __init__(self, folder, changes=TINY):
+        self.folder = folder
+        tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for name in filter(None, tracked.split("\0")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        self.change(changes)
+        for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "as it is"]):
+            self.run("git", *words)
+
+    def change(self, changes):
+        """Rewrites params.yaml."""
+        yaml = YAML()
+        document = yaml.load(self.folder / "params.yaml")
+        for section, values in changes.items():
+            document[section].update(values)
+        yaml.dump(document, self.folder / "params.yaml")
+
+    def run(self, *words, check=True, **environment):
+        """A command in the copy; its output, both streams."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "RAY_"))}
+        who = {f"GIT_{role}_{part}": "a@b" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")}
+        path = {"PATH": f"{BIN}{os.pathsep}{kept.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
+        done = subprocess.run(
+            words, cwd=self.folder, env=kept | who | path | environment, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=550,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{words}\n{done.stdout[-4000:]}"
+        return done.stdout if check else (done.returncode, done.stdout)
+
+    def outs(self):
+        """The hash of every out, by path, as dvc.lock has them."""
+        stages = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
+        return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory):
+    copy = Copy(tmp_path_factory.mktemp("workflow"))
+    copy.printed = copy.run("dvc", "repro")
+    copy.run("git", "add", "-A")
+    copy.run("git", "commit", "-qm", "ran")
+    return copy
+
+
+def test_it_ends_with_errors_a_report_and_nothing_left_to_do(workflow):
+    metrics = json.loads((workflow.folder / "metrics.json").read_text())
+    assert metrics["images"] == 12
+    assert (
+        0 <= metrics["ten_views"]["top1_low"] <= metrics["ten_views"]["top1_error"] <= metrics["ten_views"]["top1_high"]
+    )
+    page = (workflow.folder / "report/index.html").read_text()
+    assert "drawn by a program" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "Data and pipelines are up to date" in workflow.run("dvc", "repro")
+    assert "Data and pipelines are up to date" in workflow.run("dvc", "status")
+    assert workflow.run("git", "status", "--porcelain") == ""
+
+
+def test_the_truncated_picture_is_rejected_and_counted(workflow):
+    from pipeline import tables
+    from pipeline.tables import Manifest
+
+    manifest = Manifest.read(workflow.folder / "data/shards")
+    rejected = tables.read(workflow.folder / "data/shards/rejected.parquet").to_pylist()
+    assert manifest.rejected == len(rejected) == 1
+    assert "truncated" in rejected[0]["reason"]
+    assert manifest.rows("train") + manifest.rows("val") + 1 == manifest.indexed == 52
+
+
+def test_dvc_shows_the_flow_the_metrics_and_the_run_s_points(workflow):
+    dag = workflow.run("dvc", "dag")
+    assert all(stage in dag for stage in ("download", "resize", "mean", "train", "evaluate", "report"))
+    assert "ten_views.top1_error" in workflow.run("dvc", "metrics", "show")
+    shown = workflow.run("dvc", "plots", "show", "--json")
+    plots = json.loads(shown[shown.index("{") :])["data"]
+    assert {"loss", "top-1 error", "rate", "confusion", "errors by class"} <= set(plots)
+    assert any(name.endswith("first-layer.png") for name in plots)
+    points = plots["loss"][0]["content"]["data"]["values"]
+    with (workflow.folder / "data/history/epochs.csv").open() as rows:
+        names, *epochs = [row.strip().split(",") for row in rows]
+    drawn = {(point["epoch"], point["train_loss"]) for point in points if "train_loss" in point}
+    assert {(row[names.index("epoch")], row[names.index("train_loss")]) for row in epochs} <= drawn
+
+
+def test_an_experiment_is_compared_and_applied(workflow):
+    workflow.run("dvc", "exp", "run", "--temp", "-S", "report.seed=1")
+    workflow.run("dvc", "exp", "run", "--queue", "-S", "report.seed=2")
+    workflow.run("dvc", "exp", "run", "--run-all")
+    names = workflow.run("dvc", "exp", "list", "--name-only").split()
+    assert len(names) == 2
+    assert workflow.run("git", "status", "--porcelain") == ""
+    table = workflow.run("dvc", "exp", "show", "--csv")
+    assert all(name in table for name in names)
+    workflow.run("dvc", "exp", "apply", names[0])
+    try:
+        assert "report.seed" in workflow.run("dvc", "params", "diff")
+        workflow.run("dvc", "metrics", "diff", "HEAD", names[0])
+        workflow.run("dvc", "plots", "diff", "HEAD", names[0])
+    finally:
+        workflow.run("git", "checkout", "--", ".")
+        workflow.run("dvc", "checkout")
+
+
+def test_a_recipe_runs_beside_the_working_copy(workflow):
+    shutil.copy(workflow.folder / "params.yaml", workflow.folder / "recipes/other.yaml")
+    recipe = workflow.folder / "recipes/other.yaml"
+    recipe.write_text(re.sub(r"(report:\n(  .*\n)*  seed: )0", r"\g<1>7", recipe.read_text()))
+    workflow.run("git", "add", "-A")
+    workflow.run("git", "commit", "-qm", "a recipe")
+    assert "report.seed=7" in workflow.run(sys.executable, "-m", "pipeline.recipe", "other")
+    assert workflow.run("git", "status", "--porcelain") == ""
+    assert "other" in workflow.run("dvc", "exp", "list", "--name-only").split()
+    code, said = workflow.run(sys.executable, "-m", "pipeline.recipe", "othr", check=False)
+    assert code == 1
+    assert "recipes/othr.yaml: there is no such recipe; there are other, paper" in said
+
+
+def test_outs_are_pushed_and_pulled(workflow, tmp_path):
+    before = workflow.outs()
+    workflow.run("dvc", "remote", "add", "--local", "-d", "here", str(tmp_path))
+    workflow.run("dvc", "push")
+    shutil.rmtree(workflow.folder / ".dvc/cache")
+    shutil.rmtree(workflow.folder / "data/shards")
+    workflow.run("dvc", "pull")
+    assert "Data and pipelines are up to date" in workflow.run("dvc", "status")
+    assert workflow.outs() == before
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_data_has_the_same_hashes_in_a_fresh_copy_whatever_the_workers(workflow, tmp_path, workers):
+    copy = Copy(tmp_path)
+    (tmp_path / "machine.yaml").write_text(f"workers: {workers}\n")
+    copy.run("dvc", "repro", "mean")
+    ours, theirs = copy.outs(), workflow.outs()
+    assert {path: ours[path] for path in ("data/index", "data/shards", "data/mean.npz")}.items() <= theirs.items()
+
+
+def test_a_wrong_key_stops_before_any_work(workflow, tmp_path):
+    copy = Copy(tmp_path)
+    file = tmp_path / "params.yaml"
+    file.write_text(file.read_text().replace("train_images", "train_pictures"))
+    code, said = copy.run("dvc", "repro", check=False)
+    assert code != 0
+    assert "params.yaml: source.train_pictures: unknown key" in said
+    assert "did you mean 'train_images'?" in said
+    assert not (tmp_path / "data/index").exists()
+
+
+def test_mlflow_has_the_run_its_curves_and_the_registered_model(workflow):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workflow.folder}/mlflow.db")
+    (run,) = client.search_runs(["1"], "tags.fingerprint != ''")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning.batch_size"] == "8"
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10 // 2
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/top1_error")] == [5, 10]
+    (model,) = client.search_registered_models()
+    assert model.name == "alexnet-drawn"
+    assert "candidate" in model.aliases
+
+
+@contextlib.contextmanager
+def cluster(folder):
+    """A Ray cluster on loopback with a dashboard; → what its clients need, its port and the dashboard's."""
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+             "ray-client-server-port", "metrics-export-port")  # fmt: skip
+    ports = free_ports(len(names))
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"ALEXNET_MACHINE": str(folder / "machine.yaml")}
+    address, log = f"127.0.0.1:{ports[0]}", folder / "ray.log"
+    with log.open("w") as said:
+        head = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+             "--num-cpus=2", "--min-worker-port=30000", "--max-worker-port=30999", f"--temp-dir={folder}/ray",
+             *(f"--{name}={port}" for name, port in zip(names, ports, strict=True))],
+            env=environment, stdout=said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert head.poll() is None, f"ray start has ended:\n{log.read_text()}"
+            assert time.monotonic() < deadline, f"no Ray at {address}:\n{log.read_text()}"
+            asked = [BIN / "ray", "health-check", "--address", address]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if subprocess.run(asked, env=environment, capture_output=True, check=False, timeout=30).returncode == 0:
+                    break
+        yield {"RAY_AUTH_MODE": "disabled", "ALEXNET_MACHINE": environment["ALEXNET_MACHINE"]}, *ports[:2]
+    finally:
+        head.terminate()
+        head.wait(60)
+
+
+def free_ports(number):
+    """Ports that nothing listens on, below those that the system gives to whoever asks for any, and Ray's workers take."""
+    found = []
+    for port in random.sample(range(20000, 30000), 100):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.append(str(port))
+    return found[:number]
+
+
+def test_a_job_trains_in_the_storage_and_dvc_takes_it_over(workflow, tmp_path):
+    short = Path(tempfile.mkdtemp(prefix="alexnet-"))  # the path of Ray's sockets has to be short
+    try:
+        copy = Copy(tmp_path)
+        (short / "machine.yaml").write_text(f"storage: {short}/storage\n")
+        with cluster(short) as (environment, port, dashboard):
+            on_node = environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+            copy.run("dvc", "repro", "mean", **on_node)
+            assert [file.name for file in (tmp_path / "data/shards").glob("train*")] == []
+            submit = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "pipeline.train"]
+            api = environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+            copy.run(*submit, **api)
+            (trained,) = (short / "storage/runs").glob("*/model.pt")
+            said = copy.run("dvc", "repro", **on_node)
+            assert "its results are taken over" in said
+            assert (tmp_path / "data/model.pt").read_bytes() == trained.read_bytes()
+            ours, theirs = copy.outs(), workflow.outs()
+            assert {path for path in ours if ours[path] != theirs[path]} == {"data/shards"}
+            copy.change({"learning": {"rate": -1}})
+            code, said = copy.run(*submit, check=False, **api)
+            assert code != 0
+            assert "params.yaml: learning: rate has to be 0 or more, is -1.0" in said
+    finally:
+        shutil.rmtree(short)
