@@ -9,9 +9,11 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 RECIPE ?=
+ONLY ?=
+EXPERIMENT ?= ablations
 PORT ?= 5000
 
-.PHONY: help repro test fast lint mutants kills ui lock clean
+.PHONY: help repro test fast lint mutants kills compare ablations ui lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -19,11 +21,11 @@ help: ## this list
 repro: .venv/installed ## the whole workflow; RECIPE=paper runs recipes/paper.yaml as an experiment beside it
 	@if [ -n "$(RECIPE)" ]; then python -m pipeline.recipe "$(RECIPE)"; else dvc repro && dvc metrics show; fi
 
-test: lint ## lint, types, and all tests
-	@pytest
+test: lint ## lint, types, and all tests, in two processes
+	@pytest -n 2 --dist loadfile
 
 fast: .venv/installed ## the tests of a minute
-	@pytest -m "not slow"
+	@pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/installed ## ruff and mypy
 	@ruff check
@@ -35,6 +37,12 @@ mutants: .venv/installed ## breaks the code line by line and asks whether a test
 
 kills: .venv/installed ## kills every stage again and again and compares what comes of it
 	@python tests/kills.py
+
+compare: .venv/installed ## EXPERIMENT=plateau: the variants in experiments/plateau.yaml beside each other
+	@python -m pipeline.compare "experiments/$(EXPERIMENT).yaml" $(ONLY)
+
+ablations: .venv/installed ## §3 and §4 taken apart, or ONLY="one-column no-dropout" of it; what is in records/ is not run again
+	@python -m pipeline.compare experiments/ablations.yaml $(ONLY)
 
 ui: .venv/installed ## MLflow's pages on the runs, at http://127.0.0.1:$(PORT)
 	@mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri "$$(python -m pipeline.tracking)"

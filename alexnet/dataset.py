@@ -6,6 +6,7 @@ Names of arrays end in their axes: B images, C channels (red, green, blue), H ro
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,8 @@ from torch.nn import functional
 from torchvision.io import ImageReadMode
 
 Filter = Literal["bilinear", "bicubic", "area"]
+
+Fit = Literal["crop", "warp"]
 
 MAX_PIXELS = 80_000_000
 """A picture that claims more is refused before it is unpacked. The largest of ILSVRC-2012 have some 60 million."""
@@ -110,15 +113,19 @@ def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
     return np.array(picture.convert("RGB"))
 
 
-def resize(picture_CHW: Tensor, side: int, how: Filter) -> Tensor:
+def resize(picture_CHW: Tensor, side: int, how: Filter, fit: Fit = "crop") -> Tensor:
     """Rescales so that the shorter side is `side` and takes the central patch (§2): uint8 3 x H x W -> 3 x side x side.
 
     bilinear and bicubic widen with the reduction (antialiasing), as Pillow's do, to within rounding. area is what the
     authors' later program does (cuda-convnet2, make-data): the mean of the pixels covered where the picture shrinks,
-    bicubic interpolation where it grows.
+    bicubic interpolation where it grows. To warp is to make both sides `side`, whatever the shape; `area` cannot.
     """
-    picture_CHW = _without_far_ends(picture_CHW)
-    _, height, width = picture_CHW.shape
+    if fit == "warp":
+        assert how != "area", "area keeps the shape"
+        height = width = side
+    else:
+        picture_CHW = _without_far_ends(picture_CHW)
+        _, height, width = picture_CHW.shape
     if how == "area":
         if min(height, width) > side:
             return _area(picture_CHW, side)
@@ -231,8 +238,7 @@ class Mean:
         if sums.images == 0:
             raise ValueError("the mean of no pictures")
         covariance_CC = _covariance(sums)
-        values, vectors = np.linalg.eigh(covariance_CC)
-        values, vectors = values[::-1], vectors[:, ::-1]
+        values, vectors = eigen(covariance_CC)
         largest = vectors[np.abs(vectors).argmax(axis=0), range(3)]
         return cls(
             image_CHW=(sums.pixels_CHW / sums.images).astype(np.float32),
@@ -275,3 +281,32 @@ def _covariance(sums: Sums) -> NDArray[np.float64]:
         for i in range(3)
     ]
     return np.array(rows)
+
+
+def eigen(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues of a small symmetric matrix, falling, and its eigenvectors in columns: Jacobi's rotations (1846).
+
+    In Python's own arithmetic, the same to the last bit on every machine. LAPACK's is not: its last bits differ between
+    processors, and with them went the hash of data/mean.npz and all that is made of it.
+    """
+    size = len(symmetric)
+    a = [[float(value) for value in row] for row in symmetric]
+    vectors = [[float(i == j) for j in range(size)] for i in range(size)]
+    pairs = [(p, q) for p in range(size) for q in range(p + 1, size)]
+    scale = max(abs(value) for row in a for value in row)
+    while max(abs(a[p][q]) for p, q in pairs) > scale * 1e-18:
+        for p, q in pairs:
+            if a[p][q] == 0:
+                continue
+            half = (a[q][q] - a[p][p]) / (2 * a[p][q])
+            tangent = (1 if half >= 0 else -1) / (abs(half) + math.sqrt(half * half + 1))
+            cosine = 1 / math.sqrt(tangent * tangent + 1)
+            sine = tangent * cosine
+            for rows, columns in ((a, False), (a, True), (vectors, False)):
+                for k in range(size):
+                    (i, j), (m, n) = ((p, k), (q, k)) if columns else ((k, p), (k, q))
+                    one, other = rows[i][j], rows[m][n]
+                    rows[i][j], rows[m][n] = cosine * one - sine * other, sine * one + cosine * other
+            a[p][q] = a[q][p] = 0.0  # which it is but for rounding
+    order = sorted(range(size), key=lambda place: -a[place][place])
+    return np.array([a[place][place] for place in order]), np.array(vectors)[:, order]

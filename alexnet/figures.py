@@ -1,4 +1,4 @@
-"""Figures 3 and 4 of the paper, the curves and the confusion, as PNG from data they are given.
+"""Figures 1, 3 and 4 of the paper, the curves and the confusion, as PNG from data they are given.
 
 Pictures are uint8, N×H×W×3. Every function returns the bytes of a PNG, the same for the same data: no date or version
 is stored, fonts are matplotlib's own, and a user's matplotlibrc is not read.
@@ -61,6 +61,29 @@ def _as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
         return file.getvalue()
 
     return drawn
+
+
+@_as_png
+def relu_and_tanh(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], target: float) -> Figure:
+    """Figure 1: the training error after 0, 1, … epochs, a panel for each title, a name's runs in one kind of line.
+
+    The first name is solid, the second dashed, as in the paper; a line at `target`. A curve ends where it is NaN.
+    """
+    figure = Figure(figsize=(4.1 * max(1, len(panels)), 3.3), layout="constrained")
+    for place, (title, names) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        axes.axhline(target, color=PALE, lw=0.8)
+        for (name, runs), colour, dashes in zip(names.items(), (RIGHT, WRONG), ("-", "--"), strict=False):
+            for number, errors in enumerate(runs):
+                label = None if number else name
+                axes.plot(range(len(errors)), errors, ls=dashes, color=colour, lw=1.1, alpha=0.85, label=label)
+        axes.set_title(title, loc="left")
+        axes.set(xlabel="epochs", ylabel="training error", xlim=(0, None), ylim=(0, 0.8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color="#e6e6e6", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8)
+    return figure
 
 
 @_as_png
@@ -139,6 +162,47 @@ def _bars(axes: Axes, probabilities_K: Floats, label: int, names: Sequence[str])
 
 
 @_as_png
+def saliency(
+    pictures: Pictures, maps_NHW: Floats, labels: Sequence[int], guesses: Sequence[int], names: Sequence[str]
+) -> Figure:
+    """Pictures, each beside itself with what speaks for its guess laid over, brightest where the map is largest.
+
+    Under it stands the guess, in the colour of the true class where it is that; a guess of -1 is none.
+    """
+    across = min(4, max(1, len(pictures)))
+    down = max(1, math.ceil(len(pictures) / across))
+    figure = Figure(figsize=(2.6 * across, 1.5 * down))
+    grid = figure.add_gridspec(
+        down, across, hspace=0.16, wspace=0.06, left=0.005, right=0.995, top=0.99, bottom=0.12 / down
+    )
+    for place, (picture, map_HW, guess) in enumerate(zip(pictures, maps_NHW, guesses, strict=True)):
+        cell = grid[divmod(place, across)].subgridspec(1, 2, wspace=0.02)
+        name = names[guess] if guess >= 0 else "no answer: NaN"
+        colour = PALE if guess < 0 else RIGHT if guess == labels[place] else WRONG
+        _named(figure.add_subplot(cell[0]), picture, "", INK)
+        _named(figure.add_subplot(cell[1]), _laid_over(picture, map_HW), name, colour)
+    return figure
+
+
+def _laid_over(picture: Pictures, map_HW: Floats) -> Pictures:
+    """The picture in dim grey where the map is 0, in a bright colour where it is largest."""
+    peak = map_HW.max()
+    colours = matplotlib.colormaps["inferno"](map_HW / peak if peak > 0 else np.zeros_like(map_HW))[..., :3]
+    grey = 0.1 + 0.5 * picture.mean(axis=-1, keepdims=True) / 255
+    # as light on a screen: nothing gets darker, so that more is brighter everywhere
+    laid_over: Pictures = np.round(255 * (1 - (1 - grey) * (1 - 0.9 * colours))).astype(np.uint8)
+    return laid_over
+
+
+@_as_png
+def note(words: str) -> Figure:
+    """No figure, but a word on why there is none."""
+    figure = Figure(figsize=(5, 0.6))
+    figure.text(0.5, 0.5, words, ha="center", va="center", color=PALE)
+    return figure
+
+
+@_as_png
 def neighbours(
     queries: Pictures, found: Sequence[Pictures], query_names: Sequence[str], found_names: Sequence[Sequence[str]]
 ) -> Figure:
@@ -198,6 +262,25 @@ def curves(
             axes.set_ylim(bottom=0)
         if len(lines) > 1:
             axes.legend(fontsize=8)
+    return figure
+
+
+@_as_png
+def losses(runs: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], level: float) -> Figure:
+    """The training loss by step, (steps, losses) for each run of a name; a line at `level`, where nothing is known."""
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(level, color=PALE, lw=0.8, ls=":")
+    colours = matplotlib.colormaps["tab20"](np.linspace(0, 0.999, 20))
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    for number, (name, lines) in enumerate(runs.items()):
+        for place, (steps, values) in enumerate(lines):
+            label = None if place else name
+            axes.plot(steps, values, color=colours[order[number % 20]], lw=1.0, alpha=0.85, label=label)
+    axes.set(xlabel="step", ylabel="training loss")
+    axes.grid(axis="y", color="#e6e6e6", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 

@@ -23,21 +23,21 @@ Sum = Callable[[Tensor], Tensor]
 
 
 class AcrossKernels(nn.Module):
-    """The normalization of §3.3, inside each column: k = 2, n = 5, β = .75."""
+    """The normalization of §3.3, inside each column: n = 5, β = .75, and k = 2 but in Caffe."""
 
-    def __init__(self, columns: int, scale: float) -> None:
+    def __init__(self, columns: int, scale: float, k: float = K) -> None:
         super().__init__()
-        self.columns, self.scale = columns, scale
+        self.columns, self.scale, self.k = columns, scale, k
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """B×C×H×W, C a multiple of the columns → the same shape."""
         band = _band(maps_BCHW.shape[1] // self.columns, maps_BCHW.device, maps_BCHW.dtype)
         weight = band.repeat(self.columns, 1)[:, :, None, None]
-        return normalize(maps_BCHW, lambda maps: F.conv2d(maps, weight, groups=self.columns), K, self.scale)
+        return normalize(maps_BCHW, lambda maps: F.conv2d(maps, weight, groups=self.columns), self.k, self.scale)
 
     def extra_repr(self) -> str:
         """For print."""
-        return f"columns={self.columns}, scale={self.scale:g}"
+        return f"columns={self.columns}, scale={self.scale:g}, k={self.k:g}"
 
 
 class AcrossSpace(nn.Module):

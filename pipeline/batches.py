@@ -93,21 +93,31 @@ def _readable(file: Path) -> Iterator[None]:
         raise OSError(f"{file}: gone or damaged: {error}. Run: dvc repro --force resize") from None
 
 
+def held_out(count: int, learning: Learning) -> NDArray[np.bool_]:
+    """For each of so many pictures whether it is set aside: never learned from, so that it can be watched."""
+    aside: NDArray[np.bool_] = draws.uniform("held out", learning.seed, torch.arange(count)).numpy() < learning.held_out
+    return aside
+
+
 def order(stored: Pictures, learning: Learning, epoch: int) -> Order:
     """The order of an epoch: a pure function of the shards' sizes, `learning.seed`, its streams and the epoch.
+
+    It leaves out what is held out.
 
     Shuffled: the row groups in a random order are cut into streams of equal length; each is read from its start to its
     end, the pictures of a row group in random order, and the places of a batch are dealt to all streams evenly. (The
     pictures were shuffled once already when they were stored.) Cyclic: as stored, in every epoch.
     """
-    count = len(stored)
+    aside = held_out(len(stored), learning)
     if learning.order == "cyclic":
-        pictures = np.arange(count, dtype=np.int64)
-        return Order(pictures, pictures % learning.streams)
+        pictures = np.flatnonzero(~aside)
+        return Order(pictures, np.arange(len(pictures), dtype=np.int64) % learning.streams)
     key = learning.seed, epoch
     rank = draws.bits("row group", *key, torch.arange(len(stored.sizes))).numpy()
-    within = draws.bits("picture", *key, torch.arange(count)).numpy()
+    within = draws.bits("picture", *key, torch.arange(len(stored))).numpy()
     pictures = np.lexsort((within, np.repeat(rank, stored.sizes)))
+    pictures = pictures[~aside[pictures]]
+    count = len(pictures)
     streams = np.arange(count, dtype=np.int64) * learning.streams // max(1, count)
     lengths = np.bincount(streams, minlength=learning.streams)
     along = np.arange(count) - np.concatenate([[0], np.cumsum(lengths)])[streams]

@@ -172,18 +172,21 @@ class Placement:
         return f"{self.workers} process{'es' * (self.workers > 1)}, {what}, {on}"
 
 
-def placement(machine: Machine, columns: int) -> Placement:
-    """Chooses the placement (machine.yaml, `placement`): all give the same weights to rounding.
+def placement(machine: Machine, divisible: bool) -> Placement:
+    """Chooses the placement (machine.yaml, `placement`) of a network whose columns can, or cannot, be in two processes.
 
-    Raises `ValueError` if what the settings ask for cannot be had.
+    All give the same weights to rounding. Raises `ValueError` if what the settings ask for cannot be had.
     """
     gpu_count, cpu_count = gpus(machine), cpus()
     wanted = machine.placement
-    if wanted == "columns" and columns != 2:
-        raise ValueError(f"machine.yaml: placement: 'columns' needs a network of 2 columns, model.columns is {columns}")
+    if wanted == "columns" and not divisible:
+        raise ValueError(
+            "machine.yaml: placement: 'columns' needs a network of 2 columns (params.yaml: model.columns) that meet only "
+            "where the paper says, which 'caffe' normalization and later networks do not"
+        )
     if wanted == "auto":
         pair = gpu_count >= 2 or (gpu_count == 0 and cpu_count >= 2)
-        wanted = "columns" if columns == 2 and pair else "replicas" if gpu_count >= 2 else "one"
+        wanted = "columns" if divisible and pair else "replicas" if gpu_count >= 2 else "one"
     if gpu_count == 0:
         workers = 2 if wanted == "columns" else min(cpu_count, 2) if wanted == "replicas" else 1
         if workers > cpu_count:

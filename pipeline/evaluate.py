@@ -2,10 +2,11 @@
 
 Run:    dvc repro evaluate
 Reads:  data/model.pt, data/shards/
-Writes: metrics.json, data/evaluation/{predictions,features-val,features-train,neighbours}.parquet
-        and {per_class,confusion}.csv
+Writes: metrics.json, data/evaluation/{predictions,features-val}.parquet and {per_class,confusion}.csv; with
+        neighbours {features-train,neighbours}.parquet, with codes codes-{val,train}.parquet and encoder.npz
 Takes:  results (and model, which is in data/model.pt)
-Expect: the sample, under a minute on 2 cores; ILSVRC-2012 makes 1 GB, and with neighbours 11 GB more
+Expect: the sample, under a minute on 2 cores; ILSVRC-2012 makes 1 GB, and with neighbours 11 GB more, minutes to
+        search (benchmarks/neighbours.py), and one core's quarter of an hour for each epoch of the codes
 
 One Ray task takes one shard, whole and in its order, so that the number of workers changes no bit. What is done stays
 in work/ until all is, so a stage that was stopped goes on where it was.
@@ -32,11 +33,14 @@ from pipeline.progress import Progress
 from pipeline.tables import Manifest, Shard, Synset
 
 if TYPE_CHECKING:
+    import numpy as np
     import ray
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from alexnet.codes import Encoder
     from alexnet.errors import Count
-    from alexnet.model import AlexNet
+    from alexnet.model import Network
 
 MODEL = Path("data/model.pt")
 OUT = Path("data/evaluation")
@@ -48,18 +52,48 @@ KERNEL = 1
 PICTURES = {"cpu": 16, "cuda": 128}
 """Pictures that go through the network at once, with all their views. It decides the last bits, so it is fixed."""
 
+BLOCK = 4096
+"""Rows of features in memory at once. Learning the codes shuffles within a block, so it decides their bits."""
+
+QUERIES = 2
+"""Keeps the choice of the queries apart from the report's two, which may have the same seed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
-    """params.yaml, `results:` — what is measured of a finished network, beside its errors."""
+    """params.yaml, `results:` — what is measured of a finished network, and on which pictures."""
 
+    split: Literal["val", "test"]
+    """The pictures it is tested on. §6: test of ILSVRC-2010, val of ILSVRC-2012, whose test split has no labels."""
     neighbours: int
-    """So many training pictures nearest to each validation picture are looked up, as for Figure 4; the paper shows 6.
-    They need a pass over the training set, and 8 kB for each of its pictures. 0: none, and no such pass."""
+    """So many training pictures nearest to each query are looked up, as for Figure 4; the paper shows 6. They need a
+    pass over the training set, and 8 kB for each of its pictures. 0: none, no such pass, and no codes."""
+    queries: int
+    """So many of the tested pictures, chosen by lot, are the queries. 2012 (findsimilar.py): 128."""
+    seed: int
+    """Of the choice of the queries, and of the codes' first weights and order."""
+    code_bits: int
+    """§6.1: bits of the short codes that stand for the features; a multiple of 8. 0: none."""
+    code_hidden: int
+    """Units of the layers between the features and the code."""
+    code_epochs: int
+    """Times through the training pictures' features in learning the codes."""
+    code_batch_size: int
+    """Rows of features per update of the codes' weights."""
+    code_rate: float
+    """The codes' learning rate."""
 
     def __post_init__(self) -> None:
-        if self.neighbours < 0:
-            raise ValueError(f"neighbours has to be 0 or more, is {self.neighbours}")
+        for name in ("neighbours", "seed", "code_bits"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} has to be 0 or more, is {getattr(self, name)}")
+        for name in ("queries", "code_hidden", "code_epochs", "code_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} has to be at least 1, is {getattr(self, name)}")
+        if self.code_bits % 8:
+            raise ValueError(f"code_bits has to be a multiple of 8, is {self.code_bits}")
+        if self.code_rate <= 0:
+            raise ValueError(f"code_rate has to be above 0, is {self.code_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +118,7 @@ def run() -> None:
     settings = machine.read()
     manifest, _ = shards.inputs(settings)
     model = read_model(MODEL)
-    network, facts = load(model, manifest)
+    network, facts = load(model, manifest, section.split)
     seen = {"results": dataclasses.asdict(section), "model": dataclasses.asdict(network.model)}
     with tracking.run(settings, facts["fingerprint"], seen, manifest, "evaluate", adopt=True) as record:
         parts = classify(model, manifest, section, settings)
@@ -93,7 +127,7 @@ def run() -> None:
             summary = summarize(parts, manifest, section, folder)
         with stage.whole(METRICS) as file:
             file.write_text(json.dumps(summary, indent=1) + "\n")
-        publish(record, network, facts, summary, hashlib.sha256(model).hexdigest())
+        publish(record, network, facts, summary, model)
     stage.discard(stage.WORK / "evaluate")
     best = summary["ten_views"]
     print(
@@ -109,8 +143,11 @@ def read_model(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def load(model: bytes, manifest: Manifest) -> tuple[AlexNet, dict[str, Any]]:
-    """The network and the facts saved with it; `ValueError` if it tells other classes apart than the pictures have."""
+def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[str, Any]]:
+    """The network and the facts saved with it; `ValueError` if it cannot be tested on the split.
+
+    That is where it tells other classes apart than the pictures have, or where there are no pictures.
+    """
     from alexnet import model as models
 
     network, facts = models.load(io.BytesIO(model))
@@ -122,9 +159,24 @@ def load(model: bytes, manifest: Manifest) -> tuple[AlexNet, dict[str, Any]]:
         raise ValueError(
             f"{MODEL} knows {len(theirs)} classes, data/shards has {len(ours)}: {differ}. Run: dvc repro train"
         )
-    if manifest.rows("val") == 0:
-        raise ValueError("data/shards has no validation picture. Run: dvc repro --force resize")
+    there = [name for name in manifest.shards if manifest.rows(name)]
+    if split not in there:
+        raise ValueError(
+            f"params.yaml: results: split: {split}, but data/shards has no picture in {split}, only in "
+            f"{', '.join(there)}. Set another split, or a source that has it and run: dvc repro"
+        )
     return network, facts
+
+
+def check_labels(manifest: Manifest, split: str, folder: Path) -> None:
+    """`ValueError` if a picture of the split has no label: only the index of train and val promises one."""
+    for shard in manifest.shards[split]:
+        for label in tables.read(folder / shard.file, ["label"])["label"].to_pylist():
+            if not 0 <= label < len(manifest.classes):
+                raise ValueError(
+                    f"{folder / shard.file}: a picture has the label {label}, and there are {len(manifest.classes)} "
+                    f"classes: without labels no error can be counted. Set params.yaml: results: split: val"
+                )
 
 
 def classify(model: bytes, manifest: Manifest, section: Results, settings: machine.Machine) -> dict[str, list[Path]]:
@@ -136,12 +188,13 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
             stage.discard(other)
     folder = work / key
     folder.mkdir(parents=True, exist_ok=True)
-    splits = ("val", "train") if section.neighbours else ("val",)
+    splits = (section.split, "train") if section.neighbours else (section.split,)
     with cluster.connected(settings):
         import ray
 
         device: Literal["cpu", "cuda"] = "cuda" if cluster.gpus(settings) else "cpu"
         handle, place = ray.put(model), shards.locate(manifest, settings)
+        check_labels(manifest, section.split, place)
         tasks = [
             Task(split=split, shard=shard, folder=place, device=device, model=handle)
             for split in splits
@@ -169,12 +222,12 @@ def of_shard(task: Task) -> pa.Table:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     network, facts = models.load(io.BytesIO(ray.get(task.model)))
     batches = pictures(task.folder / task.shard.file, PICTURES[task.device])
-    table = through(network.to(task.device), facts["mean"].to(task.device), batches, task.split == "val")
+    table = through(network.to(task.device), facts["mean"].to(task.device), batches, task.split != "train")
     assert table.num_rows == task.shard.rows, (table.num_rows, task.shard)
     return table
 
 
-def through(network: AlexNet, mean_CHW: Tensor, batches: Iterable[list[dict[str, Any]]], tested: bool) -> pa.Table:
+def through(network: Network, mean_CHW: Tensor, batches: Iterable[list[dict[str, Any]]], tested: bool) -> pa.Table:
     """Each picture's id, label and features of its centre patch.
 
     Where `tested`, the probabilities as well: the mean over ten views, and those of the centre patch.
@@ -189,7 +242,8 @@ def through(network: AlexNet, mean_CHW: Tensor, batches: Iterable[list[dict[str,
     columns: dict[str, list[Any]] = {"id": [], "label": [], "features": [], "probabilities": [], "centre": []}
     for rows in batches:
         images = torch.stack([decode(row["image"]["bytes"]) for row in rows]).to(mean_CHW.device)
-        views = ten_views(images, mean_CHW) if tested else centre_view(images, mean_CHW)[:, None]
+        side = network.model.patch
+        views = ten_views(images, mean_CHW, side) if tested else centre_view(images, mean_CHW, side)[:, None]
         answers = features_and_logits(network, views.flatten(0, 1))
         features, logits = (each.float().reshape(*views.shape[:2], -1) for each in answers)
         middle = CENTRE if tested else 0
@@ -229,13 +283,15 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
     """Writes the tables to `folder` and returns what metrics.json says: counts are added up and divided once."""
     counts, classes = Counts(len(manifest.classes)), manifest.classes
     wanted = ["id", "label", "probabilities", "centre"]
-    join(parts["val"], wanted, folder / "predictions.parquet", counts.add)
-    join(parts["val"], ["id", "label", "features"], folder / "features-val.parquet")
+    join(parts[section.split], wanted, folder / "predictions.parquet", counts.add)
+    join(parts[section.split], ["id", "label", "features"], folder / f"features-{section.split}.parquet")
+    likeness: dict[str, Any] = {}
     if section.neighbours:
         seen = join(parts["train"], ["id", "label", "features"], folder / "features-train.parquet")
         assert seen == manifest.rows("train"), f"{seen} of {manifest.rows('train')} training pictures were seen"
-        write_neighbours(folder, section.neighbours)
-    assert counts.images == manifest.rows("val"), f"{counts.images} of {manifest.rows('val')} pictures were seen"
+        likeness["neighbours"] = write_neighbours(folder, section)
+    tested = manifest.rows(section.split)
+    assert counts.images == tested, f"{counts.images} of {tested} pictures were seen"
     words = names(classes)
     rows = [
         [label, synset.wnid, synset.words, one.images, _text(one.error), _text(five.error)]
@@ -249,51 +305,147 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
         "classes": len(classes),
         "ten_views": counts.summary("probabilities"),
         "centre": counts.summary("centre"),
+        **likeness,
     }
 
 
-def write_neighbours(folder: Path, number: int) -> None:
-    """For each validation picture the training pictures nearest by their features, nearest first."""
-    from alexnet.features import nearest
+def write_neighbours(folder: Path, section: Results) -> dict[str, float]:
+    """For some tested pictures the training pictures nearest by their features, nearest first, and by codes if wanted.
 
-    tested = tables.read(folder / "features-val.parquet")
-    ids: list[str] = []
+    Returns what metrics.json says of them. The features of the training set are read block by block: they may be larger
+    than the memory.
+    """
+    from alexnet import codes, features
 
-    def blocks() -> Iterator[Any]:
-        for group in tables.groups(folder / "features-train.parquet"):
-            ids.extend(group["id"].to_pylist())
-            yield matrix(group["features"]).numpy()
+    trained, tested = (folder / f"features-{split}.parquet" for split in ("train", section.split))
+    queries, base = picked(tested, section.queries, section.seed, QUERIES), tables.read(trained, ["id", "label"])
+    features_QF = matrix(queries["features"]).numpy()
+    passes = 3 + section.code_epochs if section.code_bits else 1
+    with Progress("evaluate: neighbours", passes * base.num_rows, "rows") as progress:
+        rows_QK, distances_QK = features.nearest(features_QF, blocks(trained, progress), section.neighbours)
+        table = {"id": queries["id"]} | _found(base["id"], rows_QK, distances_QK, ("nearest", "distance"))
+        summary = {"queries": queries.num_rows, "same_class": _same_class(queries, base, rows_QK)}
+        if section.code_bits:
+            encoder, error = learn_codes(trained, section, folder / "encoder.npz", progress)
+            write_codes(encoder, tested, folder / f"codes-{section.split}.parquet")
+            codes_NY = write_codes(encoder, trained, folder / "codes-train.parquet", progress)
+            parts = (codes_NY[start : start + BLOCK] for start in range(0, len(codes_NY), BLOCK))
+            by_code_QK, bits_QK = codes.nearest(encoder.encode(features_QF), parts, section.neighbours)
+            table |= _found(base["id"], by_code_QK, bits_QK, ("nearest_by_code", "bits_apart"))
+            both = [set(near) & set(coded) - {-1} for near, coded in zip(rows_QK, by_code_QK, strict=True)]
+            summary |= {
+                "same_class_by_code": _same_class(queries, base, by_code_QK),
+                "found_by_code": sum(map(len, both)) / max(1, int((rows_QK >= 0).sum())),
+                "code_error": error,
+            }
+    tables.write(pa.table(table), pa.table(table).schema, folder / "neighbours.parquet")
+    return summary
 
-    rows, distances = nearest(matrix(tested["features"]).numpy(), blocks(), number)
-    found = {
-        "id": tested["id"],
-        "nearest": pa.array([[ids[row] for row in each if row >= 0] for each in rows], pa.list_(pa.string())),
-        "distance": pa.array(
-            [
-                [float(one) for row, one in zip(each, far, strict=True) if row >= 0]
-                for each, far in zip(rows, distances, strict=True)
-            ],
-            pa.list_(pa.float64()),
-        ),
+
+def learn_codes(trained: Path, section: Results, file: Path, progress: Progress) -> tuple[Encoder, float]:
+    """Learns the codes of a table's features and writes their encoder; gives it and the error of the last epoch."""
+    from alexnet import codes
+
+    encoder, errors = codes.train(
+        lambda: blocks(trained, progress),
+        bits=section.code_bits,
+        hidden=section.code_hidden,
+        epochs=section.code_epochs,
+        batch_size=section.code_batch_size,
+        rate=section.code_rate,
+        seed=section.seed,
+    )
+    with file.open("wb") as handle:
+        encoder.save(handle)
+    return encoder, errors[-1]
+
+
+def write_codes(encoder: Encoder, source: Path, file: Path, progress: Progress | None = None) -> NDArray[np.uint8]:
+    """Writes the code of each row of a table of features, in its order, and returns them, N x bytes."""
+    import numpy as np
+
+    codes_NY = np.concatenate([encoder.encode(block) for block in blocks(source, progress)])
+    packed = pa.py_buffer(codes_NY.tobytes())
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(codes_NY.shape[1]), len(codes_NY), [None, packed])
+    table = tables.read(source, ["id", "label"]).append_column("code", column)
+    tables.write(table, table.schema, file, BLOCK)
+    return codes_NY
+
+
+def blocks(file: Path, progress: Progress | None = None) -> Iterator[NDArray[np.floating[Any]]]:
+    """The features of a table in its order, N x F: so many row groups at a time that they have `BLOCK` rows."""
+    import numpy as np
+
+    kept: list[NDArray[np.floating[Any]]] = []
+    for group in tables.groups(file, ["features"]):
+        kept.append(matrix(group["features"]).numpy())
+        if sum(map(len, kept)) >= BLOCK:
+            yield np.concatenate(kept)
+            kept = []
+        if progress:
+            progress.add(group.num_rows)
+    if kept:
+        yield np.concatenate(kept)
+
+
+def _found(
+    ids: pa.ChunkedArray, rows_QK: NDArray[np.int64], distances_QK: NDArray[Any], names: tuple[str, str]
+) -> dict[str, pa.Array]:
+    """Two columns of lists: the ids of the rows found for each query, and how far they are."""
+    import numpy as np
+
+    found_QK = rows_QK >= 0
+    ends = pa.array(np.concatenate([[0], found_QK.sum(axis=1).cumsum()]), pa.int32())
+    near = ids.take(pa.array(rows_QK[found_QK])).combine_chunks()
+    return {
+        name: pa.ListArray.from_arrays(ends, values)
+        for name, values in zip(names, (near, pa.array(distances_QK[found_QK])), strict=True)
     }
-    tables.write(pa.table(found), pa.table(found).schema, folder / "neighbours.parquet")
+
+
+def _same_class(queries: pa.Table, base: pa.Table, rows_QK: NDArray[np.int64]) -> float:
+    """The share of the rows found that are of their query's class."""
+    same_QK = base["label"].to_numpy()[rows_QK] == queries["label"].to_numpy()[:, None]
+    found_QK = rows_QK >= 0
+    return float((same_QK & found_QK).sum() / max(1, found_QK.sum()))
+
+
+def picked(file: Path, number: int, seed: int, use: int) -> pa.Table:
+    """Rows of a table, chosen by lot among all ids, in the order of the lot; the table may be larger than the memory."""
+    import pyarrow.compute as pc
+
+    ids = sorted(tables.read(file, ["id"])["id"].to_pylist())
+    wanted = pa.array([ids[place] for place in choose(len(ids), number, seed, use)], pa.string())
+    found = pa.concat_tables(group.filter(pc.is_in(group["id"], wanted)) for group in tables.groups(file))
+    return found.take(pc.index_in(wanted, value_set=found["id"]))
+
+
+def choose(count: int, number: int, seed: int, use: int) -> list[int]:
+    """Up to `number` of `count` rows, by lot, in the order of the lot; `use` keeps two choices of one seed apart."""
+    import numpy as np
+
+    # Philox's raw numbers are the same in every version of numpy
+    lots = np.random.Philox(key=np.array([seed, use], np.uint64)).random_raw(count)
+    return [int(row) for row in np.argsort(lots, kind="stable")[:number]]
 
 
 def join(parts: Iterable[Path], columns: list[str], file: Path, add: Any = lambda _: None) -> int:
     """Joins the parts' columns in one file, a row group at a time, shows each to `add`; returns the number of rows."""
-    writer, rows = None, 0
+    opened, rows = None, 0
     for part in parts:
         for group in tables.groups(part, columns):
-            # without dictionaries: no two floats are the same
-            writer = writer or pq.ParquetWriter(
-                file, group.schema, compression="zstd", use_dictionary=["label"], write_page_checksum=True
-            )
-            writer.write_table(group)
+            opened = opened or writer(file, group.schema)
+            opened.write_table(group)
             add(group)
             rows += group.num_rows
-    assert writer is not None, "there is at least one part, and it has a picture"
-    writer.close()
+    assert opened is not None, "there is at least one part, and it has a picture"
+    opened.close()
     return rows
+
+
+def writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Of a table that comes in row groups; without dictionaries, since no two floats are the same."""
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label"], write_page_checksum=True)
 
 
 class Counts:
@@ -344,11 +496,11 @@ class Counts:
 
 def matrix(column: pa.ChunkedArray) -> Tensor:
     """A column of lists of one length as a matrix."""
+    import numpy as np
     import torch
 
     chunks = [chunk for chunk in column.chunks if len(chunk)]
-    rows = [torch.from_numpy(chunk.flatten().to_numpy().copy()).reshape(len(chunk), -1) for chunk in chunks]
-    return torch.cat(rows)
+    return torch.from_numpy(np.concatenate([chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks]))
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:
@@ -378,13 +530,14 @@ def _csv(file: Path, head: list[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def publish(
-    record: tracking.Run, network: AlexNet, facts: dict[str, Any], summary: dict[str, Any], weights: str
+    record: tracking.Run, network: Network, facts: dict[str, Any], summary: dict[str, Any], weights: bytes
 ) -> None:
     """Tells MLflow the errors, and registers the network with them."""
     from alexnet.model import Classifier
 
     views = ("ten_views", "centre")
     record.score({f"{view}/{name}": summary[view][name] for view in views for name in ("top1_error", "top5_error")})
+    record.score({f"neighbours/{name}": value for name, value in summary.get("neighbours", {}).items()})
     for name in ("per_class.csv", "confusion.csv"):
         record.artifact(OUT / name, "evaluation")
     record.artifact(METRICS, "evaluation")

@@ -23,8 +23,8 @@ class ParamsError(ValueError):
     """A file of settings that cannot be used: says the file, the key, the value and what would do."""
 
 
-def read(section: str, kind: type[T], file: Path = PARAMS) -> T:
-    """Reads one section of `params.yaml` into `kind`, a frozen dataclass.
+def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS) -> T:
+    """Reads one section of `params.yaml` into `kind`, a frozen dataclass, or into that of several which its `name` says.
 
     Raises `ParamsError` if the file or the section is missing, a key is unknown or missing, a value has another
     type (`"12"` is no number, `true` is no 1) or the dataclass refuses it. All faults of the section are listed.
@@ -32,7 +32,22 @@ def read(section: str, kind: type[T], file: Path = PARAMS) -> T:
     document = load(file)
     if section not in document:
         raise ParamsError(f"{file}: section '{section}' is missing{_nearest(section, document)}")
-    return check(document[section], kind, file, section)
+    value = document[section]
+    return check(value, _named(value, kind, file, section) if isinstance(kind, tuple) else kind, file, section)
+
+
+def _named(value: object, kinds: tuple[type[T], ...], file: Path, section: str) -> type[T]:
+    """The one of the dataclasses whose field `name` is the literal that stands in the section."""
+    by_name = {get_args(get_type_hints(kind)["name"])[0]: kind for kind in kinds}
+    known = f". Known are {', '.join(by_name)}"
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise ParamsError(f"{file}: {section}.name: is missing{known}")
+    name = value["name"]
+    if not isinstance(name, str) or name not in by_name:
+        near = difflib.get_close_matches(str(name), by_name, n=1, cutoff=0.5)
+        known = f", did you mean '{near[0]}'?{known[1:]}" if near else known
+        raise ParamsError(f"{file}: {section}.name: unknown name {name!r}{known}")
+    return by_name[name]
 
 
 def load(file: Path) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from pipeline import params
 
 RECIPES = Path("recipes")
 
+OPEN = "source."
+"""Begins the keys that a recipe may have and params.yaml not, or the other way: each source has its own."""
+
 
 def main() -> None:
     """Starts the experiment and waits for it; the exit code is DVC's."""
@@ -38,18 +41,37 @@ def names() -> list[str]:
 
 
 def experiment(name: str) -> list[str]:
-    """The command that runs a recipe: `dvc exp run` with each key in which it differs from params.yaml."""
+    """The command that runs a recipe."""
     file = RECIPES / f"{name}.yaml"
     if name not in names():
         raise ValueError(f"{file}: there is no such recipe; there are {', '.join(names())}")
-    wanted, here = params.load(file), params.load(params.PARAMS)
-    if missing := set(flat(here)) ^ set(flat(wanted)):
-        raise ValueError(f"{file}: has to have the keys of {params.PARAMS}; differs in {', '.join(sorted(missing))}")
-    now = flat(here)
-    changes = [f"{key}={_word(value)}" for key, value in flat(wanted).items() if now[key] != value]
+    return command(file, params.load(file), unused(name))
+
+
+def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> list[str]:
+    """`dvc exp run` in a copy, with each key in which `wanted`, which comes from `file`, differs from params.yaml."""
+    here = params.load(params.PARAMS)
+    changes = differences(flat(here), flat(wanted), file)
     dvc = str(Path(sys.executable).with_name("dvc"))
     settings = [word for change in changes for word in ("-S", change)]
-    return [dvc if os.access(dvc, os.X_OK) else "dvc", "exp", "run", "--temp", "--name", _unused(name), *settings]
+    return [dvc if os.access(dvc, os.X_OK) else "dvc", "exp", "run", "--temp", "--name", name, *settings, *targets]
+
+
+def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) -> list[str]:
+    """What turns the leaves that are here into those of a recipe, in the grammar of `dvc exp run -S`.
+
+    Another source has other keys: those that are too many are removed, those that are missing added. Everywhere else a
+    recipe has to have the keys of params.yaml, or `ValueError`.
+    """
+    gone, new = ([key for key in some if key not in other] for some, other in ((here, wanted), (wanted, here)))
+    if strange := sorted(key for key in [*gone, *new] if not key.startswith(OPEN)):
+        raise ValueError(f"{file}: has to have the keys of {params.PARAMS}; differs in {', '.join(strange)}")
+    changed = [key for key in wanted if key in here and here[key] != wanted[key]]
+    return [
+        *(f"{key}={_word(wanted[key])}" for key in changed),
+        *(f"~{key}" for key in gone),
+        *(f"+{key}={_word(wanted[key])}" for key in new),
+    ]
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -65,7 +87,7 @@ def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-def _unused(name: str) -> str:
+def unused(name: str) -> str:
     """The recipe's name, or with a number behind it if an experiment is called so already."""
     git = ["git", "for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps"]
     taken = subprocess.run(git, check=True, capture_output=True, text=True).stdout.split()
@@ -76,8 +98,12 @@ def _unused(name: str) -> str:
 
 
 def _word(value: object) -> str:
-    """A value in the grammar of `dvc exp run -S`: JSON without blanks, which both read alike."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    """A value in the grammar of `dvc exp run -S`, which is JSON but for the keys of mappings."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_word(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(_word(each) for each in value)}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 Run:    dvc repro report
 Reads:  metrics.json, data/evaluation/, data/history/, data/model.pt, data/shards/, params.yaml
 Writes: report/index.html, which holds everything, and its figures as report/*.png
-Takes:  report, and prints source, resize, model, augmentation, learning and results
+Takes:  report and the split of results, and prints source, resize, model, start, augmentation, learning and results
 Expect: 2 MB, seconds; the same bytes for the same inputs
 """
 
 from __future__ import annotations
 
 import base64
+import copy
 import csv
 import dataclasses
 import json
@@ -19,27 +20,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import pyarrow as pa
 
 from pipeline import machine, params, shards, stage, tables, tracking
-from pipeline.evaluate import METRICS, MODEL, load, names, read_model
+from pipeline.evaluate import METRICS, MODEL, Results, load, names, picked, read_model
 from pipeline.evaluate import OUT as EVALUATION
 from pipeline.tables import Manifest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from alexnet.model import Network
 
 OUT = Path("report")
 HISTORY = Path("data/history/epochs.csv")
 REJECTED = shards.SHARDS / "rejected.parquet"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
-SECTIONS = ("source", "resize", "model", "augmentation", "learning", "results", "report")
+SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
 """Of params.yaml, printed at the end of the page."""
 
 PAPER = {"top1_error": 0.407, "top5_error": 0.182}
 """Table 2, one network, validation set of ILSVRC-2012, ten views."""
+
+ABSENT = {
+    "guesses": "no picture is shown: report.pictures is 0",
+    "saliency": "no picture is shown: report.pictures is 0",
+    "neighbours": "no neighbours are shown: results.neighbours or report.queries is 0",
+}
+"""What stands in place of a figure that has nothing to show, by its name."""
 
 LISTED = 20
 """Rows of a table that could be long: rejected pictures, hard classes."""
@@ -50,9 +60,9 @@ class Report:
     """params.yaml, `report:` — what is shown."""
 
     pictures: int
-    """Validation pictures with their five guesses. Figure 4: 8."""
+    """Tested pictures with their five guesses, and with what speaks for the first. Figure 4: 8."""
     queries: int
-    """Validation pictures with their nearest training pictures; how many those are, `results` says. Figure 4: 5."""
+    """Of the queries of `results`, those shown with their nearest training pictures. Figure 4: 5."""
     seed: int
     """Of the choice of both."""
 
@@ -68,14 +78,15 @@ def run() -> None:
     settings = machine.read()
     manifest, _ = shards.inputs(settings)
     metrics = json.loads(_there(METRICS, "evaluate").read_text())
-    network, facts = load(read_model(MODEL), manifest)
-    figures = draw(section, manifest, settings, network.first_layer().numpy(), network.model.columns)
-    page = render(metrics, manifest, figures, parameters())
+    split = params.read("results", Results).split
+    network, facts = load(read_model(MODEL), manifest, split)
+    figures = draw(section, split, manifest, settings, network, facts["mean"])
+    page = render(metrics, split, manifest, figures, parameters())
     seen = {"report": dataclasses.asdict(section)}
     with tracking.run(settings, facts["fingerprint"], seen, manifest, "report", adopt=True) as record:
         with stage.whole(OUT) as folder:
             folder.mkdir()
-            for name, png in figures.items():
+            for name, png in plots(figures).items():
                 (folder / f"{name}.png").write_bytes(png)
             (folder / "index.html").write_text(page, encoding="utf-8")
         record.artifact(OUT, "report")
@@ -83,7 +94,7 @@ def run() -> None:
 
 
 def draw(
-    section: Report, manifest: Manifest, settings: machine.Machine, kernels: NDArray[np.float32], columns: int
+    section: Report, split: str, manifest: Manifest, settings: machine.Machine, network: Network, mean_CHW: Tensor
 ) -> dict[str, bytes]:
     """The figures as PNG, by name; one that has nothing to show is left out."""
     import numpy as np
@@ -94,27 +105,63 @@ def draw(
     epochs, panels = history(HISTORY)
     drawn = {
         "curves": figures.curves(epochs, panels, logarithmic=("learning rate",)),
-        "first-layer": figures.first_layer(kernels, columns),
+        "first-layer": figures.first_layer(network.first_layer().numpy(), network.columns),
         "confusion": figures.confusion(confusion(EVALUATION / "confusion.csv", classes), classes),
     }
     folder = shards.locate(manifest, settings)
-    shown = picked(EVALUATION / "predictions.parquet", section.pictures, section.seed, 0)
+    predictions = _there(EVALUATION / "predictions.parquet", "evaluate")
+    shown = picked(predictions, section.pictures, section.seed, 0).to_pylist()
     if shown:
-        found = fetch([row["id"] for row in shown], "val", manifest, folder)
+        found = fetch([row["id"] for row in shown], split, manifest, folder)
         pictures = _stack([found[row["id"]][0] for row in shown])
-        shares = np.array([row["probabilities"] for row in shown])
-        drawn["guesses"] = figures.guesses(pictures, [row["label"] for row in shown], shares, classes)
+        shares, labels = np.array([row["probabilities"] for row in shown]), [row["label"] for row in shown]
+        drawn["guesses"] = figures.guesses(pictures, labels, shares, classes)
+        drawn["saliency"] = _saliency(network, mean_CHW, pictures, labels, shares, classes)
     if (EVALUATION / "neighbours.parquet").exists():
-        queries = picked(EVALUATION / "neighbours.parquet", section.queries, section.seed, 1)
+        queries = picked(EVALUATION / "neighbours.parquet", section.queries, section.seed, 1).to_pylist()
         if queries:
-            drawn["neighbours"] = _neighbours(queries, manifest, folder, classes)
+            drawn["neighbours"] = _neighbours(queries, split, manifest, folder, classes)
     return drawn
 
 
-def _neighbours(rows: list[dict[str, Any]], manifest: Manifest, folder: Path, classes: Sequence[str]) -> bytes:
+def plots(figures: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The figures, and for each that has nothing to show a word on why: `dvc plots show` wants every plot's file."""
+    from alexnet.figures import note
+
+    return {name: note(why) for name, why in ABSENT.items()} | dict(figures)
+
+
+def _saliency(
+    network: Network,
+    mean_CHW: Tensor,
+    pictures: NDArray[np.uint8],
+    labels: Sequence[int],
+    shares_NK: NDArray[np.floating[Any]],
+    classes: Sequence[str],
+) -> bytes:
+    """What in the centre patches speaks for the first of the guesses."""
+    import torch
+
+    from alexnet import errors, figures
+    from alexnet.augmentation import centre, centre_view
+    from alexnet.saliency import grad_cam
+
+    images_BCHW = torch.from_numpy(pictures).movedim(-1, 1)
+    guesses_B = errors.guesses(torch.from_numpy(shares_NK))
+    # in float64: the order of its sums, which the number of cores decides, is then not seen in 256 colours
+    patches_BCHW = centre_view(images_BCHW, mean_CHW.double(), network.model.patch)
+    maps_BHW = grad_cam(copy.deepcopy(network).double(), patches_BCHW, guesses_B.clamp(min=0))
+    maps_BHW[guesses_B < 0] = 0
+    shown = centre(images_BCHW, network.model.patch).movedim(1, -1).numpy()
+    return figures.saliency(shown, maps_BHW.numpy(), labels, guesses_B.tolist(), classes)
+
+
+def _neighbours(
+    rows: list[dict[str, Any]], split: str, manifest: Manifest, folder: Path, classes: Sequence[str]
+) -> bytes:
     from alexnet import figures
 
-    queries = fetch([row["id"] for row in rows], "val", manifest, folder)
+    queries = fetch([row["id"] for row in rows], split, manifest, folder)
     trained = fetch({name for row in rows for name in row["nearest"]}, "train", manifest, folder)
     return figures.neighbours(
         _stack([queries[row["id"]][0] for row in rows]),
@@ -122,28 +169,6 @@ def _neighbours(rows: list[dict[str, Any]], manifest: Manifest, folder: Path, cl
         [classes[queries[row["id"]][1]] for row in rows],
         [[classes[trained[name][1]] for name in row["nearest"]] for row in rows],
     )
-
-
-def picked(file: Path, number: int, seed: int, use: int) -> list[dict[str, Any]]:
-    """Rows of a table, chosen by lot among all ids; the table may be larger than the memory."""
-    import pyarrow.compute as pc
-
-    ids = sorted(tables.read(_there(file, "evaluate"), ["id"])["id"].to_pylist())
-    wanted = [ids[place] for place in choose(len(ids), number, seed, use)]
-    found = {}
-    for group in tables.groups(file):
-        for row in group.filter(pc.is_in(group["id"], pa.array(wanted, pa.string()))).to_pylist():
-            found[row["id"]] = row
-    return [found[name] for name in wanted]
-
-
-def choose(count: int, number: int, seed: int, use: int) -> list[int]:
-    """Up to `number` of `count` rows, by lot, in the order of the lot; `use` keeps two choices of one seed apart."""
-    import numpy as np
-
-    # Philox's raw numbers are the same in every version of numpy
-    lots = np.random.Philox(key=np.array([seed, use], np.uint64)).random_raw(count)
-    return [int(row) for row in np.argsort(lots, kind="stable")[:number]]
 
 
 def fetch(ids: Iterable[str], split: str, manifest: Manifest, folder: Path) -> dict[str, tuple[NDArray[np.uint8], int]]:
@@ -205,7 +230,11 @@ def confusion(file: Path, classes: Sequence[str]) -> NDArray[np.int64]:
 
 
 def render(
-    metrics: Mapping[str, Any], manifest: Manifest, figures: Mapping[str, bytes], settings: Mapping[str, Any]
+    metrics: Mapping[str, Any],
+    split: str,
+    manifest: Manifest,
+    figures: Mapping[str, bytes],
+    settings: Mapping[str, Any],
 ) -> str:
     """The page. All words in it that come from files are escaped."""
     environment = jinja2.Environment(
@@ -221,7 +250,8 @@ def render(
     return environment.get_template(TEMPLATE.name).render(
         metrics=metrics,
         manifest=manifest,
-        splits={split: manifest.rows(split) for split in ("train", "val")},
+        tested={"val": "validation", "test": "test"}[split],
+        splits={"train": manifest.rows("train"), "tested": manifest.rows(split)},
         paper=PAPER,
         comparable=not manifest.drawn and len(manifest.classes) == 1000 and metrics["images"] >= 49_000,
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},

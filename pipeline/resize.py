@@ -18,6 +18,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import threading
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -50,6 +51,9 @@ READERS = 4
 """Threads of a task that read ahead, and `AHEAD` the pictures they read: a slow disk or network is kept busy."""
 AHEAD = 32
 
+LOOKED_AT = 1000
+"""Archives whose size is compared before the work begins."""
+
 SPLITS = ("train", "val", "test")
 
 
@@ -59,6 +63,8 @@ class Resize:
 
     side: int
     """Pixels of the stored square's side. The paper: 256."""
+    fit: Literal["crop", "warp"]
+    """crop: the central square, as in the paper. warp: the whole picture made square, as Caffe's users did."""
     filter: Literal["bilinear", "bicubic", "area"]
     """How pixels are merged; the first two widen with the reduction. area is cuda-convnet2's: means of the pixels
     covered, and bicubic where a picture grows. The paper does not say."""
@@ -75,6 +81,8 @@ class Resize:
     def __post_init__(self) -> None:
         if not 1 <= self.side <= 4096:
             raise ValueError(f"side has to be 1 to 4096 pixels, is {self.side}")
+        if self.fit == "warp" and self.filter == "area":
+            raise ValueError("filter cannot be 'area' where fit is 'warp': it merges squares")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality has to be 1 to 100, is {self.quality}")
         if not 0 <= self.shuffle_seed < 2**63:
@@ -91,8 +99,8 @@ class Index:
 
     rows: pa.Table
     classes: tuple[Synset, ...]
-    archives: dict[str, int]
-    """Bytes of each, by the name in the store."""
+    archives: pa.Table
+    """`tables.ARCHIVES`."""
     drawn: bool
     digest: str
     """Of the files all this comes from, the archives' checksums among them."""
@@ -136,25 +144,30 @@ def run() -> None:
 
 def read_index(folder: Path) -> Index:
     """Reads what `download` wrote; `FileNotFoundError` or `ValueError` if it is not there or breaks its promises."""
-    files = [folder / name for name in ("index.parquet", "classes.json", "archives.json")]
+    files = [folder / name for name in ("index.parquet", "archives.parquet", "contents.json")]
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{file}: not there. Run: dvc repro download")
     rows = tables.read(files[0])
-    classes = tuple(Synset(**synset) for synset in json.loads(files[1].read_text()))
-    archives = json.loads(files[2].read_text())
-    sizes = {archive["name"]: archive["bytes"] for archive in archives["archives"]}
-    tables.check_index(rows, classes, sizes, files[0])
+    archives = tables.read(files[1])
+    contents = json.loads(files[2].read_text())
+    classes = tuple(Synset(**synset) for synset in contents["classes"])
+    tables.check_index(rows, classes, archives, files[0])
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return Index(rows=rows, classes=classes, archives=sizes, drawn=archives["drawn"], digest=digest.hexdigest())
+    return Index(rows=rows, classes=classes, archives=archives, drawn=contents["drawn"], digest=digest.hexdigest())
 
 
 def check_store(index: Index, folder: Path) -> None:
-    """`ValueError` if an archive that the index names is not in the store, or has another size."""
-    for name in pc.unique(index.rows["archive"]).to_pylist():
-        file, size = folder / name, index.archives[name]
+    """`ValueError` if an archive that the index names is not in the store, or has another size.
+
+    Where every picture is a file of its own, a thousand are looked at; the others are when they are read.
+    """
+    used = index.archives.filter(pc.is_in(index.archives["name"], value_set=pc.unique(index.rows["archive"])))
+    step = max(1, used.num_rows // LOOKED_AT)
+    for archive in used.take(np.arange(0, used.num_rows, step)).to_pylist():
+        file, size = folder / archive["name"], archive["bytes"]
         if not file.is_file():
             raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
         if file.stat().st_size != size:
@@ -296,7 +309,7 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]]]:
             reasons[place] = str(error)
             continue
         _, height, width = picture_CHW.shape
-        small_CHW = resize(picture_CHW, task.section.side, task.section.filter)
+        small_CHW = resize(picture_CHW, task.section.side, task.section.filter, task.section.fit)
         pictures[place] = {
             "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.jpg"},
             "label": row["label"],
@@ -314,15 +327,12 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]]]:
 def in_archive_order(rows: list[dict[str, Any]], folder: Path) -> Iterator[tuple[int, bytes]]:
     """(place in `rows`, bytes) of every row, in the order in which they lie in the archives, some read ahead."""
     order = sorted(range(len(rows)), key=lambda place: (rows[place]["archive"], rows[place]["offset"]))
-    files: dict[str, int] = {}
+    archives = Archives(folder)
     ahead: deque[tuple[int, Future[bytes]]] = deque()
     with ThreadPoolExecutor(READERS) as readers:
         try:
             for place in order:
-                name = rows[place]["archive"]
-                if name not in files:
-                    files[name] = os.open(folder / name, os.O_RDONLY)
-                ahead.append((place, readers.submit(_read, files[name], rows[place], folder)))
+                ahead.append((place, readers.submit(archives.read, rows[place])))
                 if len(ahead) == AHEAD:
                     first, data = ahead.popleft()
                     yield first, data.result()
@@ -331,20 +341,50 @@ def in_archive_order(rows: list[dict[str, Any]], folder: Path) -> Iterator[tuple
                 yield first, data.result()
         finally:
             readers.shutdown(cancel_futures=True)
-            for file in files.values():
-                os.close(file)
+            archives.close()
 
 
-def _read(file: int, row: dict[str, Any], folder: Path) -> bytes:
-    parts = []
-    offset, end = row["offset"], row["offset"] + row["length"]
-    while offset < end:
-        part = os.pread(file, end - offset, offset)
-        if not part:
-            raise ValueError(f"{folder / row['archive']}: ends before byte {end}. Run: dvc repro --force download")
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)
+class Archives:
+    """The archives below a folder, open for several threads; each thread holds one open, that which it read last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[int, tuple[str, int]] = {}
+
+    def read(self, row: dict[str, Any]) -> bytes:
+        """The bytes of a picture; `ValueError` if the archive is gone or too short."""
+        file = self._file(row["archive"])
+        parts = []
+        offset, end = row["offset"], row["offset"] + row["length"]
+        while offset < end:
+            part = os.pread(file, end - offset, offset)
+            if not part:
+                raise ValueError(
+                    f"{self._folder / row['archive']}: ends before byte {end}. Run: dvc repro --force download"
+                )
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def _file(self, name: str) -> int:
+        thread = threading.get_ident()
+        known, file = self._open.get(thread, ("", -1))
+        if known == name:
+            return file
+        try:
+            opened = os.open(self._folder / name, os.O_RDONLY)
+        except FileNotFoundError:
+            raise ValueError(f"{self._folder / name}: not there. Run: dvc repro --force download") from None
+        if known:
+            os.close(file)
+        self._open[thread] = (name, opened)
+        return opened
+
+    def close(self) -> None:
+        """Closes them all; no thread may be reading."""
+        for _, file in self._open.values():
+            os.close(file)
+        self._open.clear()
 
 
 def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, machine: Machine) -> None:

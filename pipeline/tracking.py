@@ -7,6 +7,7 @@ know of MLflow; what the workers measure they tell their driver.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 BATCH = 1000
 """Metrics to a request: the most that MLflow takes."""
 
+WEIGHTS = PurePosixPath("extra_files/model.pt")
+"""Where model.pt lies in an MLflow model."""
+
 # Read when mlflow is imported, so set before; nobody is told of a run but its own server
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -52,7 +56,7 @@ class Run:
     uri: str
     run_id: str
     fingerprint: str
-    manifest: Manifest
+    manifest: Manifest | None
     _last: dict[str, int] | None = field(default=None, repr=False, compare=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -95,6 +99,11 @@ class Run:
             self._last = {metric.key: metric.step for metric in record.data._metric_objs}
         return self._last
 
+    def tag(self, name: str, words: str) -> None:
+        """Writes a tag, in place of what it was."""
+        with _plainly(self.uri):
+            _client(self.uri).set_tag(self.run_id, name, words)
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Adds a file, or what a folder holds, to the run's artifacts, under `folder`."""
         with _plainly(self.uri):
@@ -104,15 +113,19 @@ class Run:
             else:
                 client.log_artifact(run_id, str(path), folder)
 
-    def model(self, network: torch.nn.Module, classes: Iterable[tuple[str, str]], side: int = 224) -> str:
+    def model(
+        self, network: torch.nn.Module, classes: Iterable[tuple[str, str]], weights: bytes, side: int = 224
+    ) -> str:
         """Adds the network as an MLflow model, with signature and example, and returns its URI `models:/m-…`.
 
         `network` takes float32 B x 3 x side x side, RGB from 0 to 255, to probabilities B x K. `classes` are pairs of
-        WordNet id and words, by label; they go with the model as `classes.json`.
+        WordNet id and words, by label; they go with the model as `classes.json`. So does model.pt, whose bytes `weights`
+        are: what is served is an exported program, with which no training can go on.
         """
         import numpy as np
         import torch
 
+        assert self.manifest is not None, "a model is of some pictures"
         # The exported program keeps the mode, the device and the batch size it was traced with: so a copy, in eval
         # mode, on the CPU, with two pictures and a signature that leaves their number open.
         served = copy.deepcopy(network).cpu().eval()
@@ -127,6 +140,8 @@ class Run:
 
             words = Path(folder) / "classes.json"
             words.write_text(json.dumps([list(pair) for pair in classes], indent=1) + "\n")
+            trained = Path(folder) / WEIGHTS.name
+            trained.write_bytes(weights)
             kind = np.dtype(np.float32)
             signature = ModelSignature(
                 inputs=Schema([TensorSpec(kind, (-1, 3, side, side))]),
@@ -140,38 +155,39 @@ class Run:
                     name="model",
                     signature=signature,
                     input_example=example,
-                    extra_files=[str(words)],
+                    extra_files=[str(words), str(trained)],
                     pip_requirements=_requirements(),
                     tags={"fingerprint": self.fingerprint, "manifest": self.manifest.digest},
                 )
         return str(info.model_uri)
 
     def publish(
-        self, network: torch.nn.Module, classes: Iterable[tuple[str, str]], weights: str, error: float
+        self, network: torch.nn.Module, classes: Iterable[tuple[str, str]], weights: bytes, error: float
     ) -> tuple[str, ...]:
         """Registers the network as `candidate`, as `champion` too if it errs less than the one there is.
 
-        `weights` is the digest of its file: what was registered once is not stored again. `error` is the top-1 error,
+        `weights` are the bytes of its model.pt: what was registered once is not stored again. `error` is the top-1 error,
         from 0 to 1. Errors on different pictures do not compare: a champion of another manifest stays until a person
         moves the alias. Drawn pictures have a registered model of their own. Returns the aliases given.
         """
-        name = model_name(self.manifest)
+        assert self.manifest is not None, "a model is of some pictures"
+        name, digest = model_name(self.manifest), hashlib.sha256(weights).hexdigest()
         tags = {
             "fingerprint": self.fingerprint,
             "manifest": self.manifest.digest,
-            "weights": weights,
+            "weights": digest,
             "top1_error": repr(error),
         }
         with _plainly(self.uri):
             import mlflow
 
             client = _client(self.uri)
-            known = client.search_model_versions(f"name = '{name}' and tags.weights = '{weights}'")
+            known = client.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
             if known:
                 version = known[0].version
                 client.set_model_version_tag(name, version, "top1_error", tags["top1_error"])
             else:
-                version = mlflow.register_model(self.model(network, classes), name, tags=tags).version
+                version = mlflow.register_model(self.model(network, classes, weights), name, tags=tags).version
             champion = _champion(client, name)
             aliases = ("candidate", "champion") if beats(tags, champion) else ("candidate",)
             for alias in aliases:
@@ -186,7 +202,7 @@ def run(
     machine: Machine,
     fingerprint: str,
     params: Mapping[str, Any],
-    manifest: Manifest,
+    manifest: Manifest | None,
     stage: str,
     *,
     adopt: bool = False,
@@ -194,7 +210,8 @@ def run(
     """The MLflow run of `fingerprint`, under way while the block runs; ends FINISHED, FAILED or KILLED.
 
     An unfinished run of the same stage goes on; one that FINISHED goes on only if `adopt`, as for the stages after
-    `train`. Otherwise there is a new one. `params` may be nested; each is logged once. Raises `OSError` if the
+    `train`. Otherwise there is a new one. `params` may be nested; each is logged once. `manifest`: of the pictures, where
+    they are at hand. Raises `OSError` if the
     tracking server does not answer, before any work is done.
     """
     uri = address(machine)
@@ -232,6 +249,26 @@ def address(machine: Machine) -> str:
             "Give a server's address (http://host:5000) or a database (sqlite:////path/mlflow.db)"
         )
     return uri
+
+
+def weights(machine: Machine, model: str) -> bytes:
+    """The model.pt of an MLflow model: models:/name@alias, models:/name/3, models:/m-… or runs:/…/model.
+
+    Raises `OSError` if there is none, or the tracking server does not answer.
+    """
+    uri = address(machine)
+    with _plainly(uri), _impatient(), tempfile.TemporaryDirectory() as folder:
+        import mlflow
+
+        _hush()
+        mlflow.set_tracking_uri(uri)
+        # all of it, since of the names of a model not each takes a path behind it
+        file = Path(mlflow.artifacts.download_artifacts(model, dst_path=folder)) / WEIGHTS
+        if not file.is_file():
+            raise OSError(
+                f"MLflow at {_public(uri)}: {model} has no model.pt, as `evaluate` adds it. Give the file itself"
+            )
+        return file.read_bytes()
 
 
 def model_name(manifest: Manifest) -> str:
@@ -344,7 +381,9 @@ def _owner_lives(record: Record) -> bool | None:
         return False
 
 
-def _describe(uri: str, record: Record, params: Mapping[str, Any], manifest: Manifest, tags: Mapping[str, str]) -> None:
+def _describe(
+    uri: str, record: Record, params: Mapping[str, Any], manifest: Manifest | None, tags: Mapping[str, str]
+) -> None:
     """Parameters that the run does not have, tags, and the data set."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
@@ -357,6 +396,8 @@ def _describe(uri: str, record: Record, params: Mapping[str, Any], manifest: Man
         client.log_batch(record.info.run_id, params=new[start : start + 100])
     client.log_batch(record.info.run_id, tags=[RunTag(key, value) for key, value in {**tags, **changed}.items()])
 
+    if manifest is None:
+        return
     pictures = {split: manifest.rows(split) for split in sorted(manifest.shards)}
     data = Dataset(
         name="drawn pictures" if manifest.drawn else "pictures",
@@ -369,11 +410,11 @@ def _describe(uri: str, record: Record, params: Mapping[str, Any], manifest: Man
     client.log_inputs(record.info.run_id, [DatasetInput(data, context)])
 
 
-def _tags(fingerprint: str, stage: str, manifest: Manifest) -> dict[str, str]:
+def _tags(fingerprint: str, stage: str, manifest: Manifest | None) -> dict[str, str]:
     tags = {
         "fingerprint": fingerprint,
         "stage": stage,
-        "manifest": manifest.digest,
+        "manifest": manifest.digest if manifest else "",
         "host": socket.gethostname(),
         "process": _process(),
         "gpu": _gpu(),

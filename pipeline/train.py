@@ -1,9 +1,9 @@
 """Shards and mean → a trained network (§3–§5).
 
 Run:    dvc repro train
-Reads:  data/shards/, data/mean.npz
+Reads:  data/shards/, data/mean.npz, and the network that `start` names
 Writes: data/model.pt, data/history/{steps,epochs}.csv; work in progress in runs/<fingerprint>/
-Takes:  model, augmentation, learning
+Takes:  model, start, augmentation, learning
 Expect: the sample, 4 million parameters: 2 minutes on 2 cores
 """
 
@@ -26,13 +26,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from alexnet.augmentation import Augmentation
+from alexnet.augmentation import Augmentation, subtracted
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
-from alexnet.model import AlexNet, Model, save
-from pipeline import cluster, machine, params, shards, stage, tracking
+from alexnet.model import Model, build, save
+from pipeline import cluster, machine, params, shards, stage, start, tracking
 from pipeline.machine import Machine
 from pipeline.progress import Progress
+from pipeline.start import Origin, Start
 from pipeline.tables import Manifest
 
 MODEL = Path("data/model.pt")
@@ -49,16 +50,22 @@ class Inputs:
     manifest: Manifest
     mean: Mean
     mean_digest: str
+    start: Start
+    origin: Origin
 
     @property
     def params(self) -> dict[str, Any]:
         """The sections, nested."""
-        return {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "augmentation", "learning")}
+        return {
+            name: dataclasses.asdict(getattr(self, name)) for name in ("model", "start", "augmentation", "learning")
+        }
 
     @property
     def fingerprint(self) -> str:
         """Names the run: 16 hexadecimal digits of the hash of parameters and data."""
-        decides = [self.params, self.manifest.digest, self.mean_digest]
+        sections = self.params
+        sections["start"]["network"] = self.origin.digest  # whatever it is called, and wherever it lies
+        decides = [sections, self.manifest.digest, self.mean_digest]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -80,6 +87,7 @@ def run() -> None:
         _say_code(folder)
         done = finished(folder)
         with tracking.run(settings, inputs.fingerprint, inputs.params, inputs.manifest, "train", adopt=done) as record:
+            record.tag("start", inputs.origin.said or "drawn")
             if done:
                 print(f"train: run {inputs.fingerprint} is finished, in {folder}; its results are taken over")
                 record.log_all(_metrics(row) for row in _rows(folder))
@@ -93,33 +101,47 @@ def run() -> None:
 
 def read_inputs(settings: Machine) -> Inputs:
     """Reads and checks everything before any work is done."""
-    sections = {
-        "model": params.read("model", Model),
-        "augmentation": params.read("augmentation", Augmentation),
-        "learning": params.read("learning", Learning),
-    }
+    model, section = params.read("model", Model), params.read("start", Start)
+    augmentation, learning = params.read("augmentation", Augmentation), params.read("learning", Learning)
     manifest, mean = shards.inputs(settings)
     if manifest.rows("train") == 0:
         raise ValueError("data/shards has no training picture. Run: dvc repro --force resize")
     digest = hashlib.sha256(mean.read_bytes()).hexdigest()
-    return Inputs(manifest=manifest, mean=Mean.load(mean), mean_digest=digest, **sections)  # type: ignore[arg-type]
+    return Inputs(
+        model=model,
+        start=section,
+        augmentation=augmentation,
+        learning=learning,
+        manifest=manifest,
+        mean=Mean.load(mean),
+        mean_digest=digest,
+        origin=start.origin(section, model, manifest, settings),
+    )
 
 
 def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -> None:
     """Launches the workers and leaves a finished run in `folder`."""
     with cluster.connected(settings):
+        import ray
         from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
+        from pipeline.batches import held_out
         from pipeline.train_loop import Mailbox, Task, loop, mend, read
 
-        placement = cluster.placement(settings, inputs.model.columns)
+        placement = cluster.placement(settings, inputs.model.divisible)
         if placement.replicas > inputs.learning.streams:
             raise ValueError(
                 f"params.yaml: learning.streams: {inputs.learning.streams} streams cannot feed "
                 f"{placement.replicas} replicas; it has to be at least as many"
             )
         print(f"train: run {inputs.fingerprint}, {placement}")
+        if inputs.origin.said:
+            print(f"train: begins with {inputs.origin.said}")
+        place = shards.locate(inputs.manifest, settings)
+        first = inputs.origin.weights or start.found(
+            inputs.start, inputs.model, inputs.learning.seed, inputs.manifest, inputs.mean, place
+        )
         mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         task = Task(
             model=inputs.model,
@@ -127,11 +149,12 @@ def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -
             learning=inputs.learning,
             manifest=inputs.manifest,
             mean=inputs.mean,
-            shards=shards.locate(inputs.manifest, settings),
+            shards=place,
             fingerprint=inputs.fingerprint,
             apart=placement.apart,
             threads=placement.threads,
             checkpoint_steps=settings.checkpoint_steps,
+            first=ray.put(first),
             start=mend(folder),
             mailbox=mailbox,
         )
@@ -151,7 +174,8 @@ def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
-        images = inputs.learning.epochs * inputs.manifest.rows("train")
+        stored = inputs.manifest.rows("train")
+        images = inputs.learning.epochs * (stored - int(held_out(stored, inputs.learning).sum()))
         with _listening(mailbox, record, images), _plainly():
             result = trainer.fit()
         if result.checkpoint is None:
@@ -163,7 +187,7 @@ def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -
 
 def finish(contents: dict[str, Any], inputs: Inputs, folder: Path) -> None:
     """From the last checkpoint's contents: the model, the history, and last the word that they are whole."""
-    network = AlexNet(inputs.model, len(inputs.manifest.classes))
+    network = build(inputs.model, len(inputs.manifest.classes))
     network.load_state_dict(contents["weights"])
     made = folder / "model.pt.part"
     with made.open("wb") as handle:
@@ -174,7 +198,7 @@ def finish(contents: dict[str, Any], inputs: Inputs, folder: Path) -> None:
             classes=[[synset.wnid, synset.words] for synset in inputs.manifest.classes],
             drawn=inputs.manifest.drawn,
             manifest=inputs.manifest.digest,
-            mean=_tensor(inputs.mean),
+            mean=subtracted(_tensor(inputs.mean), inputs.augmentation),
         )
     stage.put(made, folder / "model.pt")
     for name in ("steps", "epochs"):
@@ -296,8 +320,8 @@ def _metrics(row: dict[str, float]) -> tuple[int, dict[str, float]]:
     names = {"loss": "train/loss", "top1_error": "train/top1_error", "images_per_second": "train/images_per_second"}
     metrics = {}
     for key, value in row.items():
-        if key.startswith("val_"):
-            metrics[key.replace("_", "/", 1)] = value
+        if split := next((split for split in ("val", "held_out") if key.startswith(f"{split}_")), ""):
+            metrics[f"{split}/{key.removeprefix(f'{split}_')}"] = value
         elif key in names:
             metrics[names[key]] = value
         elif key in ("rate", "epoch"):

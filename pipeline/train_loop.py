@@ -18,17 +18,19 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from ray.train import Checkpoint
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from alexnet.augmentation import Augmentation, Statistics, centre_view, training_patches
+from alexnet.augmentation import Augmentation, Statistics, centre_view, subtracted, training_patches
 from alexnet.columns import Apart, Link, Together, gather
 from alexnet.dataset import Mean
 from alexnet.errors import credits
-from alexnet.learning import Learning, Measured, Momentum, Reduce, precision, step
-from alexnet.model import UNDIVIDED, AlexNet, Dropout, Model
+from alexnet.learning import Learning, Measured, Momentum, Rates, Reduce, precision, step
+from alexnet.model import Dropout, Model, build
 from pipeline import stage
-from pipeline.batches import Batch, Order, Pictures, batches, order
+from pipeline.batches import Batch, Order, Pictures, batches, held_out, order
 from pipeline.tables import Manifest
 
 CHECKPOINT = "checkpoint.pt"
@@ -55,6 +57,8 @@ class Task:
     """A process for each column."""
     threads: int
     checkpoint_steps: int
+    first: ray.ObjectRef[dict[str, Tensor]]
+    """Whole weights, by name, in place of drawn ones."""
     start: Path | None
     """A checkpoint to go on from where Ray knows of none."""
     mailbox: ray.actor.ActorHandle[Any]
@@ -116,19 +120,25 @@ class Worker:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         self.link, self.replica, self.replicas, self.reduce = _place(self.rank, size, task)
-        self.network = AlexNet(task.model, len(task.manifest.classes), self.link)
+        self.network = build(task.model, len(task.manifest.classes), self.link)
         self.network.draw_first_weights(task.learning.seed)
+        if self.replicas > 1 and any(isinstance(layer, _BatchNorm) for layer in self.network.modules()):
+            raise ValueError(
+                "params.yaml: model: batch normalization takes its means over the whole batch, and each of several replicas "
+                "sees a part of it. Set placement: one in machine.yaml"
+            )
+        self.network.load_state_dict(self.network.state_dict() | self.network.part(ray.get(task.first)))
         dtype = torch.float64 if task.learning.precision == "float64" else torch.float32
         self.network.to(self.device, dtype)
         self.rule = Momentum(self.network, task.learning)
-        self.statistics = Statistics(
-            *(
-                torch.from_numpy(array).to(self.device, dtype)
-                for array in (task.mean.image_CHW, task.mean.eigenvalues_C, task.mean.eigenvectors_CC)
-            )
+        mean, values, vectors = (
+            torch.from_numpy(array).to(self.device, dtype)
+            for array in (task.mean.image_CHW, task.mean.eigenvalues_C, task.mean.eigenvectors_CC)
         )
+        self.statistics = Statistics(subtracted(mean, task.augmentation), values, vectors)
         self.dtype = dtype
         self.train = self._pictures("train")
+        self.aside = np.flatnonzero(held_out(len(self.train), task.learning))
         self.progress = Progress()
 
     def _pictures(self, split: str) -> Pictures:
@@ -137,10 +147,12 @@ class Worker:
     def epoch(self) -> None:
         """The rest of an epoch, and its validation."""
         task, progress = self.task, self.progress
-        rate = task.learning.rate_in(progress.epoch)
+        watched = "val_top1_error" if task.learning.watched == "validation" else "held_out_top1_error"
+        rates = task.learning.rates(progress.epoch, [row.get(watched, np.inf) for row in progress.epochs])
+        rate = rates.common
         started, seen, window = time.monotonic(), 0, [0.0, 0.0, 0.0]
         for batch in self._batches(progress.epoch, progress.batch):
-            measured = self._step(batch, rate)
+            measured = self._step(batch, rates)
             for sums in (window, progress.epoch_sums):
                 sums[0] += measured.loss_sum
                 sums[1] += measured.right
@@ -158,7 +170,10 @@ class Worker:
                     self.save()
         row = {"epoch": progress.epoch, "step": progress.step, "rate": rate}
         row |= {f"train_{name}": value for name, value in _means(*progress.epoch_sums).items()}
-        row |= {f"val_{name}": value for name, value in self.validate().items()}
+        pictures = self._pictures("val")
+        row |= {f"val_{name}": value for name, value in self.measure(pictures, np.arange(len(pictures))).items()}
+        if len(self.aside):
+            row |= {f"held_out_{name}": value for name, value in self.measure(self.train, self.aside).items()}
         progress.epochs.append(row)
         self._tell(row)
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
@@ -176,26 +191,32 @@ class Worker:
             threads=self.task.threads,
         )
 
-    def _step(self, batch: Batch, rate: float) -> Measured:
+    def _step(self, batch: Batch, rates: Rates) -> Measured:
         task, progress = self.task, self.progress
         places, labels = batch.places.to(self.device), batch.labels.to(self.device)
         patches = torch.empty(0, device=self.device)
         if len(labels):
             images = batch.images.to(self.device)
             patches = training_patches(
-                images, places, self.statistics, task.augmentation, task.learning.seed, progress.epoch, self.dtype
-            )
+                images, places, self.statistics, task.augmentation, task.learning.seed, progress.epoch, self.dtype,
+                task.model.patch,
+            )  # fmt: skip
         dropout = Dropout(task.learning.seed, progress.step, places - batch.number * task.learning.batch_size)
         return step(
-            self.network, self.rule, patches, labels, rate=rate, dropout=dropout, count=batch.count, reduce=self.reduce
+            self.network,
+            self.rule,
+            patches,
+            labels,
+            rates=rates,
+            dropout=dropout,
+            count=batch.count,
+            reduce=self.reduce,
         )
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss, top-1 and top-5 error on the centre patches of the validation pictures, each exactly once."""
-        pictures = self._pictures("val")
-        places = np.arange(len(pictures))
-        as_stored = Order(places, places % self.replicas)
+    def measure(self, pictures: Pictures, chosen: NDArray[np.int64]) -> dict[str, float]:
+        """Loss, top-1 and top-5 error on the centre patches of the chosen pictures, each exactly once."""
+        as_stored = Order(chosen, np.arange(len(chosen)) % self.replicas)
         self.network.eval()
         sums = torch.zeros(4, dtype=torch.float64)
         for batch in batches(
@@ -208,7 +229,8 @@ class Worker:
         ):
             if len(batch.labels):
                 labels = batch.labels.to(self.device)
-                patches = centre_view(batch.images.to(self.device), self.statistics.mean_CHW)
+                images = batch.images.to(self.device)
+                patches = centre_view(images, self.statistics.mean_CHW, self.task.model.patch)
                 with precision(self.task.learning, self.device):
                     logits = self.network(patches)
                 logits = logits.to(self.dtype)
@@ -219,18 +241,20 @@ class Worker:
         if self.reduce is not None:
             self.reduce([sums])
         loss_sum, right, right5, seen = sums.tolist()
-        assert seen == len(pictures), f"validation saw {seen} of {len(pictures)} pictures"
+        assert seen == len(chosen), f"{seen} of {len(chosen)} pictures were seen"
         return {**_means(loss_sum, right, seen), "top5_error": 1 - right5 / seen}
 
     def _tell(self, *rows: dict[str, float]) -> None:
         if self.rank == 0:
-            done = self.progress.epoch * len(self.train) + self.progress.epoch_sums[2]
+            done = self.progress.epoch * (len(self.train) - len(self.aside)) + self.progress.epoch_sums[2]
             self.task.mailbox.put.remote([*rows], done)
 
     def save(self) -> None:
         """A checkpoint of the whole tensors and the progress: any placement can go on from it."""
-        weights = gather(dict(self.network.named_parameters()), self.link, UNDIVIDED)
-        velocity = gather(self.rule.velocity, self.link, UNDIVIDED)
+        weights, velocity = (
+            gather(tensors, self.link, self.network.undivided)
+            for tensors in (self.network.state_dict(), self.rule.velocity)
+        )
         self.saved_step = self.progress.step
         if self.rank != 0:
             ray.train.report({})

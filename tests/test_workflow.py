@@ -118,14 +118,30 @@ def test_dvc_shows_the_flow_the_metrics_and_the_run_s_points(workflow):
 
 
 def test_an_experiment_is_compared_and_applied(workflow):
-    workflow.run("dvc", "exp", "run", "--temp", "-S", "report.seed=1")
-    workflow.run("dvc", "exp", "run", "--queue", "-S", "report.seed=2")
+    from mlflow import MlflowClient
+
+    workflow.run("dvc", "exp", "run", "--temp", "--name", "other-report", "-S", "report.seed=1")
+    changes = ["-S", "learning.seed=1", "-S", "start.network=models:/alexnet-drawn@champion"]
+    workflow.run("dvc", "exp", "run", "--queue", "--name", "other-network", *changes)
     workflow.run("dvc", "exp", "run", "--run-all")
-    names = workflow.run("dvc", "exp", "list", "--name-only").split()
-    assert len(names) == 2
+    names = ["other-report", "other-network"]
+    assert sorted(workflow.run("dvc", "exp", "list", "--name-only").split()) == sorted(names)
     assert workflow.run("git", "status", "--porcelain") == ""
     table = workflow.run("dvc", "exp", "show", "--csv")
     assert all(name in table for name in names)
+    (run,) = MlflowClient(f"sqlite:///{workflow.folder}/mlflow.db").search_runs(["1"], "params.`learning.seed` = '1'")
+    assert re.match(r"conv1, .*, fc8 of models:/alexnet-drawn@champion \(run \w{16}\)$", run.data.tags["start"])
+    # an ensemble of the two, of which none is in the working copy, and of what is
+    asked = [*names, "data/evaluation=2", "--out", "table.json"]
+    said = workflow.run(sys.executable, "-m", "pipeline.ensemble", *asked)
+    told = json.loads((workflow.folder / "table.json").read_text())
+    (workflow.folder / "table.json").unlink()
+    assert "all 3 together" in said
+    assert [member["weight"] for member in told["members"]] == [1, 1, 2]
+    kept = [member["predictions"] for member in told["members"]]
+    assert kept[0] == kept[2] != kept[1]
+    here = json.loads((workflow.folder / "metrics.json").read_text())["ten_views"]["top1_error"]
+    assert [told["members"][place]["top1_error"] for place in (0, 2)] == [here, here]
     workflow.run("dvc", "exp", "apply", names[0])
     try:
         assert "report.seed" in workflow.run("dvc", "params", "diff")
@@ -148,6 +164,30 @@ def test_a_recipe_runs_beside_the_working_copy(workflow):
     code, said = workflow.run(sys.executable, "-m", "pipeline.recipe", "othr", check=False)
     assert code == 1
     assert "recipes/othr.yaml: there is no such recipe; there are other, paper" in said
+
+
+def test_variants_are_run_once_recorded_and_compared(workflow):
+    seed = YAML(typ="safe").load(workflow.folder / "params.yaml")["learning"]["seed"]
+    file = workflow.folder / "experiments/two.yaml"
+    lines = ["record: two", "base: params.yaml", "target: evaluate", f"seeds: [{seed}]", "variants:"]
+    for name, number in (("one", 8), ("other", 9)):  # what does not touch the training takes no time
+        lines.append(f'  - {{name: {name}, section: "", changes: {{report.seed: {number}}}, paper: ""}}')
+    file.write_text("\n".join(lines) + "\n")
+    workflow.run("git", "add", "-A")
+    workflow.run("git", "commit", "-qm", "a comparison")
+    said = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml", "other")
+    assert "compare: other, seed" in said and "compare: one, seed" not in said
+    said = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml")
+    assert "compare: one, seed" in said and "compare: other, seed" not in said
+    error = 100 * json.loads((workflow.folder / "metrics.json").read_text())["ten_views"]["top1_error"]
+    assert f"| other |  | 1 | {error:.2f} |" in said
+    assert "| +0.00 |" in said
+    record = workflow.folder / "records/two"
+    assert (record / "table.md").read_text().strip() in said
+    assert (record / "losses.png").stat().st_size > 1000
+    assert (record / f"one-{seed}-steps.csv").read_bytes() == (workflow.folder / "data/history/steps.csv").read_bytes()
+    shutil.rmtree(record)
+    workflow.run("git", "reset", "-q", "--hard", "HEAD~1")
 
 
 def test_outs_are_pushed_and_pulled(workflow, tmp_path):
@@ -185,7 +225,7 @@ def test_mlflow_has_the_run_its_curves_and_the_registered_model(workflow):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{workflow.folder}/mlflow.db")
-    (run,) = client.search_runs(["1"], "tags.fingerprint != ''")
+    (run,) = client.search_runs(["1"], "params.`learning.seed` = '0'")
     assert run.info.status == "FINISHED"
     assert run.data.params["learning.batch_size"] == "8"
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10 // 2

@@ -26,13 +26,44 @@ from PIL import Image, ImageDraw
 from scipy.io import savemat
 
 from pipeline import stage
-from pipeline.sources.ilsvrc import DEVKIT, GROUND_TRUTH, META, TRAIN, VAL
+from pipeline.sources import ilsvrc
+from pipeline.sources.contents import Contents
+from pipeline.sources.ilsvrc import META
+from pipeline.sources.ilsvrc2012 import YEAR
 
 DRAWING = 1
 """The version of this drawing. Raise it with each change of what is drawn: it is in the folder's name."""
 
 LEAST_TRAIN, LEAST_VAL, MOST = 20, 10, 100_000
 """Fewest pictures that have room for the oddities; most that the names have room for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """params.yaml, `source:` with `name: sample`: a miniature of ILSVRC-2012, drawn, not photographed."""
+
+    name: Literal["sample"]
+    seed: int
+    """Of the drawing: another one gives other pictures of the same ten classes. From 0."""
+    train_images: int
+    """Training pictures to draw, over all classes. At least 20: the odd files are among them."""
+    val_images: int
+    """Validation pictures to draw, over all classes. At least 10."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed has to be at least 0, is {self.seed}")
+        for name, least in (("train_images", LEAST_TRAIN), ("val_images", LEAST_VAL)):
+            count = getattr(self, name)
+            if not least <= count <= MOST:
+                raise ValueError(f"{name} has to be from {least} to {MOST}, is {count}")
+
+    def contents(self, store: Path) -> Contents:
+        """What the archives in the store hold, drawn there if they are not."""
+        target = folder(store, self.seed, self.train_images, self.val_images)
+        make(target, self.seed, self.train_images, self.val_images)
+        return ilsvrc.contents(target, store, YEAR, drawn=True)
+
 
 Shape = Literal["disc", "ring", "star", "triangle", "wings"]
 Texture = Literal["dots", "stripes"]
@@ -181,17 +212,17 @@ def make(target: Path, seed: int, train_images: int, val_images: int) -> None:
         stage.discard(target)
         target.mkdir()
         odd = _oddities(seed, train_images)
-        _write(target / TRAIN, lambda file: _train(file, seed, train_images, odd))
-        _write(target / VAL, lambda file: _val(file, seed, val_images))
-        _write(target / DEVKIT, lambda file: _devkit(file, seed, train_images, val_images))
-        record = {name: _fingerprint(target / name) for name in (TRAIN, VAL, DEVKIT)}
+        _write(target / YEAR.train, lambda file: _train(file, seed, train_images, odd))
+        _write(target / YEAR.val, lambda file: _val(file, seed, val_images))
+        _write(target / YEAR.devkit, lambda file: _devkit(file, seed, train_images, val_images))
+        record = {name: _fingerprint(target / name) for name in YEAR.archives}
         _write(target / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
 def _intact(target: Path) -> bool:
     try:
         record = json.loads((target / RECORD).read_text())
-        return bool(record == {name: _fingerprint(target / name) for name in (TRAIN, VAL, DEVKIT)})
+        return bool(record == {name: _fingerprint(target / name) for name in YEAR.archives})
     except (FileNotFoundError, ValueError):
         return False
 
@@ -245,12 +276,12 @@ def _devkit(file: IO[bytes], seed: int, train_images: int, val_images: int) -> N
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
     ):
-        top = DEVKIT.removesuffix(".tar.gz")
+        top = YEAR.devkit.removesuffix(".tar.gz")
         _add(
             tar, f"{top}/readme.txt", b"Drawn by a program in the layout of ILSVRC-2012. No picture is a photograph.\n"
         )
         _add(tar, f"{top}/{META}", _meta(train_images))
-        _add(tar, f"{top}/{GROUND_TRUTH}", truth.encode())
+        _add(tar, f"{top}/{YEAR.truth}", truth.encode())
 
 
 FIELDS = (

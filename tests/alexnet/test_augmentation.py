@@ -5,8 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
 
-from alexnet.augmentation import CENTRE, Augmentation, Statistics, centre_view, ten_views, training_patches
+from alexnet.augmentation import (
+    AREAS,
+    CENTRE,
+    RATIOS,
+    Augmentation,
+    Statistics,
+    centre_view,
+    subtracted,
+    ten_views,
+    training_patches,
+)
 
 PLAIN = Augmentation(
     patches="random", chunk=1, reflections=False, mean="centre", colour="none", colour_std=0.1, colour_epochs=90
@@ -126,3 +138,46 @@ def test_the_views_are_the_corners_and_the_centre():
 def test_the_centre_view_is_one_of_the_ten():
     mean = statistics().mean_CHW
     assert torch.equal(centre_view(pictures(2), mean), ten_views(pictures(2), mean)[:, CENTRE])
+
+
+def test_a_network_of_227_pixels_has_patches_and_views_of_227():
+    statistics_ = statistics()
+    patches = training_patches(pictures(4), torch.arange(4), statistics_, PLAIN, SEED, EPOCH, side=227)
+    assert patches.shape == (4, 3, 227, 227)
+    views = ten_views(pictures(1), statistics_.mean_CHW, 227)[0] + statistics_.mean_CHW[:, 14:241, 14:241]
+    for number, (y, x) in enumerate([(0, 0), (0, 29), (14, 14), (29, 0), (29, 29)]):
+        torch.testing.assert_close(views[number], pictures(1)[0, :, y : y + 227, x : x + 227].float())
+
+
+def test_one_number_for_each_colour_can_be_subtracted():
+    mean = subtracted(statistics().mean_CHW, dataclasses.replace(PLAIN, mean="channels"))
+    assert mean.shape == (3, 256, 256)
+    for channel in range(3):
+        assert mean[channel].unique().tolist() == pytest.approx([statistics().mean_CHW[channel].mean().item()])
+    assert torch.equal(subtracted(statistics().mean_CHW, PLAIN), statistics().mean_CHW)
+
+
+def test_resized_patches_are_spread_as_torchvision_s():
+    # a picture whose red is the row and whose green is the column: a patch tells where it was cut
+    ramp, count = torch.arange(256, dtype=torch.uint8), 300
+    picture = torch.stack([ramp[:, None].expand(256, 256), ramp.expand(256, 256), ramp.expand(256, 256)])
+    section = dataclasses.replace(PLAIN, patches="resized")
+    none = Statistics(torch.zeros(3, 256, 256), statistics().eigenvalues_C, statistics().eigenvectors_CC)
+    patches = training_patches(picture.expand(count, -1, -1, -1), torch.arange(count), none, section, SEED, EPOCH)
+    found = []
+    for patch in patches:
+        # between two inner places the ramp rises by the part's length over 224
+        lines = patch[0, :, 112], patch[1, 112, :]
+        high, wide = ((line[180] - line[40]).item() / 140 * 224 for line in lines)
+        y, x = (line[112].item() - length / 2 for line, length in zip(lines, (high, wide), strict=True))
+        found.append((high * wide, wide / high, y, x))
+    torch.manual_seed(0)
+    theirs = [RandomResizedCrop.get_params(picture, [*AREAS], [*RATIOS]) for _ in range(2000)]
+    expected = [(high * wide, wide / high, y, x) for y, x, high, wide in theirs]
+    for ours, other in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True):
+        assert ks_2samp(ours, other).pvalue > 0.001
+
+
+def test_a_resized_patch_has_no_place_in_the_mean():
+    with pytest.raises(ValueError, match="mean cannot be 'patch' where patches is 'resized'"):
+        dataclasses.replace(PLAIN, patches="resized", mean="patch")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexnet.dataset import MAX_PIXELS, Mean, Sums, Undecodable, decode, encode, resize
+from alexnet.dataset import MAX_PIXELS, Mean, Sums, Undecodable, decode, eigen, encode, resize
 
 
 def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -275,13 +275,34 @@ def test_mean_and_covariance_are_numpys() -> None:
     assert mean.images == 11
 
 
-def test_the_axes_are_the_covariances() -> None:
-    mean = Mean.of(Sums.none(16).add(IMAGES_BCHW))
+@pytest.mark.parametrize("seed", range(20))
+def test_the_axes_are_the_covariances(seed: int) -> None:
+    mixed = np.einsum("cd,bdhw->bchw", np.random.default_rng(seed).normal(size=(3, 3)) / 3, IMAGES_BCHW - 128.0) + 128
+    mean = Mean.of(Sums.none(16).add(mixed.clip(0, 255).astype(np.uint8)))
     values, vectors = mean.eigenvalues_C, mean.eigenvectors_CC
     np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, mean.covariance_CC, atol=1e-9)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)
     assert list(values) == sorted(values, reverse=True)
     assert (vectors[np.abs(vectors).argmax(axis=0), range(3)] > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["any", "nearly equal", "of rank 1", "diagonal", "nothing"])
+def test_eigenvalues_and_vectors_are_lapack_s(kind: str) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        half = generator.normal(size=(3, 3)) * 50
+        symmetric = {
+            "any": half @ half.T,
+            "nearly equal": np.eye(3) + 1e-9 * (half + half.T),
+            "of rank 1": np.outer(half[0], half[0]),
+            "diagonal": np.diag(half[0]),
+            "nothing": np.zeros((3, 3)),
+        }[kind]
+        values, vectors = eigen(symmetric)
+        size = np.abs(symmetric).max()
+        np.testing.assert_allclose(values, np.linalg.eigvalsh(symmetric)[::-1], atol=1e-14 * size)
+        np.testing.assert_allclose(symmetric @ vectors, vectors * values, atol=1e-14 * size)
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-14)
 
 
 def test_grey_pictures_vary_along_grey_alone() -> None:

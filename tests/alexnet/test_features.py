@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from alexnet import features
-from alexnet.model import AlexNet, Model
+from alexnet.model import AlexNet
+from tests.sections import PAPER
 
-SMALL = Model(
-    columns=2,
-    width=0.0625,
-    normalization="printed",
-    dropout=0.5,
-    dropout_scale="test",
-    first_std=(0.01,) * 8,
-    first_bias=(0.0,) * 8,
-)
+SMALL = dataclasses.replace(PAPER, width=0.0625, normalization="printed")
 
 
 def all_distances(queries: np.ndarray, base: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,12 @@ def of_neighbours() -> bytes:
     return figures.neighbours(pictures, [pictures, pictures[:1]], ["a", "b"], [["a", "b"], ["a"]])
 
 
+def of_saliency() -> bytes:
+    generator = np.random.default_rng(0)
+    pictures = generator.integers(256, size=(5, 20, 20, 3), dtype=np.uint8)
+    return figures.saliency(pictures, generator.random((5, 20, 20)), [0, 1, 2, 3, 0], [0, 2, 2, 3, -1], NAMES)
+
+
 def of_kernels() -> bytes:
     return figures.first_layer(np.random.default_rng(0).normal(size=(24, 3, 11, 11)))
 
@@ -46,7 +52,23 @@ def of_confusion() -> bytes:
     return figures.confusion(np.array([[3, 1, 0, 0], [0, 4, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]), NAMES)
 
 
-@pytest.mark.parametrize("draw", [of_guesses, of_neighbours, of_kernels, of_curves, of_confusion])
+def of_losses() -> bytes:
+    return figures.losses(
+        {"paper": [([10, 20], [2.3, 2.3]), ([10], [2.2])], "other": [([10, 20], [2.3, 1.0])]}, math.log(10)
+    )
+
+
+def of_activations() -> bytes:
+    runs = [[0.9, 0.5, 0.2], [0.9, 0.4, 0.3]]
+    return figures.relu_and_tanh(
+        {"one start": {"relu": runs, "tanh": runs}, "another": {"relu": runs, "tanh": runs[:1]}}, 0.25
+    )
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [of_guesses, of_saliency, of_neighbours, of_kernels, of_curves, of_confusion, of_losses, of_activations],
+)
 def test_same_bytes_and_no_trace(draw: Callable[[], bytes]) -> None:
     before = dict(matplotlib.rcParams)
     first = draw()
@@ -94,15 +116,48 @@ def test_only_the_true_class_is_red() -> None:
     assert reddish(pixels(figures.guesses(picture, [5], six, names))) == 0
 
 
+def test_a_guess_is_red_only_if_it_is_right() -> None:
+    picture, map_HW = np.full((1, 20, 20, 3), 128, np.uint8), np.zeros((1, 20, 20))
+    right, wrong = (pixels(figures.saliency(picture, map_HW, [1], [guess], NAMES)) for guess in (1, 0))
+    assert reddish(right) > 100
+    assert reddish(wrong) == 0
+
+
+def test_what_speaks_for_the_guess_is_the_brightest_and_its_size_does_not_matter() -> None:
+    picture, map_HW = np.full((20, 20, 3), 128, np.uint8), np.zeros((20, 20))
+    map_HW[4:8, 10:15] = 0.5
+    map_HW[5, 12] = 1.0
+    shown = figures._laid_over(picture, map_HW).sum(axis=-1).astype(int)
+    assert np.unravel_index(shown.argmax(), shown.shape) == (5, 12)
+    rest = shown[map_HW == 0]
+    assert len(np.unique(rest)) == 1
+    np.testing.assert_array_equal(figures._laid_over(picture, 1e-9 * map_HW), figures._laid_over(picture, map_HW))
+
+
+def test_a_note_can_be_read() -> None:
+    assert pixels(figures.note("none were looked up")).min() < 200
+
+
 def test_nan_and_nothing_can_be_drawn() -> None:
     picture = np.full((1, 20, 20, 3), 128, np.uint8)
     pixels(figures.guesses(picture, [0], np.full((1, 4), np.nan), NAMES))
     pixels(figures.confusion(np.zeros((4, 4), int), NAMES))
     pixels(figures.confusion(np.eye(40, dtype=int), [str(k) for k in range(40)]))
     pixels(figures.neighbours(picture, [picture[:0]], ["a"], [[]]))
+    pixels(figures.saliency(picture, np.zeros((1, 20, 20)), [0], [-1], NAMES))
     pixels(figures.curves([], {"loss": {"training": []}}))
 
 
 def test_short_names_fit() -> None:
     assert figures._short("king snake, kingsnake") == "king snake"
     assert max(len(figures._short(name)) for name in [*NAMES, "x" * 80, "x" * 30 + " y"]) <= 24
+
+
+def test_figure_1_has_a_line_at_its_target_and_ends_a_curve_where_it_is_nan() -> None:
+    falling, rest = [0.9, 0.5, 0.3, 0.2], [math.nan] * 4
+    whole = pixels(figures.relu_and_tanh({"": {"relu": [falling], "tanh": [[0.9, 0.7, 0.6, 0.5]]}}, 0.25))
+    ended = pixels(figures.relu_and_tanh({"": {"relu": [rest], "tanh": [[0.9, 0.7, 0.6, 0.5]]}}, 0.25))
+    assert reddish(whole) > reddish(ended) + 200
+    assert figures.relu_and_tanh({"": {"relu": [falling], "tanh": [rest]}}, 0.5) != figures.relu_and_tanh(
+        {"": {"relu": [falling], "tanh": [rest]}}, 0.25
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,14 @@ from alexnet import dataset
 from alexnet.learning import Learning
 from pipeline import batches
 from pipeline.batches import Batch, Order, Pictures, order
+from tests import sections
 from tests.pipeline import miniature
 
 SIDE = 16
 
 
 def learning(**changes: Any) -> Learning:
-    settings: dict[str, Any] = {
-        "seed": 0,
-        "batch_size": 8,
-        "epochs": 2,
-        "rate": 0.01,
-        "bias_rate": 1,
-        "rate_falls": (),
-        "rate_divisor": 10,
-        "momentum": 0.9,
-        "decay": 0,
-        "bias_decay": 0,
-        "precision": "float32",
-        "order": "shuffled",
-        "log_steps": 1,
-        "streams": 4,
-    }
-    return Learning(**settings | changes)
+    return dataclasses.replace(sections.LEARNING, **({"batch_size": 8, "epochs": 2, "streams": 4} | changes))
 
 
 class Sizes(Pictures):
@@ -257,3 +243,17 @@ def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1" + b"0" * 1000)
     with pytest.raises(OSError, match=r"train-0\.parquet: gone or damaged"):
         Pictures(tmp_path, ["train-0.parquet"])
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "cyclic"])
+def test_what_is_held_out_is_in_no_epoch_and_all_else_is_in_every_one(kind: str) -> None:
+    stored = Sizes([50] * 40)
+    settings = learning(held_out=0.1, order=kind, streams=4)
+    aside = set(np.flatnonzero(batches.held_out(len(stored), settings)).tolist())
+    assert 150 < len(aside) < 250
+    for epoch in range(3):
+        found = order(stored, settings, epoch)
+        assert sorted(found.pictures.tolist()) == [picture for picture in range(2000) if picture not in aside]
+        assert len(found.streams) == len(found.pictures)
+    assert not batches.held_out(len(stored), learning()).any()
+    assert (batches.held_out(500, settings) == batches.held_out(2000, settings)[:500]).all()

@@ -59,7 +59,7 @@ def test_placement(
     expected: tuple[int, bool, bool, int],
 ) -> None:
     having(monkeypatch, gpus, cpus)
-    place = cluster.placement(Machine(placement=wish), columns)
+    place = cluster.placement(Machine(placement=wish), columns == 2)
     assert (place.workers, place.apart, place.gpu, place.threads) == expected
 
 
@@ -71,7 +71,7 @@ def test_no_placement_asks_for_more_than_there_is(monkeypatch: pytest.MonkeyPatc
         for cpus in [(1,), (2,), (3,), (8,), (64,), (4, 4), (3, 5), (1, 1, 1), (16, 2)]:
             having(monkeypatch, gpus, *cpus)
             with contextlib.suppress(ValueError):
-                place = cluster.placement(Machine(placement=wish), columns)
+                place = cluster.placement(Machine(placement=wish), columns == 2)
                 had += 1
                 assert sum(cores // place.threads for cores in cpus) >= place.workers
                 assert place.gpu == (gpus > 0)
@@ -89,14 +89,14 @@ def test_no_process_needs_cores_of_two_nodes(
     monkeypatch: pytest.MonkeyPatch, gpus: int, cpus: tuple[int, ...], threads: int
 ) -> None:
     having(monkeypatch, gpus, *cpus)
-    assert cluster.placement(Machine(), 2).threads == threads
+    assert cluster.placement(Machine(), True).threads == threads
 
 
 def test_gpus_without_enough_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     having(monkeypatch, 8, 4)
     with pytest.raises(ValueError, match="8 GPUs need a CPU core each, the cluster has 4"):
-        cluster.placement(Machine(), 2)
-    assert cluster.placement(Machine(devices=4), 2).workers == 4
+        cluster.placement(Machine(), True)
+    assert cluster.placement(Machine(devices=4), True).workers == 4
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_gpus_without_enough_cores_are_refused(monkeypatch: pytest.MonkeyPatch) 
     [
         (0, 1, 2, "'columns' needs 2 CPU cores, the cluster has 1"),
         (1, 8, 2, "'columns' needs 2 GPUs, since a GPU takes one process; there is 1"),
-        (4, 8, 1, "'columns' needs a network of 2 columns, model.columns is 1"),
+        (4, 8, 1, "'columns' needs a network of 2 columns (params.yaml: model.columns)"),
     ],
 )
 def test_columns_that_cannot_be_had_are_refused(
@@ -112,7 +112,7 @@ def test_columns_that_cannot_be_had_are_refused(
 ) -> None:
     having(monkeypatch, gpus, cpus)
     with pytest.raises(ValueError, match=r"machine\.yaml: placement") as caught:
-        cluster.placement(Machine(placement="columns"), columns)
+        cluster.placement(Machine(placement="columns"), columns == 2)
     assert words in str(caught.value)
 
 
@@ -121,8 +121,8 @@ def test_gpus_are_as_many_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -
     assert cluster.gpus(Machine()) == 4
     assert cluster.gpus(Machine(devices=3)) == 3
     assert cluster.gpus(Machine(devices="cpu")) == 0
-    assert cluster.placement(Machine(devices="cpu"), 2).gpu is False
-    assert cluster.placement(Machine(devices=1), 2).workers == 1
+    assert cluster.placement(Machine(devices="cpu"), True).gpu is False
+    assert cluster.placement(Machine(devices=1), True).workers == 1
     with pytest.raises(ValueError, match="devices: 5 GPUs asked for, the cluster has 4"):
         cluster.gpus(Machine(devices=5))
 

@@ -19,7 +19,9 @@ from scipy.io import loadmat
 
 from pipeline import download, params, tables
 from pipeline.sources import sample
-from pipeline.sources.ilsvrc import DEVKIT, TRAIN, VAL
+from pipeline.sources.ilsvrc2012 import YEAR
+
+TRAIN, VAL, DEVKIT = YEAR.archives
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"name": "sample", "seed": 3, "train_images": 30, "val_images": 10}
@@ -72,7 +74,7 @@ def test_every_row_is_the_picture_that_an_independent_reader_finds(
         assert archive[row["offset"] : row["offset"] + row["length"]] == data
         assert (row["split"], row["id"], row["wnid"]) == (split, name.removesuffix(".JPEG"), wnid)
         assert row["label"] == wnids.index(wnid)
-    classes = json.loads(Path("data/index/classes.json").read_text())
+    classes = json.loads(Path("data/index/contents.json").read_text())["classes"]
     assert [synset["wnid"] for synset in classes] == wnids
     assert {synset["wnid"]: synset["words"] for synset in classes} == {
         str(synset["WNID"]): str(synset["words"]) for synset in leaves
@@ -82,10 +84,10 @@ def test_every_row_is_the_picture_that_an_independent_reader_finds(
 
 def test_the_archives_are_listed_with_their_sizes_and_checksums_and_said_to_be_drawn(place: Path) -> None:
     download.run()
-    listed = json.loads(Path("data/index/archives.json").read_text())
-    assert listed["drawn"] is True
-    assert len(listed["archives"]) == 3
-    for archive in listed["archives"]:
+    assert json.loads(Path("data/index/contents.json").read_text())["drawn"] is True
+    archives = tables.read(Path("data/index/archives.parquet")).to_pylist()
+    assert len(archives) == 3
+    for archive in archives:
         data = (place / "data/store" / archive["name"]).read_bytes()
         assert archive["bytes"] == len(data)
         assert archive["md5"] == hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -128,7 +130,7 @@ def test_another_seed_has_its_own_archives_beside_the_others(place: Path) -> Non
     settle(seed=4)
     download.run()
     assert outs(place)["index.parquet"] != first["index.parquet"]
-    assert outs(place)["classes.json"] == first["classes.json"]
+    assert outs(place)["contents.json"] == first["contents.json"]
     assert len(list((place / "data/store").glob(f"sample-*/{TRAIN}"))) == 2
 
 
@@ -146,7 +148,7 @@ def test_an_archive_that_cannot_be_indexed_leaves_the_old_outs(place: Path, monk
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": "imagnet"}, "source.name: .*'sample'.*imagnet"),
+        ({"name": "smaple"}, "source.name: unknown name 'smaple', did you mean 'sample'\\? Known are sample, "),
         ({"seed": -1}, "source: seed has to be at least 0, is -1"),
         ({"train_images": 19}, "source: train_images has to be from 20 to 100000, is 19"),
         ({"val_images": 9}, "source: val_images has to be from 10 to 100000, is 9"),

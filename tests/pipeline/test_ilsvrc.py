@@ -8,14 +8,18 @@ import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 
-from pipeline.sources import ilsvrc
-from pipeline.sources.ilsvrc import DEVKIT, TRAIN, VAL
+from pipeline.sources import ilsvrc, tars
+from pipeline.sources.contents import Archive, Contents
+from pipeline.sources.ilsvrc2012 import YEAR
+
+TRAIN, VAL, DEVKIT = YEAR.archives
 
 # ILSVRC2012_ID 1, 2, 3 and the inner node 4: the order is not that of the WordNet ids
 WNIDS = ("n03000000", "n01000000", "n02000000")
@@ -72,7 +76,7 @@ def devkit(meta_mat: bytes | None = None, truth: tuple[object, ...] = TRUTH) -> 
     parts = {
         f"{top}/": b"",
         f"{top}/{ilsvrc.META}": meta() if meta_mat is None else meta_mat,
-        f"{top}/{ilsvrc.GROUND_TRUTH}": "".join(f"{word}\n" for word in truth).encode(),
+        f"{top}/{YEAR.truth}": "".join(f"{word}\n" for word in truth).encode(),
     }
     return gzip.compress(tar_of(parts))
 
@@ -96,10 +100,13 @@ class Store:
     def put(self, name: str, data: bytes) -> None:
         (self.folder / name).write_bytes(data)
 
-    def contents(self) -> ilsvrc.Contents:
-        return ilsvrc.contents(self.folder, self.path, drawn=False)
+    def contents(self) -> Contents:
+        return ilsvrc.contents(self.folder, self.path, YEAR)
 
-    def picture(self, picture: ilsvrc.Picture) -> bytes:
+    def pictures(self) -> list[Any]:
+        return [SimpleNamespace(**row) for row in self.contents().pictures.to_pylist()]
+
+    def picture(self, picture: Any) -> bytes:
         return (self.path / picture.archive).read_bytes()[picture.offset : picture.offset + picture.length]
 
     def fault(self) -> str:
@@ -114,16 +121,16 @@ def store(tmp_path: Path) -> Store:
 
 
 def assert_indexed(store: Store) -> None:
-    contents = store.contents()
+    pictures = store.pictures()
     there = {name: data for files in train_files().values() for name, data in files.items()} | val_files()
-    assert [f"{picture.id}.JPEG" for picture in contents.pictures] == list(there)
-    for picture in contents.pictures:
+    assert [f"{picture.id}.JPEG" for picture in pictures] == list(there)
+    for picture in pictures:
         assert store.picture(picture) == there[f"{picture.id}.JPEG"]
-    train = [picture for picture in contents.pictures if picture.split == "train"]
-    val = [picture for picture in contents.pictures if picture.split == "val"]
+    train = [picture for picture in pictures if picture.split == "train"]
+    val = [picture for picture in pictures if picture.split == "val"]
     assert [picture.wnid for picture in train] == [picture.id.split("_")[0] for picture in train]
     assert [picture.wnid for picture in val] == [WNIDS[id_ - 1] for id_ in TRUTH]
-    assert all(picture.label == LABELS[picture.wnid] for picture in contents.pictures)
+    assert all(picture.label == LABELS[picture.wnid] for picture in pictures)
     assert [picture.offset for picture in train] == sorted(picture.offset for picture in train)
 
 
@@ -151,9 +158,9 @@ def test_members_may_lie_in_folders_and_have_long_names(store: Store, kind: int,
 def test_the_checksums_are_of_the_whole_files(store: Store) -> None:
     # what GNU tar pads with, and then something
     store.put(VAL, tar_of(val_files()) + bytes(3 * 2**20) + b"more")
-    contents = store.contents()
-    assert {archive.name for archive in contents.archives} == {f"here/{name}" for name in (TRAIN, VAL, DEVKIT)}
-    for archive in contents.archives:
+    archives = [Archive(**row) for row in store.contents().archives.to_pylist()]
+    assert {archive.name for archive in archives} == {f"here/{name}" for name in (TRAIN, VAL, DEVKIT)}
+    for archive in archives:
         data = (store.path / archive.name).read_bytes()
         assert archive.bytes == len(data)
         assert archive.md5 == hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -161,19 +168,19 @@ def test_the_checksums_are_of_the_whole_files(store: Store) -> None:
 
 
 def test_the_archives_are_read_once_and_in_small_pieces(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    big = {f"n01000000_{number}.JPEG": bytes(2 * ilsvrc.CHUNK) for number in (1, 2)}
+    big = {f"n01000000_{number}.JPEG": bytes(2 * tars.CHUNK) for number in (1, 2)}
     store.put(TRAIN, train_tar(train_files() | {"n01000000": big}))
     pieces: list[int] = []
-    see = ilsvrc.Hashed._see
+    see = tars.Hashed._see
 
-    def noted(self: ilsvrc.Hashed, part: bytes) -> None:
+    def noted(self: tars.Hashed, part: bytes) -> None:
         pieces.append(len(part))
         see(self, part)
 
-    monkeypatch.setattr(ilsvrc.Hashed, "_see", noted)
+    monkeypatch.setattr(tars.Hashed, "_see", noted)
     contents = store.contents()
-    assert sum(pieces) == sum(archive.bytes for archive in contents.archives)
-    assert max(pieces) <= ilsvrc.CHUNK
+    assert sum(pieces) == sum(contents.archives["bytes"].to_pylist())
+    assert max(pieces) <= tars.CHUNK
 
 
 def test_the_classes_are_the_low_level_synsets_by_wordnet_id(store: Store) -> None:
@@ -201,7 +208,7 @@ def test_an_archive_cut_anywhere_is_never_taken_for_a_whole_one(store: Store, na
 
 
 def test_the_member_that_an_archive_ends_in_is_named(store: Store) -> None:
-    third = next(picture for picture in store.contents().pictures if picture.id.endswith("val_00000003"))
+    third = next(picture for picture in store.pictures() if picture.id.endswith("val_00000003"))
     store.put(VAL, (store.folder / VAL).read_bytes()[: third.offset + third.length - 1])
     assert f"{VAL}: cut short or damaged: it ends inside member {third.id}.JPEG. Fetch it again" in store.fault()
 
@@ -215,7 +222,7 @@ def test_a_tar_in_the_archive_that_is_cut_is_named(store: Store) -> None:
 
 
 def test_a_damaged_header_is_no_quiet_end(store: Store) -> None:
-    offset = next(picture.offset for picture in store.contents().pictures if picture.id.endswith("val_00000003"))
+    offset = next(picture.offset for picture in store.pictures() if picture.id.endswith("val_00000003"))
     data = bytearray((store.folder / VAL).read_bytes())
     data[offset - 500] ^= 1
     store.put(VAL, bytes(data))
@@ -228,11 +235,9 @@ def test_a_devkit_cut_short_is_named(store: Store, length: int) -> None:
     assert f"{DEVKIT}: not a whole .tar.gz" in store.fault()
 
 
-@pytest.mark.parametrize("part", [ilsvrc.META, ilsvrc.GROUND_TRUTH])
+@pytest.mark.parametrize("part", [ilsvrc.META, YEAR.truth])
 def test_a_devkit_without_one_of_its_parts_is_named(store: Store, part: str) -> None:
-    store.put(
-        DEVKIT, gzip.compress(tar_of({name: b"1" for name in (ilsvrc.META, ilsvrc.GROUND_TRUTH) if name != part}))
-    )
+    store.put(DEVKIT, gzip.compress(tar_of({name: b"1" for name in (ilsvrc.META, YEAR.truth) if name != part})))
     assert f"{DEVKIT}: holds no {part}" in store.fault()
 
 
@@ -245,10 +250,10 @@ def test_a_meta_mat_that_is_none_is_named(store: Store, data: bytes) -> None:
 BAD_DEVKITS: dict[str, tuple[bytes, str]] = {
     "a WordNet id twice": (devkit(meta(("n01000000", "n02000000", "n01000000"))), "WNID n01000000 is there twice"),
     "an id twice": (devkit(meta(ids=(1, 2, 2))), "ILSVRC2012_ID 2 is there twice"),
-    "a label that is an inner node": (devkit(truth=(2, 4, 1, 1)), "line 2 is '4', no ILSVRC2012_ID of a class"),
+    "a label that is an inner node": (devkit(truth=(2, 4, 1, 1)), "line 2 is '4', no number of a class"),
     "a label that is no number": (devkit(truth=(2, 3, "x", 1)), "line 3 is 'x'"),
-    "fewer labels": (devkit(truth=(2, 3, 1)), "00000004.JPEG: the devkit's ground truth has no line 4, it has 3"),
-    "more labels": (devkit(truth=(*TRUTH, 1)), "holds 4 pictures, the devkit's ground truth has 5 lines"),
+    "fewer labels": (devkit(truth=(2, 3, 1)), "00000004.JPEG: the val ground truth has no line 4, it has 3"),
+    "more labels": (devkit(truth=(*TRUTH, 1)), "holds 4 pictures, the val ground truth has 5 lines"),
     "another year": (
         devkit(meta(("n03000000", "n01000000", "n04000000"))),
         f"{TRAIN}: n02000000.tar: n02000000 is no class of the devkit",
@@ -276,8 +281,8 @@ BAD_TRAIN: dict[str, tuple[Any, str]] = {
     "another ending": (lambda inner: {"n01000000_7.jpg": b"x"}, "member 'n01000000_7.jpg' has no name like"),
     "a Windows path": (lambda inner: {"a\\n01000000_7.JPEG": b"x"}, "has no name like"),
     "the same id twice": (
-        lambda inner: inner["n01000000"] | {"again/n01000000_7.JPEG": b"x"},
-        "member n01000000_7.JPEG is there twice",
+        lambda inner: dict.fromkeys(("n01000000_7.JPEG", "again/n01000000_7.JPEG"), b"x"),
+        "n01000000_7 is there twice: at byte 1024 of here/ILSVRC2012_img_train.tar and at byte 2048",
     ),
 }
 
@@ -314,9 +319,9 @@ def test_a_tar_too_large_for_ustar_s_numbers_is_indexed(tmp_path: Path) -> None:
             handle.seek(-(-length // 512) * 512, io.SEEK_CUR)
         handle.write(bytes(1024))
     with file.open("rb") as opened:
-        hashed = ilsvrc.Hashed(opened)
+        hashed = tars.Hashed(opened)
         hashed._seen = hashed.bytes  # nothing left to hash: it is the offsets that are looked at
-        found = [(member.name, member.offset_data) for member in ilsvrc._members(hashed, 0, hashed.bytes, "here")]
+        found = [(member.name, member.offset_data) for member in tars.members(hashed, 0, hashed.bytes, "here")]
     assert found == [("first", 512), ("second", 512 + size + 512)]
 
 
@@ -324,8 +329,8 @@ def test_a_window_reads_as_a_file_of_its_own(tmp_path: Path) -> None:
     data = bytes(range(256)) * 20
     (tmp_path / "file").write_bytes(data)
     with (tmp_path / "file").open("rb") as opened:
-        hashed = ilsvrc.Hashed(opened)
-        window = ilsvrc.Window(hashed, 100, 1000)
+        hashed = tars.Hashed(opened)
+        window = tars.Window(hashed, 100, 1000)
         for place, length in ((0, 10), (500, 100), (20, 30), (990, 50), (2000, 10), (999, 1)):
             window.seek(place)
             assert window.read(length) == data[100:1100][place : place + length]

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import evaluate, report
-from pipeline.evaluate import Results
+from alexnet.model import AlexNet
+from pipeline import evaluate, params, report
 from pipeline.machine import Machine
 from pipeline.report import Report
 from pipeline.tables import Manifest, Synset
-from tests.pipeline.test_evaluate import CLASSES, parts, world
+from tests.pipeline.test_evaluate import CLASSES, RESULTS, as_test, parts, world
+
+ROOT = Path(__file__).parents[2]
 
 SECTION = Report(pictures=3, queries=2, seed=0)
 
@@ -34,7 +36,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]
     (folder / "data/evaluation").mkdir()
     (folder / "data/history").mkdir()
     (folder / "data/history/epochs.csv").write_text(EPOCHS)
-    summary = evaluate.summarize(parts(folder, manifest), manifest, Results(neighbours=3), folder / "data/evaluation")
+    summary = evaluate.summarize(parts(folder, manifest), manifest, RESULTS, folder / "data/evaluation")
     (folder / "metrics.json").write_text(json.dumps(summary))
     return folder, manifest
 
@@ -45,14 +47,15 @@ def here(evaluated: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> M
     return evaluated[1]
 
 
-def figures(manifest: Manifest, section: Report = SECTION) -> dict[str, bytes]:
-    return report.draw(section, manifest, Machine(), np.random.default_rng(0).random((6, 3, 11, 11), np.float32), 2)
+def figures(manifest: Manifest, section: Report = SECTION, split: str = "val") -> dict[str, bytes]:
+    network, facts = evaluate.load(Path("data/model.pt").read_bytes(), manifest, split)
+    return report.draw(section, split, manifest, Machine(), network, facts["mean"])
 
 
-def page(manifest: Manifest, settings: dict[str, Any] | None = None, **metrics: Any) -> str:
+def page(manifest: Manifest, settings: dict[str, Any] | None = None, *shown: str, **metrics: Any) -> str:
     said = json.loads(Path("metrics.json").read_text()) | metrics
-    pngs = dict.fromkeys(("curves", "first-layer", "confusion"), b"png")
-    return report.render(said, manifest, pngs, settings or {"learning": {"rate": 0.01}})
+    pngs = dict.fromkeys(("curves", "first-layer", "confusion", *shown), b"png")
+    return report.render(said, "val", manifest, pngs, settings or {"learning": {"rate": 0.01}})
 
 
 class Links(html.parser.HTMLParser):
@@ -69,10 +72,11 @@ class Links(html.parser.HTMLParser):
 
 
 def test_the_page_needs_nothing_else(here: Manifest) -> None:
-    text = report.render(json.loads(Path("metrics.json").read_text()), here, figures(here), report.parameters())
+    metrics = json.loads(Path("metrics.json").read_text())
+    text = report.render(metrics, "val", here, figures(here), report.parameters())
     links = Links()
     links.feed(text)
-    assert len(links.links) == 5
+    assert len(links.links) == 6
     assert all(link.startswith("data:image/png;base64,") for link in links.links)
     assert not links.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"url\(|@import|https?:", text.replace("data:image/png;base64,", ""))
@@ -125,24 +129,59 @@ def test_no_path_and_no_time(here: Manifest) -> None:
 def test_the_same_bytes_twice_and_other_pictures_for_another_seed(here: Manifest) -> None:
     first = figures(here)
     assert figures(here) == first
-    assert set(first) == {"curves", "first-layer", "confusion", "guesses", "neighbours"}
+    assert set(first) == {"curves", "first-layer", "confusion", "guesses", "saliency", "neighbours"}
     other = figures(here, dataclasses.replace(SECTION, seed=1))
-    assert {name for name in first if first[name] != other[name]} == {"guesses", "neighbours"}
+    assert {name for name in first if first[name] != other[name]} == {"guesses", "saliency", "neighbours"}
 
 
 def test_nothing_to_show_is_left_out(here: Manifest) -> None:
     none = figures(here, Report(pictures=0, queries=0, seed=0))
     assert set(none) == {"curves", "first-layer", "confusion"}
     assert "Figure 4" not in page(here)
+    assert "Grad-CAM" not in page(here)
 
 
-def test_a_choice_by_lot() -> None:
-    chosen = report.choose(50_000, 8, 0, 0)
-    assert len(set(chosen)) == 8
-    assert chosen == report.choose(50_000, 8, 0, 0)
-    assert chosen != report.choose(50_000, 8, 1, 0)
-    assert chosen != report.choose(50_000, 8, 0, 1)
-    assert sorted(report.choose(3, 8, 0, 0)) == [0, 1, 2]
+def test_every_plot_of_dvc_has_its_file_whatever_is_left_out(here: Manifest) -> None:
+    wanted = {plot for plot in params.load(ROOT / "dvc.yaml")["plots"] if isinstance(plot, str)}
+    none = figures(here, Report(pictures=0, queries=0, seed=0))
+    full = none | dict.fromkeys(("guesses", "saliency", "neighbours"), b"\x89PNG of their own")
+    for drawn in (full, none):
+        made = report.plots(drawn)
+        assert wanted <= {f"report/{name}.png" for name in made}
+        assert all(made[name] == png for name, png in drawn.items())
+        assert all(png.startswith(b"\x89PNG") for png in made.values())
+    assert set(report.plots(full)) == set(full) == set(report.plots(none))
+
+
+def test_the_page_says_how_alike_neighbours_are_and_what_codes_find_of_them(here: Manifest) -> None:
+    said = json.loads(Path("metrics.json").read_text())
+    shares = {"same_class": 0.87654, "same_class_by_code": 0.7654, "found_by_code": 0.321}
+    text = page(here, None, "neighbours", neighbours=said["neighbours"] | shares)
+    for words in ("87.7", "76.5", "32.1"):
+        assert f"{words}\u00a0%" in text
+    uncoded = page(here, None, "neighbours", neighbours={"queries": 128, "same_class": 0.87654})
+    assert "87.7\u00a0%" in uncoded
+    assert "code" not in re.sub(r"</?code>", "", uncoded.split("<h2>Confusion")[0].split("</style>")[1])
+
+
+def test_the_test_split_is_shown_as_what_it_is(here: Manifest) -> None:
+    one = Report(pictures=1, queries=1, seed=0)
+    assert figures(as_test(here), one, "test") == figures(here, one)
+    metrics = json.loads(Path("metrics.json").read_text())
+    for split, manifest, words in (("val", here, "validation"), ("test", as_test(here), "test")):
+        text = report.render(metrics, split, manifest, dict.fromkeys(figures(here, one), b""), {})
+        for expected in (f"13 {words} pictures of", f"<th>{words} set</th>", f"First a {words} picture"):
+            assert expected in text
+
+
+def test_what_a_network_has_no_guess_for_has_no_map(here: Manifest) -> None:
+    network, facts = evaluate.load(Path("data/model.pt").read_bytes(), here, "val")
+    assert isinstance(network, AlexNet)
+    pictures = np.random.default_rng(0).integers(256, size=(1, 256, 256, 3), dtype=np.uint8)
+    shares = np.full((1, 7), np.nan)
+    png = report._saliency(network, facts["mean"], pictures, [0], shares, evaluate.names(CLASSES))
+    assert png.startswith(b"\x89PNG")
+    assert next(network.parameters()).dtype.itemsize == 4, "the network was changed"
 
 
 def test_pictures_are_found_in_their_shards(here: Manifest) -> None:
@@ -191,4 +230,5 @@ def test_the_stage_writes_equal_bytes_twice(here: Manifest, monkeypatch: pytest.
         seen.append({file.name: file.read_bytes() for file in sorted(Path("report").iterdir())})
     assert seen[0] == seen[1]
     assert set(seen[0]) == {"index.html", *(f"{name}.png" for name in figures(here))}
+    assert Path("report/neighbours.png").stat().st_size > 10_000, "the figure is only a note"
     assert list((tmp_path / "mlartifacts").glob("*/artifacts/report/index.html"))

@@ -27,7 +27,9 @@ from pipeline.resize import Resize
 from pipeline.tables import Manifest, Synset
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
-SECTION = Resize(side=32, filter="bilinear", quality=95, shuffle_seed=3, images_per_shard=8, max_rejected=0.2)
+SECTION = Resize(
+    side=32, fit="crop", filter="bilinear", quality=95, shuffle_seed=3, images_per_shard=8, max_rejected=0.2
+)
 PARAMS = """source:
   kind: none
 resize:
@@ -36,6 +38,7 @@ resize:
   quality: 95
   shuffle_seed: 3
   images_per_shard: 8
+  fit: crop
   max_rejected: 0.2
 """
 
@@ -100,8 +103,8 @@ def lay_out(folder: Path) -> None:
                 for member in tar
             ]
     tables.write(pa.Table.from_pylist(rows, schema=tables.INDEX), tables.INDEX, folder / "data/index/index.parquet")
-    classes = [dataclasses.asdict(synset) for synset in CLASSES]
-    (folder / "data/index/classes.json").write_text(json.dumps(classes))
+    contents = {"drawn": True, "classes": [dataclasses.asdict(synset) for synset in CLASSES]}
+    (folder / "data/index/contents.json").write_text(json.dumps(contents))
     archives = [
         {
             "name": archive,
@@ -110,7 +113,8 @@ def lay_out(folder: Path) -> None:
         }
         for archive in ("deep/train.tar", "val.tar")
     ]
-    (folder / "data/index/archives.json").write_text(json.dumps({"drawn": True, "archives": archives}))
+    listed = pa.Table.from_pylist(archives, schema=tables.ARCHIVES)
+    tables.write(listed, tables.ARCHIVES, folder / "data/index/archives.parquet")
     (folder / "params.yaml").write_text(PARAMS)
 
 
@@ -271,10 +275,19 @@ def test_the_key_knows_what_decides_the_bytes(copy: Path) -> None:
     index = resize.read_index(resize.INDEX)
     key = resize.key(SECTION, index)
     assert resize.key(dataclasses.replace(SECTION, max_rejected=1.0), index) == key
-    for change in ({"side": 31}, {"filter": "area"}, {"quality": 94}, {"shuffle_seed": 4}, {"images_per_shard": 7}):
+    for change in (
+        {"side": 31},
+        {"fit": "warp"},
+        {"filter": "area"},
+        {"quality": 94},
+        {"shuffle_seed": 4},
+        {"images_per_shard": 7},
+    ):
         assert resize.key(dataclasses.replace(SECTION, **change), index) != key
-    (copy / "data/index/archives.json").write_text((copy / "data/index/archives.json").read_text().replace("9", "8", 1))
-    with contextlib.suppress(ValueError):
+    for archive in index.archives["name"].to_pylist():
+        sums = [None if name == archive else "0" * 64 for name in index.archives["name"].to_pylist()]
+        others = index.archives.set_column(2, "sha256", pa.array(sums, pa.string()))
+        tables.write(others, tables.ARCHIVES, copy / "data/index/archives.parquet")
         assert resize.key(SECTION, resize.read_index(resize.INDEX)) != key
 
 
@@ -320,8 +333,8 @@ def test_a_worker_s_error_arrives_as_it_is(copy: Path, ray_session: None) -> Non
 
 
 def test_an_index_that_is_not_there_says_what_to_run(copy: Path) -> None:
-    (copy / "data/index/classes.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"classes\.json: not there\. Run: dvc repro download"):
+    (copy / "data/index/contents.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"contents\.json: not there\. Run: dvc repro download"):
         resize.run()
 
 

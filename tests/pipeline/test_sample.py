@@ -21,7 +21,9 @@ from PIL import Image, ImageOps
 from scipy.io import loadmat
 
 from pipeline.sources import sample
-from pipeline.sources.ilsvrc import DEVKIT, TRAIN, VAL
+from pipeline.sources.ilsvrc2012 import YEAR
+
+TRAIN, VAL, DEVKIT = YEAR.archives
 
 ROOT = Path(__file__).parents[2]
 IMAGES = (30, 10)

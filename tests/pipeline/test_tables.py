@@ -105,9 +105,13 @@ INDEX_ROWS: list[dict[str, Any]] = [
 ]
 
 
+ARCHIVES = pa.Table.from_pylist(
+    [{"name": "x.tar", "bytes": 600}, {"name": "y.tar", "bytes": 9}], schema=tables.ARCHIVES
+)
+
+
 def check(rows: list[dict[str, Any]]) -> None:
-    sizes = {"x.tar": 600, "y.tar": 9}
-    tables.check_index(pa.Table.from_pylist(rows, schema=tables.INDEX), CLASSES, sizes, Path("index.parquet"))
+    tables.check_index(pa.Table.from_pylist(rows, schema=tables.INDEX), CLASSES, ARCHIVES, Path("index.parquet"))
 
 
 def test_a_sound_index_passes() -> None:
@@ -136,7 +140,7 @@ def test_an_index_has_rows_and_columns() -> None:
     with pytest.raises(ValueError, match="holds no picture"):
         check([])
     with pytest.raises(ValueError, match="has the columns"):
-        tables.check_index(pa.table({"id": ["a"]}), CLASSES, {}, Path("index.parquet"))
+        tables.check_index(pa.table({"id": ["a"]}), CLASSES, ARCHIVES, Path("index.parquet"))
 
 
 MANIFEST = Manifest(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet.model import AlexNet, Classifier, Model
+from alexnet.model import AlexNet, Classifier
 from pipeline import tracking
 from pipeline.machine import Machine
 from pipeline.stage import Stopped
 from pipeline.tables import Manifest, Shard, Synset
+from tests.sections import PAPER
 
 ROOT = Path(__file__).parents[2]
 
@@ -323,14 +327,8 @@ def test_a_database_on_another_machine_is_said(tmp_path: Path) -> None:
 
 
 def classifier(normalization: Any, seed: int) -> Classifier:
-    model = Model(
-        columns=2,
-        width=0.0625,
-        normalization=normalization,
-        dropout=0.5,
-        dropout_scale="test",
-        first_std=(0.05,) * 8,
-        first_bias=(0.1,) * 8,
+    model = dataclasses.replace(
+        PAPER, width=0.0625, normalization=normalization, first_std=(0.05,) * 10, first_bias=(0.1,) * 10
     )
     network = AlexNet(model, classes=2)
     network.draw_first_weights(seed)
@@ -345,7 +343,7 @@ def test_the_served_model_is_the_network(store: Any, normalization: str) -> None
     network = classifier(normalization, 1)
     pictures = manifest(drawn=False)
     with tracking.run(MACHINE, f"served {normalization}", {}, pictures, "evaluate", adopt=True) as run:
-        uri = run.model(network, [("n1", "a"), ("n2", "b")])
+        uri = run.model(network, [("n1", "a"), ("n2", "b")], b"weights")
     assert network.training, "the network that was given has changed"
     served = mlflow.pyfunc.load_model(uri)
     generator = np.random.default_rng(0)
@@ -362,7 +360,10 @@ def test_the_served_model_is_the_network(store: Any, normalization: str) -> None
 def test_candidate_and_champion(store: Any) -> None:
     def publish(seed: int, error: float, pictures: int) -> tuple[str, ...]:
         with tracking.run(MACHINE, f"published {seed}", {}, manifest(pictures), "evaluate", adopt=True) as run:
-            return run.publish(classifier("none", seed), [("n1", "a"), ("n2", "b")], f"digest {seed}", error)
+            return run.publish(classifier("none", seed), [("n1", "a"), ("n2", "b")], weights(seed), error)
+
+    def weights(seed: int) -> bytes:
+        return f"model.pt {seed}".encode()
 
     def champion() -> str:
         return str(store.get_model_version_by_alias("alexnet-drawn", "champion").tags["weights"])
@@ -370,10 +371,40 @@ def test_candidate_and_champion(store: Any) -> None:
     assert publish(1, 0.5, 0) == ("candidate", "champion")
     assert publish(2, 0.6, 0) == ("candidate",)
     assert publish(3, 0.1, 1) == ("candidate",), "errors on other pictures do not compare"
-    assert champion() == "digest 1"
+    assert champion() == hashlib.sha256(weights(1)).hexdigest()
     assert publish(4, 0.4, 0) == ("candidate", "champion")
-    assert champion() == "digest 4"
+    assert champion() == hashlib.sha256(weights(4)).hexdigest()
     versions = len(store.search_model_versions("name = 'alexnet-drawn'"))
     assert publish(4, 0.4, 0) == ("candidate",)
     assert len(store.search_model_versions("name = 'alexnet-drawn'")) == versions, "stored again"
-    assert champion() == "digest 4"
+    assert champion() == hashlib.sha256(weights(4)).hexdigest()
+
+
+@pytest.mark.slow
+def test_the_weights_of_a_model_are_found_by_each_of_its_names(store: Any) -> None:
+    given = b"what data/model.pt holds"
+    with tracking.run(MACHINE, "weights", {}, manifest(drawn=False), "evaluate", adopt=True) as run:
+        run.publish(classifier("none", 5), [("n1", "a"), ("n2", "b")], given, 0.5)
+    version = store.get_model_version_by_alias("alexnet", "candidate")
+    logged = store.get_model_version("alexnet", version.version).source
+    names = ["models:/alexnet@champion", f"models:/alexnet/{version.version}", logged, f"runs:/{run.run_id}/model"]
+    assert re.fullmatch("models:/m-[0-9a-f]+", logged)
+    for name in names:
+        assert tracking.weights(MACHINE, name) == given, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["models:/none@champion", "models:/none/1", f"models:/m-{'0' * 32}", f"runs:/{'0' * 32}/model", "models:/"]
+)
+def test_a_model_that_is_not_there_is_said(store: Any, name: str) -> None:
+    with pytest.raises(OSError, match="MLflow at sqlite:"):
+        tracking.weights(MACHINE, name)
+
+
+@pytest.mark.slow
+def test_a_model_without_its_weights_is_said(store: Any) -> None:
+    with tracking.run(MACHINE, "no weights", {}, manifest(), "evaluate", adopt=True) as run:
+        run.artifact(Path(__file__), "model")
+    with pytest.raises(OSError, match=r"has no model\.pt"):
+        tracking.weights(MACHINE, f"runs:/{run.run_id}/model")

@@ -24,61 +24,65 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from alexnet.model import AlexNet, load
-from pipeline import train
+from alexnet.learning import RateChange
+from alexnet.model import AlexNet, Model, load, save
+from pipeline import start, train
 from pipeline.machine import Machine
 from pipeline.train import Inputs
 from tests.pipeline import miniature
+from tests.sections import AUGMENTATION, LEARNING, PAPER
 
 ROOT = Path(__file__).parents[2]
 
 EPOCHS = 4
 
 SECTIONS: dict[str, dict[str, Any]] = {
-    "model": {
-        "columns": 2,
-        "width": 0.0625,
-        "normalization": "original",
-        "dropout": 0.5,
-        "dropout_scale": "test",
-        "first_std": [0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01],
-        "first_bias": [0, 1, 0, 1, 1, 1, 1, 0],
+    "model": dataclasses.asdict(PAPER) | {"width": 0.0625},
+    "start": {
+        "network": "none",
+        "layers": "fitting",
+        "unsupervised": "none",
+        "unsupervised_layers": 1,
+        "unsupervised_patches": 200,
+        "unsupervised_iterations": 2,
     },
-    "augmentation": {
-        "patches": "random",
-        "chunk": 1,
-        "reflections": True,
-        "mean": "centre",
-        "colour": "deviations",
-        "colour_std": 0.1,
-        "colour_epochs": 3,
-    },
-    "learning": {
-        "seed": 0,
+    "augmentation": dataclasses.asdict(AUGMENTATION) | {"colour_epochs": 3},
+    "learning": dataclasses.asdict(LEARNING)
+    | {
         "batch_size": 10,  # 24 pictures: the last batch of an epoch is short
         "epochs": EPOCHS,
         "rate": 0.002,
-        "bias_rate": 2,
         "rate_falls": [2],
-        "rate_divisor": 10,
-        "momentum": 0.9,
-        "decay": 0.0005,
-        "bias_decay": 0,
-        "precision": "float32",
-        "order": "shuffled",
+        "held_out": 0.2,
+        "watched": "held_out",
+        "plateau_epochs": 1,
         "log_steps": 2,
         "streams": 4,
     },
 }
 
 OTHERS: dict[str, Any] = {
+    "network": "vgg16",
     "columns": 1,
+    "kernels": (96, 256, 0, 384, 256, 256),
+    "units": (4096, 2048, 0),
     "width": 0.125,
+    "border": "padded",
+    "deviation": (1.0, 2.0, 3.0),
+    "activation": "tanh",
     "normalization": "none",
+    "pooling": "disjoint",
     "dropout": 0.4,
+    "dropout_layers": (5, 6),
     "dropout_scale": "training",
-    "first_std": (0.02,) * 8,
-    "first_bias": (0.5,) * 8,
+    "first_weights": "uniform",
+    "first_std": (0.02,) * 10,
+    "first_bias": (0.5,) * 10,
+    "layers": ("conv1",),
+    "unsupervised": "kmeans",
+    "unsupervised_layers": 2,
+    "unsupervised_patches": 300,
+    "unsupervised_iterations": 3,
     "patches": "centre",
     "chunk": 2,
     "reflections": False,
@@ -93,7 +97,13 @@ OTHERS: dict[str, Any] = {
     "bias_rate": 1.0,
     "rate_falls": (1,),
     "rate_divisor": 9.0,
+    "plateau_epochs": 2,
+    "plateau_falls": 1,
+    "watched": "validation",
+    "held_out": 0.3,
+    "rate_changes": (RateChange(epoch=1, layers=("conv1",), weights=0.0, biases=None),),
     "momentum": 0.8,
+    "velocity": "without rate",
     "decay": 0.0,
     "bias_decay": 0.1,
     "precision": "float64",
@@ -134,12 +144,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Which run it is
 
 
-def test_any_parameter_of_the_three_sections_makes_another_run(here: Path) -> None:
+def test_any_parameter_of_the_four_sections_makes_another_run(here: Path) -> None:
     inputs = train.read_inputs(Machine())
     seen = {inputs.fingerprint}
-    for name in ("model", "augmentation", "learning"):
+    for name in ("model", "start", "augmentation", "learning"):
         section = getattr(inputs, name)
         for field in dataclasses.fields(section):
+            if field.name == "network":
+                continue  # its bytes decide: see below
             changed = dataclasses.replace(section, **{field.name: OTHERS[field.name]})
             assert changed != section, field.name
             fingerprint = dataclasses.replace(inputs, **{name: changed}).fingerprint
@@ -157,6 +169,27 @@ def test_other_pictures_or_another_mean_make_another_run(here: Path) -> None:
     (here / "data/mean.npz").write_bytes(data[:-1] + data[-1:])
     again = dataclasses.replace(inputs, mean_digest=hashlib.sha256(data).hexdigest())
     assert len({inputs.fingerprint, other.fingerprint, again.fingerprint}) == 3
+
+
+def test_the_bytes_of_the_network_to_begin_with_decide_and_not_its_name(
+    here: Path, finished: tuple[Path, Inputs, AlexNet]
+) -> None:
+    file, seen = finished[0] / "model.pt", [finished[1].fingerprint]
+    data = file.read_bytes()
+    for name in ("one.pt", str(here / "folder/other.pt")):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_bytes(data)
+        write(here, {**SECTIONS, "start": {**SECTIONS["start"], "network": name}})
+        seen.append(train.read_inputs(Machine()).fingerprint)
+    network = finished[2]
+    with torch.no_grad():
+        network.conv1.weight[0] += 1
+    with file.open("wb") as handle:
+        save(handle, network, fingerprint="", classes=[["n00000000", ""]])
+    write(here, {**SECTIONS, "start": {**SECTIONS["start"], "network": str(file)}})
+    seen.append(train.read_inputs(Machine()).fingerprint)
+    assert seen[1] == seen[2]
+    assert len(set(seen)) == 3
 
 
 def test_the_machine_and_the_way_a_number_is_written_make_no_other_run(here: Path) -> None:
@@ -553,3 +586,70 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert ran.code == 1
     assert f"belongs to run {theirs.name}, this is {ours}" in ran.said
     assert "Traceback" not in ran.said
+
+
+def begun_with(folder: Path, placement: str, **section: Any) -> AlexNet:
+    """Sets up a training of one epoch at rate 0, so that what it ends with is what it began with; gives what is drawn."""
+    write(folder, {
+        **SECTIONS,
+        "start": {**SECTIONS["start"], **section},
+        "learning": {**SECTIONS["learning"], "epochs": 1, "rate": 0, "rate_falls": []},
+    })  # fmt: skip
+    (folder / "machine.yaml").write_text(f"devices: cpu\nplacement: {placement}\nworkers: 2\n")
+    drawn = AlexNet(Model(**SECTIONS["model"]), 3)
+    drawn.draw_first_weights(0)
+    return drawn
+
+
+def learned(folder: Path) -> dict[str, torch.Tensor]:
+    with (folder / "data/model.pt").open("rb") as handle:
+        return load(handle)[0].state_dict()
+
+
+@pytest.mark.slow
+def test_it_begins_with_another_network_but_for_its_classes_and_a_checkpoint_goes_before_it(
+    tmp_path: Path, begin: Callable[[Path], Training]
+) -> None:
+    folder, other = copy(tmp_path), AlexNet(Model(**SECTIONS["model"]), 3)
+    other.draw_first_weights(9)
+    with (folder / "other.pt").open("wb") as handle:
+        save(handle, other, fingerprint="fall2011", classes=[[f"n1{label}", ""] for label in range(3)])
+    drawn = begun_with(folder, "columns", network="other.pt")
+    ran = begin(folder).end()
+    assert ran.code == 0, ran.said
+    assert "train: begins with conv1, conv2, conv3, conv4, conv5, fc6, fc7 of " in ran.said
+    assert "(run fall2011); fc8 drawn: it tells other classes apart" in ran.said
+    for name, weight in learned(folder).items():
+        assert torch.equal(weight, (drawn if name.startswith("fc8") else other).state_dict()[name]), name
+    (checkpoint,) = folder.glob("runs/*/checkpoint-*/checkpoint.pt")
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["weights"]["conv2.weight"] += 1
+    torch.save(contents, checkpoint)
+    (folder / "data/model.pt").unlink()
+    (checkpoint.parents[1] / "finished.json").unlink()
+    ran = begin(folder).end()
+    assert ran.code == 0, ran.said
+    assert torch.equal(learned(folder)["conv2.weight"], other.conv2.weight + 1)
+
+
+@pytest.mark.slow
+def test_it_begins_with_clusters_in_the_first_layers(
+    tmp_path: Path, begin: Callable[[Path], Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy(tmp_path)
+    drawn = begun_with(folder, "one", unsupervised="kmeans", unsupervised_layers=2)
+    ran = begin(folder).end()
+    assert ran.code == 0, ran.said
+    assert "train: begins with conv1 and conv2 of 200 patches each, clustered" in ran.said
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    inputs = train.read_inputs(Machine())
+    found = start.found(inputs.start, inputs.model, 0, inputs.manifest, inputs.mean, folder / "data/shards")
+    for name, weight in learned(folder).items():
+        assert torch.equal(weight, found.get(name, drawn.state_dict()[name])), name
+        assert (name in found) == (not torch.equal(weight, drawn.state_dict()[name]))
+    from mlflow import MlflowClient
+
+    (run,) = MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["1"])
+    assert run.data.tags["start"] == "conv1 and conv2 of 200 patches each, clustered"
+    assert run.data.params["start.unsupervised"] == "kmeans"

@@ -1,0 +1,136 @@
+"""How long the nearest pictures take at ImageNet's size, and how much memory: on made-up features, by the code of `evaluate`.
+
+Run:    python benchmarks/neighbours.py --rows 1281167 --folder /somewhere/with/12/GB
+Writes: a table of features as `evaluate` writes it, into a temporary folder that it removes at the end
+Prints: bytes, rows a second, minutes and the largest memory; and whether some answers are those of a plain search
+
+The features are random and rectified, float16: as of a network, half of them are 0, and most pictures are about equally
+far apart, which is hard for the search. With --code-bits all of it is done again with short codes: one epoch of learning,
+the codes of all rows, and the search by them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pipeline import evaluate, tables
+from pipeline.progress import Progress
+
+FEATURES = 4096
+GROUP = 128
+"""Rows in a row group, as `evaluate.classify` writes them."""
+
+
+def main() -> None:
+    """Makes the features, looks up, checks."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=20_000, help="training pictures; ILSVRC-2012 has 1,281,167")
+    parser.add_argument("--queries", type=int, default=128)
+    parser.add_argument("--neighbours", type=int, default=6)
+    parser.add_argument("--checked", type=int, default=2, help="queries that are looked up a second time, plainly")
+    parser.add_argument("--code-bits", type=int, default=0, help="of short codes, learned in one epoch; 0: none")
+    parser.add_argument("--folder", type=Path, default=None, help="where there is room: 8 kB for each row")
+    arguments = parser.parse_args()
+    section = evaluate.Results(
+        split="val",
+        neighbours=arguments.neighbours,
+        queries=arguments.queries,
+        seed=0,
+        code_bits=0,
+        code_hidden=512,
+        code_epochs=1,
+        code_batch_size=128,
+        code_rate=0.001,
+    )
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        write(folder / "features-val.parquet", arguments.queries, "float32", seed=1)
+        write(folder / "features-train.parquet", arguments.rows, "float16", seed=2)
+        size = (folder / "features-train.parquet").stat().st_size
+        print(f"{arguments.rows:,} rows of {FEATURES} features in {size / 2**30:.2f} GiB; {memory()}", flush=True)
+        measured(folder, section, arguments.rows)
+        wrong, far = checked(folder, arguments.checked)
+        print(
+            f"plain search in float64 for {arguments.checked} of the queries: {wrong} neighbours differ, distances by at "
+            f"most {far:.1e} of themselves",
+            flush=True,
+        )
+        if arguments.code_bits:
+            measured(folder, dataclasses.replace(section, code_bits=arguments.code_bits), arguments.rows)
+    raise SystemExit(int(wrong > 0 or far > 1e-9))
+
+
+def measured(folder: Path, section: evaluate.Results, rows: int) -> None:
+    """Looks up, and prints what it took."""
+    begun, used = time.perf_counter(), time.process_time()
+    summary = evaluate.write_neighbours(folder, section)
+    seconds, cores = time.perf_counter() - begun, time.process_time() - used
+    what = f"with codes of {section.code_bits} bits" if section.code_bits else "neighbours"
+    print(
+        f"{what}: {rows / seconds:,.0f} rows/s, {seconds / 60:.1f} minutes, {cores / 60:.1f} of a core; {memory()}; {summary}",
+        flush=True,
+    )
+
+
+def write(file: Path, rows: int, kind: str, seed: int) -> None:
+    """A table like the one that `evaluate.join` writes."""
+    generator = np.random.default_rng(seed)
+    ids, writer = (f"n{row:08}" for row in range(rows)), None
+    with Progress(f"making {file.name}", rows, "rows") as progress:
+        for start in range(0, rows, GROUP):
+            number = min(GROUP, rows - start)
+            values = np.maximum(generator.standard_normal((number, FEATURES), np.float32), 0)
+            columns: dict[str, Any] = {
+                "id": pa.array([next(ids) for _ in range(number)]),
+                "label": pa.array(generator.integers(1000, size=number)),
+                "features": evaluate._lists(torch.from_numpy(values), kind),
+            }
+            table = pa.table(columns)
+            writer = writer or evaluate.writer(file, table.schema)
+            writer.write_table(table)
+            progress.add(number)
+    assert writer is not None
+    writer.close()
+
+
+def checked(folder: Path, number: int) -> tuple[int, float]:
+    """How many neighbours of some queries a plain search does not find so, and how far their distances are off."""
+    found = pq.read_table(folder / "neighbours.parquet").slice(0, number).to_pylist()
+    tested = {row["id"]: row["features"] for row in tables.read(folder / "features-val.parquet").to_pylist()}
+    ids = tables.read(folder / "features-train.parquet", ["id"])["id"].to_pylist()
+    squares: list[list[np.ndarray]] = [[] for _ in found]
+    for group in tables.groups(folder / "features-train.parquet", ["features"]):
+        rows = evaluate.matrix(group["features"]).numpy().astype(np.float64)
+        for row, parts in zip(found, squares, strict=True):
+            parts.append(((rows - np.array(tested[row["id"]])) ** 2).sum(axis=1))
+    wrong, far = 0, 0.0
+    for row, parts in zip(found, squares, strict=True):
+        distances = np.sqrt(np.concatenate(parts))
+        order = np.argsort(distances, kind="stable")[: len(row["nearest"])]
+        wrong += sum(ids[place] != name for place, name in zip(order, row["nearest"], strict=True))
+        far = max(far, float(np.max(np.abs(distances[order] / np.array(row["distance"]) - 1))))
+    return wrong, far
+
+
+def memory() -> str:
+    """The most memory that this process has had."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
+    return f"memory {most:.2f} GiB at most"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Variants of a recipe, seed by seed, run as DVC experiments and printed beside each other (§3, §4).
+
+Run:    make ablations [ONLY="one-column no-dropout"]   (python -m pipeline.compare experiments/ablations.yaml [VARIANT …])
+Reads:  a list of variants, and the params file that they vary
+Writes: records/<record>/runs.csv, a row for each finished run, its curves as <variant>-<seed>-<steps or epochs>.csv,
+        losses.png and table.md
+Expect: as long as the runs take, one after another; what runs.csv has is not run again, so it can be stopped anywhere
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import params, recipe, stage
+
+RECORDS = Path("records")
+
+COLUMNS = ("variant", "seed", "key", "experiment", "commit", "minutes", "classes", "top1_error", "top5_error",
+           "centre_top1_error", "centre_top5_error", "images")  # fmt: skip
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Student's 97.5 % point for a mean of so many differences."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One way to differ from the base."""
+
+    name: str
+    changes: dict[str, Any]
+    """Keys with dots, and their values."""
+    section: str
+    """Of the paper."""
+    paper: str
+    """What the paper says of it, in a few words; empty if it says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A file in experiments/."""
+
+    record: str
+    """Folder below records/ for what comes of it."""
+    base: str
+    """A complete params file."""
+    target: str
+    """The stage up to which each run goes."""
+    seeds: tuple[int, ...]
+    """Values of learning.seed."""
+    variants: tuple[Variant, ...]
+    """The first is what the others are compared with."""
+
+
+def main() -> None:
+    """Runs what is missing, then prints the table."""
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python -m pipeline.compare FILE [VARIANT ...]")
+    file, chosen = Path(sys.argv[1]), sys.argv[2:]
+    try:
+        comparison = params.check(params.load(file), Comparison, file)
+        for variant in select(comparison, chosen, file):
+            for seed in comparison.seeds:
+                run(comparison, variant, seed)
+        print(table(comparison))
+        draw(comparison)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"compare: {error}") from None
+
+
+def select(comparison: Comparison, chosen: Sequence[str], file: Path) -> list[Variant]:
+    """The variants of these names; all if none is named."""
+    known = {variant.name: variant for variant in comparison.variants}
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"{file}: there is no variant {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in chosen] if chosen else [*known.values()]
+
+
+def wanted(comparison: Comparison, variant: Variant, seed: int) -> dict[str, Any]:
+    """The parameters of a run; `ValueError` for a key that the base does not have."""
+    document = params.load(Path(comparison.base))
+    for key, value in {**variant.changes, "learning.seed": seed}.items():
+        section, _, last = key.partition(".")
+        if last not in document.get(section, {}):
+            raise ValueError(f"variant {variant.name}: {key}: {comparison.base} has no such key")
+        document[section][last] = value
+    return document
+
+
+def key(document: Mapping[str, Any]) -> str:
+    """Of a run's parameters: one with other parameters is another run."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run(comparison: Comparison, variant: Variant, seed: int) -> None:
+    """Runs one variant with one seed, unless its row is there; appends the row."""
+    document = wanted(comparison, variant, seed)
+    if any(row["key"] == key(document) for row in rows(comparison)):
+        return
+    name = recipe.unused(f"{Path(comparison.record).name}-{variant.name}-{seed}")
+    command = recipe.command(Path(comparison.base), document, name, comparison.target)
+    print(f"compare: {variant.name}, seed {seed}: {' '.join(command)}", flush=True)
+    began = time.monotonic()
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise ValueError(f"{variant.name}, seed {seed}: dvc exp run ended with {done.returncode}; what is done is kept")
+    record(comparison, variant, seed, document, name, (time.monotonic() - began) / 60)
+
+
+def record(
+    comparison: Comparison, variant: Variant, seed: int, document: Mapping[str, Any], name: str, minutes: float
+) -> None:
+    """Writes down what a finished experiment came to."""
+    import dvc.api
+
+    folder = RECORDS / comparison.record
+    folder.mkdir(parents=True, exist_ok=True)
+    for curve in ("steps", "epochs"):
+        text = dvc.api.read(f"data/history/{curve}.csv", rev=name)
+        with stage.whole(folder / f"{variant.name}-{seed}-{curve}.csv") as made:
+            made.write_text(text)
+    row: dict[str, Any] = {
+        "variant": variant.name, "seed": seed, "key": key(document), "experiment": name, "minutes": f"{minutes:.1f}",
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip(),
+    }  # fmt: skip
+    row["classes"] = len(json.loads(dvc.api.read("data/shards/manifest.json", rev=name))["classes"])
+    if comparison.target == "train":
+        with (folder / f"{variant.name}-{seed}-epochs.csv").open(newline="") as handle:
+            last = list(csv.DictReader(handle))[-1]
+        row |= {f"centre_top{top}_error": last[f"val_top{top}_error"] for top in (1, 5)}
+    else:
+        metrics = json.loads(dvc.api.read("metrics.json", rev=name))
+        row |= {"images": metrics["images"]}
+        row |= {f"top{top}_error": metrics["ten_views"][f"top{top}_error"] for top in (1, 5)}
+        row |= {f"centre_top{top}_error": metrics["centre"][f"top{top}_error"] for top in (1, 5)}
+    known = rows(comparison)
+    with stage.whole(folder / "runs.csv") as made, made.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows([*known, row])
+
+
+def rows(comparison: Comparison) -> list[dict[str, str]]:
+    """The finished runs."""
+    file = RECORDS / comparison.record / "runs.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def table(comparison: Comparison) -> str:
+    """The variants' errors beside the paper's words: mean ± deviation over seeds, and how far from the base.
+
+    The differences are taken seed by seed; their interval is Student's, so that a variant of one seed has none.
+    """
+    views = "centre_" if comparison.target == "train" else ""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows(comparison):
+        found.setdefault(row["variant"], {})[row["seed"]] = row
+    base = found.get(comparison.variants[0].name, {})
+    lines = [
+        "| variant | § | n | top-1 error, % | top-5 error, % | top-1 less the base's, 95 % | the paper |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant in comparison.variants:
+        if runs := found.get(variant.name):
+            pairs = [(seed, run) for seed, run in runs.items() if seed in base] if runs is not base else []
+            one, five = f"{views}top1_error", f"{views}top5_error"
+            differences = [100 * (float(run[one]) - float(base[seed][one])) for seed, run in pairs]
+            cells = [
+                variant.name,
+                variant.section,
+                str(len(runs)),
+                _spread([100 * float(run[one]) for run in runs.values()]),
+                _spread([100 * float(run[five]) for run in runs.values()]),
+                _interval(differences),
+                variant.paper,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    if base and not views:
+        one_view = [[100 * float(run[f"centre_top{top}_error"]) for run in base.values()] for top in (1, 5)]
+        ten_views = [100 * float(run["top1_error"]) for run in base.values()]
+        differences = [one - ten for one, ten in zip(one_view[0], ten_views, strict=True)]
+        cells = [
+            "one view",
+            "§4.1",
+            str(len(base)),
+            *map(_spread, one_view),
+            _interval(differences),
+            "+1.5 (top-5 +1.3)",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(comparison: Comparison) -> None:
+    """The table and the curves of what is there, beside runs.csv."""
+    from alexnet import figures
+
+    runs: dict[str, list[tuple[list[float], list[float]]]] = {}
+    folder, classes = RECORDS / comparison.record, 0
+    for row in rows(comparison):
+        with (folder / f"{row['variant']}-{row['seed']}-steps.csv").open(newline="") as handle:
+            points = list(csv.DictReader(handle))
+        curve = [float(point["step"]) for point in points], [float(point["loss"]) for point in points]
+        runs.setdefault(row["variant"], []).append(curve)
+        classes = int(row["classes"])
+    if not runs:
+        return
+    with stage.whole(folder / "losses.png") as made:
+        made.write_bytes(figures.losses(runs, math.log(classes)))
+    with stage.whole(folder / "table.md") as made:
+        made.write_text(table(comparison) + "\n")
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _interval(differences: Sequence[float]) -> str:
+    count = len(differences)
+    if not count:
+        return ""
+    mean = statistics.mean(differences)
+    if count == 1:
+        return f"{mean:+.2f}"
+    half = T95.get(count, 1.96) * statistics.stdev(differences) / math.sqrt(count)
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+if __name__ == "__main__":
+    main()

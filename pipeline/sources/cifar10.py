@@ -1,0 +1,86 @@
+"""CIFAR-10: ten classes of 32 x 32 pixels; its binary archive, or class folders as others have unpacked it.
+
+Its 10,000 test pictures are what is measured on: the split `val` here, as there is no third one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pipeline.sources import class_folders, published, repacked, tree
+from pipeline.sources.contents import Choice, Contents, check_choice
+from pipeline.sources.published import Published
+
+ARCHIVE = Published(
+    name="cifar-10-binary.tar.gz",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+)
+SIDE = 32
+RECORD = 1 + 3 * SIDE * SIDE
+"""Bytes of a picture in the archive: its class, then red, green and blue, each row by row."""
+NAMES = "batches.meta.txt"
+CLASSES, TRAIN_IMAGES, TEST_IMAGES = 10, 5000, 1000
+"""Of each class."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cifar10:
+    """params.yaml, `source:` with `name: cifar10`."""
+
+    name: Literal["cifar10"]
+    classes: Choice
+    """all, the first so many by name, or a list of names."""
+    complete: bool
+    """Whether all ten classes have to be there with their 5,000 + 1,000 pictures; false: what is there is taken."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.classes)
+
+    def contents(self, store: Path) -> Contents:
+        """What the archive holds, or the folders `train` and `test`, in the store's folder `cifar10`."""
+        folder = store / self.name
+        if (folder / "train").is_dir():
+            root = tree.of_folder(folder, store)
+        else:
+            root = published.opened(ARCHIVE, folder, store, self.complete, _pictures)
+        notes: list[str] = []
+        train = class_folders.found(root, "train", "train", notes)
+        test = class_folders.found(root, "test", "val", notes)
+        for split, found, each in (("train", train, TRAIN_IMAGES), ("test", test, TEST_IMAGES)):
+            counts = Counter(picture.wnid for picture in found)
+            if self.complete and (len(counts) != CLASSES or set(counts.values()) != {each}):
+                raise ValueError(
+                    f"{root.where}: {split} has to hold {each} pictures of each of {CLASSES} classes, has {dict(counts)}. "
+                    "If a part of it is what you want, set params.yaml: source.complete: false"
+                )
+        return class_folders.contents(root, [*train, *test], {}, self.classes, notes)
+
+
+def _pictures(origin: Path) -> Iterator[tuple[str, bytes]]:
+    """Each record as a PPM, the plainest file for its pixels, in a folder for its class."""
+    files = {PurePosixPath(name).name: data for name, data in repacked.untarred(origin)}
+    if NAMES not in files:
+        raise ValueError(f"{origin}: holds no {NAMES}. Is this {ARCHIVE.name}?")
+    names = files[NAMES].decode().split()
+    for batch in sorted(name for name in files if name.endswith(".bin")):
+        split = "test" if batch.startswith("test") else "train"
+        data = files[batch]
+        if len(data) % RECORD:
+            raise ValueError(f"{origin}: {batch}: {len(data)} bytes are no whole number of records of {RECORD}")
+        for number in range(len(data) // RECORD):
+            record = data[number * RECORD : (number + 1) * RECORD]
+            if record[0] >= len(names):
+                raise ValueError(
+                    f"{origin}: {batch}: picture {number} is of class {record[0]}, of which there are {len(names)}"
+                )
+            plane = SIDE * SIDE
+            pixels = bytearray(3 * plane)
+            for channel in range(3):
+                pixels[channel::3] = record[1 + channel * plane : 1 + (channel + 1) * plane]
+            name = f"{split}/{names[record[0]]}/{batch.removesuffix('.bin')}_{number:05}.ppm"
+            yield name, f"P6 {SIDE} {SIDE} 255\n".encode() + pixels

@@ -1,0 +1,174 @@
+"""Parquet files of Hugging Face's Hub, such as ILSVRC/imagenet-1k: pictures in a column `image`, classes in `label`.
+
+A picture in a compressed column is no range of bytes, and a row group has to be read whole for one of its pictures; so
+each file is repacked once into a tar in the data store, a row group at a time. Pictures without a label, as those of
+imagenet-1k's test split, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.sources import class_folders, repacked
+from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
+from pipeline.sources.tars import hashed
+from pipeline.sources.tree import Tree
+
+SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+"""The split that a file's name begins with, and what it is called here."""
+
+COUNTS = {"ILSVRC/imagenet-1k": {"train": 1_281_167, "val": 50_000}}
+
+LABELS = "labels.json"
+"""In each tar: the words of each class."""
+
+ROWS = 100
+"""Rows in memory at a time: some 10 MB of ImageNet."""
+
+_FILE = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.parquet")
+_WNID = re.compile(r"(.+)_(n[0-9]{8})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HuggingFace:
+    """params.yaml, `source:` with `name: huggingface`."""
+
+    name: Literal["huggingface"]
+    dataset: str
+    """The data set's name on the Hub, ILSVRC/imagenet-1k; its files lie in the store below `huggingface/` and it."""
+    classes: Choice
+    """all, the first so many by WordNet id or name, or a list of those."""
+    complete: bool
+    """Whether every file has to be there of those that their names count, and of imagenet-1k every picture."""
+
+    def __post_init__(self) -> None:
+        check_folder(self.dataset)
+        check_choice(self.classes)
+
+    def contents(self, store: Path) -> Contents:
+        """What the Parquet files hold."""
+        folder = store / self.name / self.dataset
+        files = sorted((path for path in folder.rglob("*.parquet") if _split(path)), key=lambda path: path.name)
+        if not files:
+            raise FileNotFoundError(
+                f"{folder}: holds no file like train-00000-of-00294.parquet. If they lie elsewhere, link their folder: "
+                f"ln -s /where/they/are {folder}"
+            )
+        if self.complete:
+            _check_numbers(folder, files)
+        notes: list[str] = []
+        trees = []
+        for path in files:
+            if _labelled(path):
+                trees.append(repacked.tree_of(hashed(path, store), store, partial(_pictures, split=_split(path))))
+            else:
+                notes.append(f"{path}: its pictures have no labels")
+        whole = _joined(trees, folder, store)
+        words = {wnid: word for tree in trees for wnid, word in json.loads(tree.read(LABELS)).items()}
+        found = [
+            picture for split in ("train", "val", "test") for picture in class_folders.found(whole, split, split, notes)
+        ]
+        counts = {split: sum(picture.split == split for picture in found) for split in ("train", "val")}
+        if self.complete and counts != COUNTS.get(self.dataset, counts):
+            raise ValueError(
+                f"{folder}: {self.dataset} has {COUNTS[self.dataset]} labelled pictures, here are {counts}. If a part of "
+                "it is what you want, set params.yaml: source.complete: false"
+            )
+        return class_folders.contents(whole, found, words, self.classes, notes, short_names=True)
+
+
+def _split(file: Path) -> str:
+    """The split that a file is of, or "" if it is none of a set's."""
+    name = _FILE.fullmatch(file.name)
+    return SPLITS.get(name.group(1), "") if name else ""
+
+
+def _labelled(file: Path) -> bool:
+    with _readable(file), pq.ParquetFile(file) as parquet:
+        labels = parquet.read(columns=["label"])["label"]
+        return bool(pc.any(pc.greater_equal(labels, 0)).as_py())
+
+
+def _check_numbers(folder: Path, files: list[Path]) -> None:
+    """`ValueError` unless there is each file of those that the names count."""
+    there = {file.name for file in files}
+    for file in files:
+        name = _FILE.fullmatch(file.name)
+        assert name
+        kind, _, count = name.groups()
+        for number in range(int(count)):
+            wanted = f"{kind}-{number:05}-of-{count}.parquet"
+            if wanted not in there and SPLITS[kind] != "test":
+                raise ValueError(
+                    f"{folder}: {wanted} is missing. Fetch it; or, if a part of the set is what you want, set params.yaml: "
+                    "source.complete: false"
+                )
+
+
+def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """The labelled pictures of a Parquet file, named by split, class and name; then the words of the classes."""
+    words: dict[str, str] = {}
+    row = 0
+    with _readable(file), pq.ParquetFile(file) as parquet:
+        names = _label_names(parquet.schema_arrow, file)
+        for batch in parquet.iter_batches(ROWS, columns=["image", "label"]):
+            for picture in batch.to_pylist():
+                label = picture["label"]
+                if label is not None and label >= 0:
+                    if label >= len(names):
+                        raise ValueError(f"{file}: row {row} has the label {label}, of {len(names)} names")
+                    name, wnid = _name(picture["image"]["path"], f"{file.stem}-{row:06}", names[label])
+                    words[wnid] = names[label]
+                    yield f"{split}/{wnid}/{name}", picture["image"]["bytes"]
+                row += 1
+    yield LABELS, json.dumps(words, sort_keys=True, ensure_ascii=False).encode()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: no Parquet file of pictures and labels ({error}). Fetch it again") from None
+
+
+def _label_names(schema: pa.Schema, file: Path) -> list[str]:
+    """What the classes are called: the names that Hugging Face writes beside the schema."""
+    try:
+        features: dict[str, Any] = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file}: has no column 'label' whose classes are named in Hugging Face's way") from None
+
+
+def _name(path: str | None, otherwise: str, word: str) -> tuple[str, str]:
+    """A picture's name with its ending, and its class: a WordNet id where the path ends in one, else its word."""
+    given = PurePosixPath(path or f"{otherwise}.jpg")
+    ending = given.suffix or ".jpg"
+    if match := _WNID.fullmatch(given.stem):
+        return match.group(1) + ending, match.group(2)
+    return f"{otherwise}{ending}", re.sub(r"[/\0]", "_", word)
+
+
+def _joined(trees: list[Tree], folder: Path, store: Path) -> Tree:
+    files = {path: place for tree in trees for path, place in tree.files.items() if path != LABELS}
+    if len(files) != sum(len(tree.files) - 1 for tree in trees):
+        raise ValueError(f"{folder}: a picture is in two files. Are they of one version of the set?")
+    return Tree(
+        where=folder,
+        store=store,
+        files=dict(sorted(files.items())),
+        tars=tuple(tar for tree in trees for tar in tree.tars),
+        origins=tuple(origin for tree in trees for origin in tree.origins),
+    )

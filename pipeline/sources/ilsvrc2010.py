@@ -1,0 +1,44 @@
+"""ILSVRC-2010, the only year whose test labels are public: 1,261,406 + 50,000 + 150,000 pictures of 1,000 classes (§2).
+
+`patch_images.tar`, with pictures that replace some that are blank, is used if it is there. One picture is gzipped, and
+so is rejected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.sources import ilsvrc
+from pipeline.sources.contents import Choice, Contents, check_choice
+from pipeline.sources.ilsvrc import Year
+
+YEAR = Year(
+    number=2010,
+    train="ILSVRC2010_images_train.tar",
+    val="ILSVRC2010_images_val.tar",
+    devkit="ILSVRC2010_devkit-1.0.tar.gz",
+    test="ILSVRC2010_images_test.tar",
+    test_truth="ILSVRC2010_test_ground_truth.txt",
+    patch="patch_images.tar",
+)
+COUNTS = {"classes": 1000, "train": 1_261_406, "val": 50_000, "test": 150_000}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ilsvrc2010:
+    """params.yaml, `source:` with `name: ilsvrc2010`."""
+
+    name: Literal["ilsvrc2010"]
+    classes: Choice
+    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    complete: bool
+    """Whether every picture has to be there; false: what is there is taken. No checksums were published."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.classes)
+
+    def contents(self, store: Path) -> Contents:
+        """What the archives hold, in the store's folder `ilsvrc2010`."""
+        return ilsvrc.official(store / self.name, store, YEAR, self.classes, {}, COUNTS, complete=self.complete)

@@ -1,0 +1,42 @@
+"""ILSVRC-2012: the official archives, 1,281,167 training and 50,000 validation pictures of 1,000 classes (§2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.sources import ilsvrc
+from pipeline.sources.contents import Choice, Contents, check_choice
+from pipeline.sources.ilsvrc import Year
+
+YEAR = Year(
+    number=2012,
+    train="ILSVRC2012_img_train.tar",
+    val="ILSVRC2012_img_val.tar",
+    devkit="ILSVRC2012_devkit_t12.tar.gz",
+)
+MD5 = {
+    YEAR.train: "1d675b47d978889d74fa0da5fadfb00e",
+    YEAR.val: "29b22e2961454d5413ddabcf34fc5622",
+    YEAR.devkit: "fa75699e90414af021442c21a62c3abf",
+}
+COUNTS = {"classes": 1000, "train": 1_281_167, "val": 50_000}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ilsvrc2012:
+    """params.yaml, `source:` with `name: ilsvrc2012`."""
+
+    name: Literal["ilsvrc2012"]
+    classes: Choice
+    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    complete: bool
+    """Whether the archives have to be the official ones, by their MD5 and counts; false: what is there is taken."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.classes)
+
+    def contents(self, store: Path) -> Contents:
+        """What the archives hold, in the store's folder `ilsvrc2012`."""
+        return ilsvrc.official(store / self.name, store, YEAR, self.classes, MD5, COUNTS, complete=self.complete)

@@ -1,0 +1,115 @@
+"""Any folder of class folders, used where it is; also Kaggle's copy of ILSVRC-2012 (§2).
+
+`train/CLASS/...` and `val/CLASS/...` (or validation, valid; `test/CLASS/...` is taken along), or class folders alone and
+a share of them held out. Kaggle's `ILSVRC/Data/CLS-LOC` has its validation pictures in one folder, and their classes in
+`LOC_val_solution.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.sources import class_folders, tree
+from pipeline.sources.class_folders import Found
+from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
+from pipeline.sources.tree import Tree
+
+VAL_NAMES = ("val", "validation", "valid")
+
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+SOLUTION = "LOC_val_solution.csv"
+MAPPING = "LOC_synset_mapping.txt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFolder:
+    """params.yaml, `source:` with `name: imagefolder`."""
+
+    name: Literal["imagefolder"]
+    folder: str
+    """The folder's name in the data store, where a link may stand for it: `ln -s /data/cats data/store/cats`."""
+    classes: Choice
+    """all, the first so many by name, or a list of folders' names."""
+    val_share: float
+    """Share of each class's training pictures to hold out as `val`, where no such folder is there; else 0."""
+    seed: int
+    """Of the choice of those."""
+
+    def __post_init__(self) -> None:
+        check_folder(self.folder)
+        check_choice(self.classes)
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share has to be at least 0 and below 1, is {self.val_share}")
+
+    def contents(self, store: Path) -> Contents:
+        """What lies in the folder. `ValueError` or `FileNotFoundError` where it cannot be used, and why."""
+        root = tree.of_folder(store / self.folder, store)
+        kaggle = any(path.startswith(f"{KAGGLE}/") for path in root.files)
+        base = f"{KAGGLE}/" if kaggle else ""
+        notes: list[str] = []
+        found: list[Found] = []
+        for folder, split in self._splits(root.under(KAGGLE) if kaggle else root).items():
+            path = (base + folder).rstrip("/")
+            found += _solved(root, path) if split == "val" else ()
+            found += class_folders.found(root, path, split, notes, besides=found)
+        return class_folders.contents(root, self._parted(found), _words(root), self.classes, notes, short_names=kaggle)
+
+    def _splits(self, base: Tree) -> dict[str, str]:
+        """The split of each folder; "" is the set's own."""
+        tops = base.tops()
+        vals = [name for name in VAL_NAMES if name in tops]
+        if len(vals) > 1:
+            raise ValueError(f"{base.where}: has both {vals[0]}/ and {vals[1]}/. Which is the validation split?")
+        if vals and "train" not in tops:
+            raise ValueError(f"{base.where}: has {vals[0]}/ but no train/")
+        if vals and self.val_share:
+            raise ValueError(
+                f"{base.where}: has {vals[0]}/, so params.yaml: source.val_share has to be 0, is {self.val_share}"
+            )
+        if not vals and not self.val_share:
+            raise ValueError(
+                f"{base.where}: has none of {', '.join(f'{name}/' for name in VAL_NAMES)}. To hold out a part of the "
+                "training pictures instead, set params.yaml: source.val_share: 0.1"
+            )
+        if "train" not in tops:
+            return {"": "train"}
+        return {"train": "train"} | dict.fromkeys(vals, "val") | ({"test": "test"} if "test" in tops else {})
+
+    def _parted(self, found: list[Found]) -> list[Found]:
+        """With the share of the training pictures held out, if there is one."""
+        train = [picture for picture in found if picture.split == "train"]
+        others = [picture for picture in found if picture.split != "train"]
+        return [*class_folders.held_out(train, self.val_share, self.seed), *others]
+
+
+def _solved(root: Tree, top: str) -> list[Found]:
+    """Kaggle's validation pictures, all in one folder; none where its list is not there."""
+    lists = [path for path in (SOLUTION, f"{top}/{SOLUTION}", f"{KAGGLE}/{SOLUTION}") if path in root.files]
+    if not lists:
+        return []
+    found = []
+    for line, row in enumerate(csv.reader(io.StringIO(root.read(lists[0]).decode("utf-8", "replace"))), start=1):
+        if row == ["ImageId", "PredictionString"]:
+            continue
+        match row:
+            case [name, boxes] if boxes.split():
+                path = f"{top}/{name}.JPEG"
+                if path in root.files:
+                    found.append(Found(path=path, split="val", wnid=boxes.split()[0]))
+            case _:
+                raise ValueError(
+                    f"{root.where / lists[0]}: line {line} is {','.join(row)!r}, not a picture and its class"
+                )
+    return sorted(found, key=lambda picture: picture.path)
+
+
+def _words(root: Tree) -> dict[str, str]:
+    """What Kaggle calls the classes, if its list is there."""
+    if MAPPING not in root.files:
+        return {}
+    lines = root.read(MAPPING).decode("utf-8", "replace").splitlines()
+    return {wnid: words for wnid, _, words in (line.partition(" ") for line in lines) if words}

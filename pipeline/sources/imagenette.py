@@ -1,0 +1,68 @@
+"""Imagenette: ten easy classes of ImageNet, 9,469 + 3,925 pictures; fast.ai's archive, or what was unpacked from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.sources import class_folders, published, repacked, tree
+from pipeline.sources.contents import Choice, Contents, check_choice
+from pipeline.sources.published import Published
+
+URL = "https://s3.amazonaws.com/fast-ai-imageclas"
+ARCHIVES = {
+    "full": Published("imagenette2.tgz", f"{URL}/imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612"),
+    "320": Published("imagenette2-320.tgz", f"{URL}/imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3"),
+    "160": Published("imagenette2-160.tgz", f"{URL}/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412"),
+}
+COUNTS = {"train": 9469, "val": 3925}
+WORDS = {
+    "n01440764": "tench, Tinca tinca",
+    "n02102040": "English springer, English springer spaniel",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw, chainsaw",
+    "n03028079": "church, church building",
+    "n03394916": "French horn, horn",
+    "n03417042": "garbage truck, dustcart",
+    "n03425413": "gas pump, gasoline pump, petrol pump, island dispenser",
+    "n03445777": "golf ball",
+    "n03888257": "parachute, chute",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Imagenette:
+    """params.yaml, `source:` with `name: imagenette`."""
+
+    name: Literal["imagenette"]
+    size: Literal["full", "320", "160"]
+    """full: the pictures as they are in ImageNet; else their shorter side in pixels."""
+    classes: Choice
+    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    complete: bool
+    """Whether the archive has to be the published one; false: what is there is taken."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.classes)
+
+    def contents(self, store: Path) -> Contents:
+        """What the archive holds, or the folder unpacked from it, in the store's folder `imagenette`."""
+        folder, archive = store / self.name, ARCHIVES[self.size]
+        top = archive.name.removesuffix(".tgz")
+        if (folder / top).is_dir():
+            root = tree.of_folder(folder / top, store)
+        else:
+            root = published.opened(archive, folder, store, self.complete, repacked.untarred)
+            root = root.under(top)
+        notes: list[str] = []
+        found = [picture for split in COUNTS for picture in class_folders.found(root, split, split, notes)]
+        counts = Counter(picture.split for picture in found)
+        if self.complete and (counts != COUNTS or {picture.wnid for picture in found} != set(WORDS)):
+            raise ValueError(
+                f"{root.where}: has to hold {COUNTS['train']} + {COUNTS['val']} pictures of the {len(WORDS)} classes, has "
+                f"{counts['train']} + {counts['val']}. If a part of it is what you want, set params.yaml: "
+                "source.complete: false"
+            )
+        return class_folders.contents(root, found, WORDS, self.classes, notes, short_names=True)

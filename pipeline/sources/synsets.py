@@ -1,0 +1,72 @@
+"""A folder of tars, one for each WordNet id, or of tars of those: ImageNet of Fall 2009 and Fall 2011, as in §6.
+
+These sets have no validation pictures: a share of each class is held out. `words.txt`, if it is in the folder, has a
+line for each WordNet id: the id, a tab and its words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.sources import ilsvrc
+from pipeline.sources.class_folders import drawn
+from pipeline.sources.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gathered
+from pipeline.sources.tars import reading
+
+WORDS = "words.txt"
+
+_SYNSET_TAR = re.compile(r"(n[0-9]{8})\.tar")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synsets:
+    """params.yaml, `source:` with `name: synsets`."""
+
+    name: Literal["synsets"]
+    folder: str
+    """The folder's name in the data store, where a link may stand for it: `ln -s /data/fall11 data/store/fall11`."""
+    classes: Choice
+    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    val_share: float
+    """Share of each class's pictures to hold out as `val`. The paper, of Fall 2009: 0.5."""
+    seed: int
+    """Of the choice of those."""
+
+    def __post_init__(self) -> None:
+        check_folder(self.folder)
+        check_choice(self.classes)
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"val_share has to be between 0 and 1, is {self.val_share}")
+
+    def contents(self, store: Path) -> Contents:
+        """What the tars of the folder hold, each read once from end to end."""
+        folder = store / self.folder
+        tars = sorted(folder.glob("*.tar"))
+        if not tars:
+            raise FileNotFoundError(f"{folder}: no such folder in the data store, or no tar in it")
+        archives: list[Archive] = []
+
+        def pictures() -> Iterator[Picture]:
+            for tar in tars:
+                with reading(tar) as file:
+                    alone = _SYNSET_TAR.fullmatch(tar.name)
+                    parts = [(alone.group(1), 0, file.bytes)] if alone else ilsvrc.synset_tars(file, tar)
+                    for wnid, start, length in parts:
+                        found = dict(ilsvrc.synset_pictures(file, tar, store, wnid, start, length))
+                        out = drawn(found, self.val_share, self.seed)
+                        for name, place in found.items():
+                            yield ilsvrc.picture(name, "val" if name in out else "train", wnid, place)
+                    archives.append(file.archive(tar.relative_to(store).as_posix()))
+
+        return gathered(pictures(), lambda _: archives, _words(folder), store, self.classes)
+
+
+def _words(folder: Path) -> dict[str, str]:
+    if not (folder / WORDS).is_file():
+        return {}
+    lines = (folder / WORDS).read_text("utf-8", "replace").splitlines()
+    return {wnid: words for wnid, _, words in (line.partition("\t") for line in lines) if words}

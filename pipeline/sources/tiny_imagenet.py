@@ -1,0 +1,93 @@
+"""Tiny ImageNet: 200 classes of ImageNet, 64 x 64 pixels each; Stanford's zip, or what was unpacked from it.
+
+Its 10,000 test pictures have no labels and are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.sources import class_folders, published, repacked, tree
+from pipeline.sources.class_folders import Found
+from pipeline.sources.contents import Choice, Contents, check_choice
+from pipeline.sources.published import Published
+from pipeline.sources.tree import Tree
+
+ARCHIVE = Published(
+    name="tiny-imagenet-200.zip",
+    url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    md5="90528d7ca1a48142e341f4ef8d21d0de",
+)
+TOP = "tiny-imagenet-200"
+ANNOTATIONS = "val/val_annotations.txt"
+CLASSES, TRAIN_IMAGES, VAL_IMAGES = 200, 500, 50
+"""Of each class."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TinyImageNet:
+    """params.yaml, `source:` with `name: tiny_imagenet`."""
+
+    name: Literal["tiny_imagenet"]
+    classes: Choice
+    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    complete: bool
+    """Whether all 200 classes have to be there with their 500 + 50 pictures; false: what is there is taken."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.classes)
+
+    def contents(self, store: Path) -> Contents:
+        """What the archive holds, or the folder `tiny-imagenet-200`, in the store's folder `tiny_imagenet`."""
+        folder = store / self.name
+        if (folder / TOP).is_dir():
+            root = tree.of_folder(folder / TOP, store)
+        else:
+            root = published.opened(ARCHIVE, folder, store, self.complete, repacked.unzipped)
+            root = root.under(TOP)
+        notes: list[str] = []
+        train = class_folders.found(root, "train", "train", notes)
+        val = _annotated(root)
+        if self.complete:
+            _check(root, train, val)
+        if test := len(root.under("test").pictures()[0]):
+            notes.append(f"{root.where / 'test'}: {test:,} pictures without labels")
+        words = dict(line.split("\t", 1) for line in _lines(root, "words.txt") if "\t" in line)
+        return class_folders.contents(root, [*train, *val], words, self.classes, notes, short_names=True)
+
+
+def _annotated(root: Tree) -> list[Found]:
+    """The validation pictures and their classes, as the annotations have them."""
+    found = []
+    for number, line in enumerate(_lines(root, ANNOTATIONS), start=1):
+        name, _, rest = line.partition("\t")
+        path, wnid = f"val/images/{name}", rest.partition("\t")[0]
+        if not wnid:
+            raise ValueError(f"{root.where / ANNOTATIONS}: line {number} is {line!r}, not a picture and its class")
+        if path not in root.files:
+            raise ValueError(f"{root.where / ANNOTATIONS}: line {number} names {name}, which is not in val/images")
+        found.append(Found(path=path, split="val", wnid=wnid))
+    return sorted(found, key=lambda picture: picture.path)
+
+
+def _lines(root: Tree, path: str) -> list[str]:
+    if path not in root.files:
+        raise ValueError(f"{root.where}: has no {path}. Is this {TOP}, unpacked whole?")
+    return root.read(path).decode("utf-8", "replace").splitlines()
+
+
+def _check(root: Tree, train: list[Found], val: list[Found]) -> None:
+    """`ValueError` unless all 200 classes have their pictures."""
+    wnids = set(_lines(root, "wnids.txt"))
+    for split, found, each in (("train", train, TRAIN_IMAGES), ("val", val, VAL_IMAGES)):
+        counts = Counter(picture.wnid for picture in found)
+        wrong = sorted(wnid for wnid in wnids | set(counts) if counts[wnid] != (each if wnid in wnids else 0))
+        if wrong or len(wnids) != CLASSES:
+            first = f"{wrong[0]} has {counts[wrong[0]]}" if wrong else f"wnids.txt has {len(wnids)}"
+            raise ValueError(
+                f"{root.where}: {split} has to hold {each} pictures of each of {CLASSES} classes, but {first}. Unpack it "
+                "again; or, if a part of it is what you want, set params.yaml: source.complete: false"
+            )

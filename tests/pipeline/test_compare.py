@@ -1,0 +1,95 @@
+"""Comparisons: what is run, what is not run again, and the table against statistics done by hand."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline import compare, params
+from pipeline.compare import Comparison, Variant
+
+ROOT = Path(__file__).parents[2]
+
+
+def comparison(**changes: Any) -> Comparison:
+    variants = (
+        Variant(name="base", changes={}, section="", paper=""),
+        Variant(name="other", changes={"model.dropout": 0.0}, section="§4.2", paper="worse"),
+        Variant(name="untried", changes={}, section="", paper=""),
+    )
+    plain = Comparison(record="x", base="params.yaml", target="evaluate", seeds=(0, 1, 2), variants=variants)
+    return dataclasses.replace(plain, **changes)
+
+
+def recorded(folder: Path, errors: dict[str, list[float]]) -> None:
+    (folder / "records/x").mkdir(parents=True)
+    with (folder / "records/x/runs.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, compare.COLUMNS, restval="")
+        writer.writeheader()
+        for variant, values in errors.items():
+            for seed, value in enumerate(values):
+                row = {"variant": variant, "seed": seed, "key": f"{variant}{seed}", "classes": 10}
+                row |= {"top1_error": value, "top5_error": value / 2}
+                writer.writerow(row | {"centre_top1_error": value + 0.02, "centre_top5_error": 0.3})
+
+
+def test_the_table_has_means_deviations_and_paired_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base, other = [0.40, 0.42, 0.41], [0.45, 0.46, 0.48]
+    recorded(tmp_path, {"base": base, "other": other})
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in compare.table(comparison()).splitlines()[2:]]
+    assert [line[0] for line in lines] == ["base", "other", "one view"]
+    assert lines[0][2:6] == ["3", "41.00 ± 1.00", "20.50 ± 0.50", ""]
+    differences = 100 * (np.array(other) - base)
+    low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
+    assert lines[1] == [
+        "other",
+        "§4.2",
+        "3",
+        "46.33 ± 1.53",
+        "23.17 ± 0.76",
+        f"+5.33 ({low:+.2f} to {high:+.2f})",
+        "worse",
+    ]
+    assert lines[2][5].startswith("+2.00")
+
+
+def test_students_points_are_scipys() -> None:
+    for count, point in compare.T95.items():
+        assert point == pytest.approx(stats.t.ppf(0.975, count - 1), abs=6e-4)
+
+
+def test_a_run_has_the_base_s_parameters_but_for_its_changes_and_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    base, other = comparison().variants[:2]
+    document = compare.wanted(comparison(), other, 7)
+    plain = params.load(ROOT / "params.yaml")
+    assert (document["model"]["dropout"], document["learning"]["seed"]) == (0.0, 7)
+    document["model"]["dropout"], document["learning"]["seed"] = plain["model"]["dropout"], plain["learning"]["seed"]
+    assert document == plain
+    keys = {compare.key(compare.wanted(comparison(), variant, seed)) for variant in (base, other) for seed in range(3)}
+    assert len(keys) == 6
+    wrong = dataclasses.replace(other, changes={"model.dropuot": 0.0})
+    with pytest.raises(ValueError, match=r"variant other: model.dropuot: params.yaml has no such key"):
+        compare.wanted(comparison(), wrong, 0)
+
+
+def test_variants_are_chosen_by_name() -> None:
+    assert [variant.name for variant in compare.select(comparison(), ["other"], Path("file"))] == ["other"]
+    assert len(compare.select(comparison(), [], Path("file"))) == 3
+    with pytest.raises(ValueError, match="file: there is no variant 'ohter'; there are base, other, untried"):
+        compare.select(comparison(), ["ohter"], Path("file"))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_comparisons_that_are_here_can_be_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = params.check(params.load(file), Comparison, file)
+    keys = [compare.key(compare.wanted(found, variant, 0)) for variant in found.variants]
+    assert len(set(keys)) == len(keys)

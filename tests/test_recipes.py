@@ -1,0 +1,239 @@
+"""The recipes: complete, checked, each difference from the paper with its reason, and what decides whether they learn."""
+
+import dataclasses
+import itertools
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from torchvision.models import alexnet as torchvision_alexnet
+
+from alexnet.augmentation import Augmentation, Statistics, training_patches
+from alexnet.learning import Learning, Momentum, step
+from alexnet.model import Dropout, Model, build
+from alexnet.peers import from_torchvision, to_torchvision
+from pipeline import params, recipe
+from pipeline.download import SOURCES
+from pipeline.resize import Resize
+
+ROOT = Path(__file__).parents[1]
+
+DIFFERENCES = {
+    "original-2012": {
+        "resize.filter", "model.normalization", "model.first_std", "augmentation.chunk", "augmentation.colour",
+        "augmentation.colour_epochs", "learning.epochs", "learning.bias_rate", "learning.plateau_epochs",
+        "learning.rate_changes", "learning.bias_decay", "learning.order",
+    },
+    "caffe": {
+        "resize.fit", "model.border", "model.normalization", "model.dropout_scale", "model.first_std", "model.first_bias",
+        "augmentation.mean", "augmentation.colour", "learning.batch_size", "learning.bias_rate", "learning.rate_falls",
+        "learning.plateau_epochs", "learning.bias_decay", "learning.order",
+    },
+    "one-weird-trick": {
+        "resize.filter", "model.columns", "model.kernels", "model.normalization", "model.first_std", "model.first_bias",
+        "augmentation.colour", "learning.bias_rate", "learning.plateau_epochs", "learning.rate_changes",
+        "learning.bias_decay", "learning.order",
+    },
+    "torchvision": {
+        "model.columns", "model.kernels", "model.border", "model.deviation", "model.normalization", "model.dropout_layers",
+        "model.dropout_scale", "model.first_weights", "augmentation.patches", "augmentation.mean", "augmentation.colour",
+        "learning.batch_size", "learning.rate_falls", "learning.plateau_epochs", "learning.velocity", "learning.decay",
+        "learning.bias_decay",
+    },
+    "vgg-16": {
+        "model.network", "model.deviation", "model.dropout_scale", "augmentation.patches", "augmentation.mean",
+        "augmentation.colour", "learning.batch_size", "learning.rate_falls", "learning.plateau_epochs",
+        "learning.velocity", "learning.decay", "learning.bias_decay",
+    },
+    "resnet-50": {
+        "model.network", "model.deviation", "augmentation.patches", "augmentation.mean", "augmentation.colour",
+        "learning.batch_size", "learning.rate", "learning.rate_falls", "learning.plateau_epochs", "learning.velocity",
+        "learning.decay", "learning.bias_decay",
+    },
+}  # fmt: skip
+
+RECIPES = ["paper", *DIFFERENCES]
+
+
+def file(name):
+    return ROOT / "recipes" / f"{name}.yaml"
+
+
+def section(name, key, kind):
+    return params.read(key, kind, file(name))
+
+
+def sections(name):
+    return [section(name, *each) for each in (("model", Model), ("augmentation", Augmentation), ("learning", Learning))]
+
+
+def pictures(count, seed=0):
+    """Smooth pictures with the contrast of photographs, B×3×256×256, uint8, and their mean."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 24, 24, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, 256, mode="bicubic").sub(0.5).mul(1.4).add(0.5).clamp(0, 1)
+    return (255 * fine).to(torch.uint8)
+
+
+def started(name, seed, **changes):
+    """A recipe's network at full width with its first weights, and its patches of some pictures."""
+    model, augmentation, _ = sections(name)
+    model = dataclasses.replace(model, **changes)
+    network = build(model, 1000).eval()
+    network.draw_first_weights(seed)
+    images = pictures(32)
+    statistics = Statistics(images.float().mean(0), torch.tensor([14830.0, 1376.0, 389.0]), torch.eye(3))
+    plain = dataclasses.replace(augmentation, colour="none", patches="centre", reflections=False)
+    return network, training_patches(images, torch.arange(32), statistics, plain, 0, 0, side=model.patch)
+
+
+@torch.inference_mode()
+def spread(name, seed, **changes):
+    """The standard deviation of the logits across pictures: where it is nothing, there is nothing to learn from."""
+    network, patches = started(name, seed, **changes)
+    return network(patches).std(0).mean().item()
+
+
+def test_every_recipe_is_listed_here():
+    assert sorted(recipe_file.stem for recipe_file in (ROOT / "recipes").glob("*.yaml")) == sorted(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_complete_params_file(name):
+    here, wanted = (recipe.flat(params.load(each)) for each in (ROOT / "params.yaml", file(name)))
+    assert [key for key in wanted if not key.startswith(recipe.OPEN)] == [
+        key for key in here if not key.startswith(recipe.OPEN)
+    ]
+    sections(name)
+    section(name, "resize", Resize)
+    section(name, "source", SOURCES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_readme_says_how_many_parameters_a_recipe_has(name):
+    count = sum(weight.numel() for weight in build(section(name, "model", Model), 1000).parameters())
+    assert re.search(rf"^\| `{name}` \|.*\| {count:,} \|$", (ROOT / "README.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_a_recipe_differs_from_the_paper_in_these_and_says_why(name):
+    paper, other = (recipe.flat(params.load(file(each))) for each in ("paper", name))
+    assert {key for key in paper if paper[key] != other[key]} == DIFFERENCES[name]
+    text = file(name).read_text()
+    for key in DIFFERENCES[name]:
+        above, _, last = key.partition(".")
+        block = re.search(rf"^{above}:\n((?:  .*\n)+)", text, re.M).group(1)
+        line = re.search(rf"^  {last}:.*$", block, re.M).group()
+        assert re.search(r"#\s*\S.{3,}", line), f"{key}: {line}"
+        # a reason of its own, not the paper's comment that stayed behind
+        assert line.partition("#")[2] not in file("paper").read_text(), f"{key}: {line}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_s_values_reach_dvc_as_they_are(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = recipe.command(file(name), params.load(file(name)), name)
+    given = [word for flag, word in itertools.pairwise(command) if flag == "-S"]
+    wanted, here = (recipe.flat(params.load(each)) for each in (file(name), ROOT / "params.yaml"))
+    parsed = {override.key_or_group: override.value() for override in OverridesParser.create().parse_overrides(given)}
+    assert parsed == {key: value for key, value in wanted.items() if value != here[key]}
+
+
+def test_the_rates_of_2012_are_those_of_its_log():
+    learning = section("original-2012", "learning", Learning)
+    # epoch: conv1, the other weights, biases (the log below layer-params-145-2010.cfg)
+    log = {
+        0: (1e-2, 1e-2, 2e-2), 22: (1e-2, 1e-2, 2e-2), 23: (1e-3, 1e-3, 2e-3), 50: (1e-3, 1e-3, 2e-3),
+        51: (1e-4, 1e-4, 2e-3), 67: (1e-4, 1e-4, 2e-3), 68: (1e-5, 1e-4, 2e-3), 72: (0, 1e-4, 2e-3), 77: (0, 1e-4, 2e-3),
+        78: (0, 1e-5, 2e-3), 92: (0, 1e-5, 2e-3),
+    }  # fmt: skip
+    for epoch, expected in log.items():
+        rates = learning.rates(epoch)
+        assert [rates.of(name) for name in ("conv1.weight", "fc7.weight", "conv1.bias")] == pytest.approx(expected), (
+            epoch
+        )
+
+
+def test_the_rates_of_one_weird_trick_fall_as_dexp_does():
+    learning = section("one-weird-trick", "learning", Learning)
+    for epoch in range(learning.epochs):
+        if (epoch / 22.5) % 1 >= 0.95:
+            continue  # a fall within this epoch is rounded to its end
+        quarter, half = int(epoch / 22.5), int(epoch / 45)
+        assert learning.rates(epoch).of("conv1.weight") == pytest.approx(0.01 / 250 ** (quarter / 3), rel=1e-4)
+        assert learning.rates(epoch).of("fc8.bias") == pytest.approx(0.02 / 10**half, rel=1e-4)
+
+
+def test_torchvision_s_own_class_takes_the_weights_and_says_the_same():
+    model = section("torchvision", "model", Model)
+    network = build(model, 1000).eval()
+    network.draw_first_weights(3)
+    theirs = torchvision_alexnet(num_classes=1000).eval()
+    theirs.load_state_dict(to_torchvision(network), strict=True)
+    patches = 60 * torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    scaled = patches / torch.tensor(model.deviation)[:, None, None]
+    torch.testing.assert_close(network(patches), theirs(scaled), rtol=1e-4, atol=1e-6)
+    assert sum(weight.numel() for weight in network.parameters()) == 61_100_840
+    again = from_torchvision(theirs.state_dict())
+    assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
+    with pytest.raises(ValueError, match="torchvision's alexnet is another network"):
+        to_torchvision(build(dataclasses.replace(model, width=0.5), 10))
+
+
+def test_first_weights_of_torchvision_are_uniform_within_its_bounds():
+    network = build(section("torchvision", "model", Model), 1000)
+    network.draw_first_weights(0)
+    theirs = torchvision_alexnet(num_classes=1000)
+    for ours, other in zip(network.parameters(), theirs.parameters(), strict=True):
+        if ours.numel() < 5000:
+            continue
+        # both are samples of one distribution: mean 0, the same spread, the same bound
+        assert abs(ours.mean()) < 6 * ours.std() / math.sqrt(ours.numel())
+        assert ours.std().item() == pytest.approx(other.std().item(), rel=0.05)
+        assert ours.abs().max().item() == pytest.approx(other.abs().max().item(), rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_makes_two_steps_at_full_width(name):
+    model, augmentation, learning = sections(name)
+    network = build(model, 1000)
+    network.draw_first_weights(learning.seed)
+    rule = Momentum(network, learning)
+    images = pictures(4)
+    statistics = Statistics(images.float().mean(0), torch.tensor([14830.0, 1376.0, 389.0]), torch.eye(3))
+    before = {key: value.detach().clone() for key, value in network.named_parameters()}
+    for number in range(2):
+        places = torch.arange(4) + 4 * number
+        patches = training_patches(images, places, statistics, augmentation, learning.seed, 0, side=model.patch)
+        assert patches.shape == (4, 3, model.patch, model.patch)
+        dropout = Dropout(learning.seed, number, places)
+        rates = learning.rates(0)
+        loss = step(network, rule, patches, torch.arange(4), rates=rates, dropout=dropout, count=4).loss_sum / 4
+        # nothing is known at first
+        assert loss == pytest.approx(math.log(1000), rel=0.15) if number == 0 else math.isfinite(loss)
+    assert all(not torch.equal(before[key], value) for key, value in network.named_parameters())
+
+
+@pytest.mark.slow
+def test_what_the_text_left_out_is_a_factor_of_15_in_what_there_is_to_learn_from():
+    """The loss stays at ln 1000 = 6.9 where the logits say the same of every picture."""
+    ratios = [spread("original-2012", seed) / spread("paper", seed) for seed in range(3)]
+    assert all(15 / 2 < ratio < 15 * 2 for ratio in ratios), ratios
+
+
+@pytest.mark.slow
+def test_raw_pixels_are_a_factor_of_45():
+    unit = (60.0, 60.0, 60.0)
+    ratios = [spread("paper", seed) / spread("paper", seed, deviation=unit) for seed in range(3)]
+    assert all(45 / 2 < ratio < 45 * 2 for ratio in ratios), ratios
+
+
+@pytest.mark.slow
+def test_the_three_deviations_are_what_makes_that_factor():
+    std = (0.01, 0.01, 0.03, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01, 0.01)
+    ratios = [spread("paper", seed, first_std=std) / spread("paper", seed) for seed in range(3)]
+    assert all(15 / 2 < ratio < 15 * 2 for ratio in ratios), ratios
