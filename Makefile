@@ -22,10 +22,10 @@ repro: .venv/installed ## the whole workflow; RECIPE=paper runs recipes/paper.ya
 	@if [ -n "$(RECIPE)" ]; then python -m pipeline.recipe "$(RECIPE)"; else dvc repro && dvc metrics show; fi
 
 test: lint ## lint, types, and all tests, in two processes
-	@pytest -n 2 --dist loadfile
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fast: .venv/installed ## the tests of a minute
-	@pytest -n 2 --dist loadfile -m "not slow"
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: .venv/installed ## ruff and mypy
 	@ruff check

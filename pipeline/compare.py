@@ -69,7 +69,9 @@ def main() -> None:
     file, chosen = Path(sys.argv[1]), sys.argv[2:]
     try:
         comparison = params.check(params.load(file), Comparison, file)
-        for variant in select(comparison, chosen, file):
+        variants = select(comparison, chosen, file)
+        check_cache()
+        for variant in variants:
             for seed in comparison.seeds:
                 run(comparison, variant, seed)
         print(table(comparison))
@@ -85,6 +87,22 @@ def select(comparison: Comparison, chosen: Sequence[str], file: Path) -> list[Va
         if name not in known:
             raise ValueError(f"{file}: there is no variant {name!r}; there are {', '.join(known)}")
     return [known[name] for name in chosen] if chosen else [*known.values()]
+
+
+def check_cache() -> None:
+    """`ValueError` if DVC's cache lacks what dvc.lock names.
+
+    `dvc exp run` with a stage to stop at fails for want of it, and only at its end, when the training is done.
+    """
+    asked = subprocess.run(["dvc", "cache", "dir"], check=True, capture_output=True, text=True)
+    cache = Path(asked.stdout.strip()) / "files/md5"
+    for name, made in params.load(Path("dvc.lock"))["stages"].items():
+        for out in made["outs"]:
+            kept = (cache / out["md5"][:2] / out["md5"][2:]).exists()
+            if not kept and not Path(out["path"]).is_file():  # metrics.json is in git, not in the cache
+                raise ValueError(
+                    f"dvc.lock names {out['path']} of {name}, which is not in DVC's cache. Run first: make repro, or dvc pull"
+                )
 
 
 def wanted(comparison: Comparison, variant: Variant, seed: int) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Run:    dvc repro download
 Reads:  what lies in the data store (machine.yaml: store): archives, or folders, or links to them
 Writes: data/index/ {index.parquet (tables.INDEX), archives.parquet (tables.ARCHIVES), contents.json}
 Takes:  source
-Expect: sample: 1,500 + 300 pictures of 10 classes, drawn in some 15 s on one core; a second run takes one
+Expect: sample: 1,500 + 300 pictures of 10 classes, drawn in some 15 s on one core; a second run takes one. Archives are
+        read once from end to end for their checksums, 150 GB in some 10 minutes if the disk can
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def summary(name: str, contents: Contents) -> list[str]:
     files = contents.archives.num_rows
     drawn = " (drawn, not photographed)" if contents.drawn else ""
     line = (
-        f"{name}: {splits} pictures of {len(contents.classes)} classes in {megabytes:,.1f} MB, {files:,} files{drawn}"
+        f"{name}: {splits} pictures of {len(contents.classes)} classes in {megabytes:,.1f} MB of {files:,} files{drawn}"
     )
     return [line, *(f"{name}: left out: {note}" for note in contents.notes)]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ class Machine:
 
     store: str = "auto"
     """Folder of the archives as they came. auto: `store` in the storage, or `data/store` in the working copy."""
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    """Where else files are fetched from: the beginning of an address → what stands for it."""
     storage: str = "auto"
     """Absolute folder that every node sees, for archives, shards, runs and MLflow. auto: this working copy alone."""
     ray_address: str = "auto"

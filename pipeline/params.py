@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -17,6 +18,8 @@ from ruamel.yaml.error import YAMLError
 T = TypeVar("T")
 
 PARAMS = Path("params.yaml")
+
+_TYPE = re.compile(r"int|float|str|bool|\w+\[.*\]")
 
 
 class ParamsError(ValueError):
@@ -32,8 +35,7 @@ def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS)
     document = load(file)
     if section not in document:
         raise ParamsError(f"{file}: section '{section}' is missing{_nearest(section, document)}")
-    value = document[section]
-    return check(value, _named(value, kind, file, section) if isinstance(kind, tuple) else kind, file, section)
+    return check(document[section], kind, file, section)
 
 
 def _named(value: object, kinds: tuple[type[T], ...], file: Path, section: str) -> type[T]:
@@ -63,15 +65,17 @@ def load(file: Path) -> dict[str, Any]:
     return document
 
 
-def check(value: object, kind: type[T], file: Path, where: str = "") -> T:
+def check(value: object, kind: type[T] | tuple[type[T], ...], file: Path, where: str = "") -> T:
     """`value`, as read from `file` at the key `where`, as a `kind`; or a `ParamsError` that lists every fault."""
+    if isinstance(kind, tuple):
+        kind = _named(value, kind, file, where)
     # pydantic checks, but what comes back is the plain dataclass: alexnet/ knows no pydantic
     strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     adapter = pydantic.TypeAdapter(checked(kind, config=strict, frozen=True))
     try:
         adapter.validate_json(_json(value))
     except pydantic.ValidationError as error:
-        faults = [_fault(fault, kind, where) for fault in error.errors(include_url=False)]
+        faults = [_fault(fault, kind, where) for fault in _without_alternatives(error.errors(include_url=False))]
         raise ParamsError("\n".join(f"{file}: {fault}" for fault in faults)) from None
     plain: T = _plain(kind, value)
     return plain
@@ -93,6 +97,17 @@ def _plain(kind: Any, value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and (kind is float or float in get_args(kind)):
         return float(value)
     return value
+
+
+def _without_alternatives(faults: Iterable[Any]) -> Iterator[Any]:
+    """One fault for a value that may be of several types and is of none, not one for each of the types."""
+    together: dict[tuple[Any, ...], list[Any]] = {}
+    for fault in faults:
+        # pydantic names the type that was tried behind the key
+        loc = tuple(part for part in fault["loc"] if not _TYPE.fullmatch(str(part)))
+        together.setdefault(loc, []).append({**fault, "loc": loc})
+    for alike in together.values():
+        yield {**alike[0], "msg": ", or ".join(dict.fromkeys(fault["msg"] for fault in alike))}
 
 
 def _fault(fault: Any, kind: type, where: str) -> str:

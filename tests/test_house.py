@@ -12,7 +12,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import params, recipe
+from pipeline.download import SOURCES
 from pipeline.machine import Machine
+from pipeline.sources.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,7 +22,7 @@ DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
 # They decide where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing.
-EXEMPT = {"__init__", "cluster", "machine", "params", "progress", "shards", "stage", "tracking"}
+EXEMPT = {"__init__", "cluster", "fetch", "machine", "params", "progress", "shards", "stage", "tracking"}
 
 
 def modules():
@@ -150,6 +152,13 @@ def test_the_lock_of_dvc_is_that_of_the_committed_params_and_code():
             if dep["path"].endswith(".py"):
                 md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
                 assert dep["md5"] == md5, f"{dep['path']} changed since dvc.lock. Run: make repro, and commit dvc.lock"
+
+
+def test_readme_says_for_each_source_what_to_type_and_it_is_valid():
+    shown = re.search(r"## Where pictures come from\n(.*?)\n## ", README, re.S).group(1)
+    blocks = [YAML(typ="safe").load(line)["source"] for line in re.findall(r"^source: .*$", shown, re.M)]
+    read = {type(params.check(block, SOURCES, Path("README.md"), "source")) for block in blocks}
+    assert read == set(SOURCES) - {Sample}
 
 
 def test_every_test_that_readme_names_exists():

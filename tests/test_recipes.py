@@ -142,6 +142,27 @@ def test_a_recipe_s_values_reach_dvc_as_they_are(name, monkeypatch):
     assert parsed == {key: value for key, value in wanted.items() if value != here[key]}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_another_source_s_keys_take_the_place_of_those_that_are_there(tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    here, wanted = (params.load(ROOT / "params.yaml") for _ in range(2))
+    # words that DVC's grammar would take for a choice, a mapping, a number or a truth
+    wanted["source"] = {
+        "name": "imagefolder", "folder": "a, b: {c}=[d]", "classes": ["n01440764", "true", "3"], "val_share": 0.1, "seed": 7,
+    }  # fmt: skip
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    changes = recipe.differences(recipe.flat(here), recipe.flat(wanted), tmp_path / "other.yaml")
+    apply_overrides(tmp_path / "params.yaml", changes)
+    assert params.load(tmp_path / "params.yaml") == wanted
+    assert params.read("source", SOURCES, tmp_path / "params.yaml").classes == ("n01440764", "true", "3")
+    wanted["model"]["widht"] = wanted["model"].pop("width")
+    with pytest.raises(
+        ValueError, match=r"other\.yaml: has to have the keys of params\.yaml; .* model\.widht, model\.width"
+    ):
+        recipe.differences(recipe.flat(here), recipe.flat(wanted), tmp_path / "other.yaml")
+
+
 def test_the_rates_of_2012_are_those_of_its_log():
     learning = section("original-2012", "learning", Learning)
     # epoch: conv1, the other weights, biases (the log below layer-params-145-2010.cfg)

@@ -50,6 +50,13 @@ class Copy:
             document[section].update(values)
         yaml.dump(document, self.folder / "params.yaml")
 
+    def replace(self, section, values):
+        """Another section in place of one in params.yaml."""
+        yaml = YAML()
+        document = yaml.load(self.folder / "params.yaml")
+        document[section] = values
+        yaml.dump(document, self.folder / "params.yaml")
+
     def run(self, *words, check=True, **environment):
         """A command in the copy; its output, both streams."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "RAY_"))}
@@ -163,7 +170,7 @@ def test_a_recipe_runs_beside_the_working_copy(workflow):
     assert "other" in workflow.run("dvc", "exp", "list", "--name-only").split()
     code, said = workflow.run(sys.executable, "-m", "pipeline.recipe", "othr", check=False)
     assert code == 1
-    assert "recipes/othr.yaml: there is no such recipe; there are other, paper" in said
+    assert "recipes/othr.yaml: there is no such recipe; there are caffe, " in said
 
 
 def test_variants_are_run_once_recorded_and_compared(workflow):
@@ -182,6 +189,11 @@ def test_variants_are_run_once_recorded_and_compared(workflow):
     error = 100 * json.loads((workflow.folder / "metrics.json").read_text())["ten_views"]["top1_error"]
     assert f"| other |  | 1 | {error:.2f} |" in said
     assert "| +0.00 |" in said
+    shutil.move(workflow.folder / ".dvc/cache", workflow.folder / "away")
+    code, said_too = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml", check=False)
+    shutil.move(workflow.folder / "away", workflow.folder / ".dvc/cache")
+    assert code == 1
+    assert "not in DVC's cache. Run first: make repro, or dvc pull" in said_too
     record = workflow.folder / "records/two"
     assert (record / "table.md").read_text().strip() in said
     assert (record / "losses.png").stat().st_size > 1000

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from pipeline.fetch import Remote
 from pipeline.sources import class_folders, published, repacked, tree
 from pipeline.sources.contents import Choice, Contents, check_choice
-from pipeline.sources.published import Published
 
-ARCHIVE = Published(
-    name="cifar-10-binary.tar.gz",
+ARCHIVE = Remote(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    bytes=170_052_171,
     md5="c32a1d4ab5d03f1284b67883e8d87530",
 )
 SIDE = 32

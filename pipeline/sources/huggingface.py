@@ -8,18 +8,21 @@ imagenet-1k's test split, are left out.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.fetch import Remote, fetch, listing
 from pipeline.sources import class_folders, repacked
 from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
 from pipeline.sources.tars import hashed
@@ -47,10 +50,13 @@ class HuggingFace:
     name: Literal["huggingface"]
     dataset: str
     """The data set's name on the Hub, ILSVRC/imagenet-1k; its files lie in the store below `huggingface/` and it."""
+    revision: str
+    """The commit, branch or tag that files are fetched from: main, or better a commit."""
     classes: Choice
     """all, the first so many by WordNet id or name, or a list of those."""
     complete: bool
-    """Whether every file has to be there of those that their names count, and of imagenet-1k every picture."""
+    """Whether every file has to be there, as many as their names say, and of imagenet-1k every picture: what is missing
+    is fetched, with the token in `HF_TOKEN`. false: what is there is taken."""
 
     def __post_init__(self) -> None:
         check_folder(self.dataset)
@@ -59,14 +65,14 @@ class HuggingFace:
     def contents(self, store: Path) -> Contents:
         """What the Parquet files hold."""
         folder = store / self.name / self.dataset
+        if self.complete:
+            self._fetch(folder)
         files = sorted((path for path in folder.rglob("*.parquet") if _split(path)), key=lambda path: path.name)
         if not files:
             raise FileNotFoundError(
                 f"{folder}: holds no file like train-00000-of-00294.parquet. If they lie elsewhere, link their folder: "
                 f"ln -s /where/they/are {folder}"
             )
-        if self.complete:
-            _check_numbers(folder, files)
         notes: list[str] = []
         trees = []
         for path in files:
@@ -87,8 +93,35 @@ class HuggingFace:
             )
         return class_folders.contents(whole, found, words, self.classes, notes, short_names=True)
 
+    def _fetch(self, folder: Path) -> None:
+        """Fetches the files of the set that are not there; asks the Hub only if there are such."""
+        there = {path.name for path in folder.rglob("*.parquet")}
+        if there and not _missing(there):
+            return
+        token = os.environ.get("HF_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        page: str | None = f"{hub}/api/datasets/{self.dataset}/tree/{quote(self.revision, safe='')}?recursive=true"
+        found = 0
+        while page:
+            entries, page = listing(page, headers)
+            for entry in entries:
+                path = PurePosixPath(str(entry.get("path", "")))
+                split = _split(path)
+                # the test split of imagenet-1k has no labels
+                if split and not (split == "test" and self.dataset in COUNTS):
+                    found += 1
+                    if path.name not in there:
+                        url = (
+                            f"{hub}/datasets/{self.dataset}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
+                        )
+                        sha256 = entry.get("lfs", {}).get("oid")
+                        fetch(Remote(url=url, bytes=entry.get("size"), sha256=sha256), folder / path.name, headers)
+        if not found:
+            raise ValueError(f"{hub}: {self.dataset} at {self.revision} has no files like train-00000-of-00294.parquet")
 
-def _split(file: Path) -> str:
+
+def _split(file: PurePath) -> str:
     """The split that a file is of, or "" if it is none of a set's."""
     name = _FILE.fullmatch(file.name)
     return SPLITS.get(name.group(1), "") if name else ""
@@ -100,20 +133,14 @@ def _labelled(file: Path) -> bool:
         return bool(pc.any(pc.greater_equal(labels, 0)).as_py())
 
 
-def _check_numbers(folder: Path, files: list[Path]) -> None:
-    """`ValueError` unless there is each file of those that the names count."""
-    there = {file.name for file in files}
-    for file in files:
-        name = _FILE.fullmatch(file.name)
-        assert name
-        kind, _, count = name.groups()
-        for number in range(int(count)):
-            wanted = f"{kind}-{number:05}-of-{count}.parquet"
-            if wanted not in there and SPLITS[kind] != "test":
-                raise ValueError(
-                    f"{folder}: {wanted} is missing. Fetch it; or, if a part of the set is what you want, set params.yaml: "
-                    "source.complete: false"
-                )
+def _missing(there: set[str]) -> list[str]:
+    """The files that the names of others count, but for those of a test split, and that are not there."""
+    found = [match for match in map(_FILE.fullmatch, sorted(there)) if match and SPLITS.get(match.group(1))]
+    kinds = {(match.group(1), match.group(3)) for match in found}
+    wanted = [f"{kind}-{number:05}-of-{count}.parquet" for kind, count in sorted(kinds) for number in range(int(count))]
+    missing = [name for name in wanted if name not in there and not name.startswith("test-")]
+    splits = {SPLITS[kind] for kind, _ in kinds}
+    return missing + [split for split in ("train", "val") if split not in splits]
 
 
 def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:

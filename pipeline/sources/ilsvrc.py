@@ -20,6 +20,7 @@ from typing import IO, cast
 import numpy as np
 from scipy.io import loadmat
 
+from pipeline.fetch import Remote
 from pipeline.sources import published
 from pipeline.sources.contents import Archive, Choice, Contents, Picture, gathered
 from pipeline.sources.tars import Hashed, hashed, members, reading
@@ -118,28 +119,24 @@ def contents(
 
 
 def official(
-    folder: Path,
-    store: Path,
-    year: Year,
-    classes: Choice,
-    md5: Mapping[str, str],
-    counts: Mapping[str, int],
-    *,
-    complete: bool,
+    folder: Path, store: Path, year: Year, remotes: Iterable[Remote], counts: Mapping[str, int], classes: Choice
 ) -> Contents:
-    """`contents`; if `complete`, of the archives with these MD5 and with so many pictures, or `ValueError`."""
-    found = contents(folder, store, year, classes, complete=complete)
-    if complete:
-        for archive in found.archives.to_pylist():
-            published.check(Archive(**archive), md5.get(Path(archive["name"]).name), store)
-        known = devkit(folder / year.devkit, year)
-        there = {"classes": len(known.classes), "train": sum(known.train_images), "val": len(known.val_wnids)}
-        for what, count in there.items():
-            if count != counts[what]:
-                raise ValueError(
-                    f"{folder / year.devkit}: says {count:,} {what}, ILSVRC-{year.number} has {counts[what]:,}. Fetch it "
-                    f"again{PART}"
-                )
+    """`contents` of the published archives, fetched if they are not there; `ValueError` if one has another MD5."""
+    md5 = {}
+    for remote in remotes:
+        published.there(remote, folder / remote.name, complete=True)
+        md5[remote.name] = remote.md5
+    known = devkit(folder / year.devkit, year)
+    said = {"classes": len(known.classes), "train": sum(known.train_images), "val": len(known.val_wnids)}
+    for what, count in said.items():
+        if count != counts[what]:
+            raise ValueError(
+                f"{folder / year.devkit}: says {count:,} {what}, ILSVRC-{year.number} has {counts[what]:,}. Fetch it "
+                f"again{PART}"
+            )
+    found = contents(folder, store, year, classes)
+    for archive in found.archives.to_pylist():
+        published.check(Archive(**archive), md5.get(PurePosixPath(archive["name"]).name), store)
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.fetch import Remote
 from pipeline.sources import ilsvrc
 from pipeline.sources.contents import Choice, Contents, check_choice
 from pipeline.sources.ilsvrc import Year
@@ -23,6 +24,8 @@ YEAR = Year(
     test_truth="ILSVRC2010_test_ground_truth.txt",
     patch="patch_images.tar",
 )
+URL = "https://image-net.org/data/ILSVRC/2010"
+REMOTES = tuple(Remote(url=f"{URL}/{name}") for name in (YEAR.devkit, YEAR.test_truth, YEAR.val, YEAR.test, YEAR.train))
 COUNTS = {"classes": 1000, "train": 1_261_406, "val": 50_000, "test": 150_000}
 
 
@@ -40,5 +43,7 @@ class Ilsvrc2010:
         check_choice(self.classes)
 
     def contents(self, store: Path) -> Contents:
-        """What the archives hold, in the store's folder `ilsvrc2010`."""
-        return ilsvrc.official(store / self.name, store, YEAR, self.classes, {}, COUNTS, complete=self.complete)
+        """What the archives hold, in the store's folder `ilsvrc2010`; they are fetched if they are not there."""
+        if self.complete:
+            return ilsvrc.official(store / self.name, store, YEAR, REMOTES, COUNTS, self.classes)
+        return ilsvrc.contents(store / self.name, store, YEAR, self.classes, complete=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.fetch import Remote
 from pipeline.sources import ilsvrc
 from pipeline.sources.contents import Choice, Contents, check_choice
 from pipeline.sources.ilsvrc import Year
@@ -16,11 +17,12 @@ YEAR = Year(
     val="ILSVRC2012_img_val.tar",
     devkit="ILSVRC2012_devkit_t12.tar.gz",
 )
-MD5 = {
-    YEAR.train: "1d675b47d978889d74fa0da5fadfb00e",
-    YEAR.val: "29b22e2961454d5413ddabcf34fc5622",
-    YEAR.devkit: "fa75699e90414af021442c21a62c3abf",
-}
+URL = "https://image-net.org/data/ILSVRC/2012"
+REMOTES = (
+    Remote(url=f"{URL}/{YEAR.devkit}", md5="fa75699e90414af021442c21a62c3abf"),
+    Remote(url=f"{URL}/{YEAR.val}", bytes=6_744_924_160, md5="29b22e2961454d5413ddabcf34fc5622"),
+    Remote(url=f"{URL}/{YEAR.train}", bytes=147_897_477_120, md5="1d675b47d978889d74fa0da5fadfb00e"),
+)
 COUNTS = {"classes": 1000, "train": 1_281_167, "val": 50_000}
 
 
@@ -38,5 +40,7 @@ class Ilsvrc2012:
         check_choice(self.classes)
 
     def contents(self, store: Path) -> Contents:
-        """What the archives hold, in the store's folder `ilsvrc2012`."""
-        return ilsvrc.official(store / self.name, store, YEAR, self.classes, MD5, COUNTS, complete=self.complete)
+        """What the archives hold, in the store's folder `ilsvrc2012`; they are fetched if they are not there."""
+        if self.complete:
+            return ilsvrc.official(store / self.name, store, YEAR, REMOTES, COUNTS, self.classes)
+        return ilsvrc.contents(store / self.name, store, YEAR, self.classes, complete=False)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.fetch import Remote
 from pipeline.sources import class_folders, published, repacked, tree
 from pipeline.sources.contents import Choice, Contents, check_choice
-from pipeline.sources.published import Published
 
 URL = "https://s3.amazonaws.com/fast-ai-imageclas"
-ARCHIVES = {
-    "full": Published("imagenette2.tgz", f"{URL}/imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612"),
-    "320": Published("imagenette2-320.tgz", f"{URL}/imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3"),
-    "160": Published("imagenette2-160.tgz", f"{URL}/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412"),
+ARCHIVES: dict[str | int, Remote] = {
+    "full": Remote(url=f"{URL}/imagenette2.tgz", bytes=1_557_161_267, md5="fe2fc210e6bb7c5664d602c3cd71e612"),
+    320: Remote(url=f"{URL}/imagenette2-320.tgz", bytes=341_663_724, md5="3df6f0d01a2c9592104656642f5e78a3"),
+    160: Remote(url=f"{URL}/imagenette2-160.tgz", md5="e793b78cc4c9e9a4ccc0c1155377a412"),
 }
 COUNTS = {"train": 9469, "val": 3925}
 WORDS = {
@@ -37,7 +37,7 @@ class Imagenette:
     """params.yaml, `source:` with `name: imagenette`."""
 
     name: Literal["imagenette"]
-    size: Literal["full", "320", "160"]
+    size: Literal["full", 320, 160]
     """full: the pictures as they are in ImageNet; else their shorter side in pixels."""
     classes: Choice
     """all, the first so many by WordNet id, or a list of WordNet ids."""

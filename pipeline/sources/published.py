@@ -1,11 +1,11 @@
-"""Archives that are published with their checksum: found in the data store, and what they should be."""
+"""Archives that are published with their checksum: found in the data store or fetched to it, and what they should be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.fetch import Remote, fetch
 from pipeline.sources import repacked
 from pipeline.sources.contents import Archive
 from pipeline.sources.repacked import Files
@@ -13,26 +13,29 @@ from pipeline.sources.tars import hashed
 from pipeline.sources.tree import Tree
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """An archive as its makers offer it."""
+def opened(remote: Remote, folder: Path, store: Path, complete: bool, unpack: Callable[[Path], Files]) -> Tree:
+    """The files of the archive in a folder of the store, fetched if it is not there.
 
-    name: str
-    url: str
-    md5: str
-
-
-def opened(archive: Published, folder: Path, store: Path, complete: bool, unpack: Callable[[Path], Files]) -> Tree:
-    """The files of the archive in a folder of the store; unless `complete`, it may have another MD5."""
-    file = folder / archive.name
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file}: not there. Fetch it from {archive.url}, or link its folder: ln -s ... {folder}"
-        )
+    Unless `complete`, it is not fetched, and may have another MD5.
+    """
+    file = folder / remote.name
+    there(remote, file, complete)
     origin = hashed(file, store)
     if complete:
-        check(origin, archive.md5, store)
+        check(origin, remote.md5, store)
     return repacked.tree_of(origin, store, unpack)
+
+
+def there(remote: Remote, file: Path, complete: bool) -> None:
+    """Sees that the archive is there, or `FileNotFoundError`."""
+    if file.is_file():
+        return
+    if not complete:
+        raise FileNotFoundError(
+            f"{file}: not there, and with source.complete: false nothing is fetched. If its folder lies elsewhere, link "
+            f"it: ln -s /where/it/is {file.parent}"
+        )
+    fetch(remote, file)
 
 
 def check(archive: Archive, md5: str | None, store: Path) -> None:

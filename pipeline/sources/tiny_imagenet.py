@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.fetch import Remote
 from pipeline.sources import class_folders, published, repacked, tree
 from pipeline.sources.class_folders import Found
 from pipeline.sources.contents import Choice, Contents, check_choice
-from pipeline.sources.published import Published
 from pipeline.sources.tree import Tree
 
-ARCHIVE = Published(
-    name="tiny-imagenet-200.zip",
+ARCHIVE = Remote(
     url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    bytes=248_100_043,
     md5="90528d7ca1a48142e341f4ef8d21d0de",
 )
 TOP = "tiny-imagenet-200"

@@ -179,7 +179,7 @@ def kaggle(store: Path) -> Layout:
 
 def imagenette(store: Path) -> Layout:
     """fast.ai's archive."""
-    layout = Layout({"name": "imagenette", "size": "160", "classes": "all", "complete": False})
+    layout = Layout({"name": "imagenette", "size": 160, "classes": "all", "complete": False})
     layout.words["n02102040"] = "English springer, English springer spaniel"
     files = {"imagenette2-160/": b"", "imagenette2-160/noisy_imagenette.csv": b"path,noisy_labels_0\n"}
     for split, each in (("train", TRAIN), ("val", VAL)):
@@ -242,7 +242,15 @@ def cifar10(store: Path) -> Layout:
 
 def huggingface(store: Path) -> Layout:
     """Files of imagenet-1k as the Hub has them: compressed columns, labels by rank, the WordNet id in the path."""
-    layout = Layout({"name": "huggingface", "dataset": "ILSVRC/imagenet-1k", "classes": "all", "complete": False})
+    layout = Layout(
+        {
+            "name": "huggingface",
+            "dataset": "ILSVRC/imagenet-1k",
+            "revision": "main",
+            "classes": "all",
+            "complete": False,
+        }
+    )
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for number in range(TRAIN * len(WNIDS)):
         label = (2 * number) % len(WNIDS)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -393,3 +394,37 @@ def test_a_shard_that_is_gone_or_cut_is_named(made: Path, tmp_path: Path) -> Non
             (shards.SHARDS / shard.file).write_bytes(b"PAR1")
         with pytest.raises(ValueError, match=r"train-00000.*: has 4 bytes, was made with \d+"):
             shards.locate(manifest, Machine())
+
+
+def test_a_set_of_files_needs_no_more_open_files_than_threads(tmp_path: Path) -> None:
+    rows = [{"archive": f"{number}.jpg", "offset": 0, "length": 2} for number in range(100)]
+    for row in rows:
+        (tmp_path / row["archive"]).write_bytes(b"xy")
+    archives = resize.Archives(tmp_path)
+    before = psutil.Process().num_fds()
+    assert [archives.read(row) for row in rows] == [b"xy"] * 100
+    assert psutil.Process().num_fds() == before + 1
+    archives.close()
+    assert psutil.Process().num_fds() == before
+    (tmp_path / "5.jpg").unlink()
+    with pytest.raises(ValueError, match=r"5\.jpg: not there\. Run: dvc repro --force download"):
+        archives.read(rows[5])
+
+
+def test_of_very_many_archives_a_thousand_are_looked_at(tmp_path: Path) -> None:
+    names = [f"{number}.jpg" for number in range(2500)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    archives = pa.table({"name": names, "bytes": [1] * 2500, "sha256": [""] * 2500, "md5": [None] * 2500})
+    index = resize.Index(
+        rows=pa.table({"archive": names}),
+        classes=CLASSES,
+        archives=archives.cast(tables.ARCHIVES),
+        drawn=False,
+        digest="",
+    )
+    resize.check_store(index, tmp_path)
+    for name in names[1000:1010]:
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"10\d\d\.jpg: not there, but the index names it"):
+        resize.check_store(index, tmp_path)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline import download, params
+from pipeline import download, fetch, params
+from pipeline.fetch import Remote
+from pipeline.sources import cifar10, huggingface, ilsvrc2012, imagenette, tars, tiny_imagenet
 from pipeline.sources.contents import Contents
 from tests.pipeline import layouts
 from tests.pipeline.layouts import Layout
+from tests.pipeline.miniature import jpeg
+from tests.pipeline.server import File, Server, serving
 
 
 def contents(store: Path, section: dict[str, Any]) -> Contents:
@@ -124,3 +134,354 @@ def test_classes_can_be_chosen_and_are_ranked_among_themselves(store: Path, name
         contents(store, layout.section | {"classes": [ids[0][:-1], ids[1]]})
     with pytest.raises(ValueError, match=r"source\.classes: 4, but the set has 3"):
         contents(store, layout.section | {"classes": 4})
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server for what a source fetches, and nothing of this machine's settings."""
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "ALEXNET_MACHINE", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetch, "WAIT", 0.001)
+    monkeypatch.chdir(tmp_path)
+    with serving() as state:
+        yield state
+
+
+@pytest.mark.parametrize("name", ["imagenette", "tiny_imagenet", "cifar10"])
+def test_an_archive_that_is_not_there_is_fetched(
+    store: Path, tmp_path: Path, server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published archives are too large for a test, so a small one takes their place, behind a mirror."""
+    layout = layouts.ALL[name](tmp_path / "theirs")
+    (archive,) = (tmp_path / "theirs" / name).iterdir()
+    module = {"imagenette": imagenette, "tiny_imagenet": tiny_imagenet, "cifar10": cifar10}[name]
+    url = (module.ARCHIVES[160] if module is imagenette else module.ARCHIVE).url
+    small = Remote(url=url, bytes=archive.stat().st_size, md5=md5(archive))
+    if module is imagenette:
+        monkeypatch.setitem(imagenette.ARCHIVES, 160, small)
+        monkeypatch.setattr(imagenette, "COUNTS", {"train": 12, "val": 6})
+        monkeypatch.setattr(imagenette, "WORDS", layout.words)
+    else:
+        monkeypatch.setattr(module, "ARCHIVE", small)
+        for count, value in (("CLASSES", 3), ("TRAIN_IMAGES", 4), ("VAL_IMAGES", 2), ("TEST_IMAGES", 2)):
+            monkeypatch.setattr(module, count, value, raising=False)
+    section = layout.section | {"complete": True}
+    server.files["/mirror/" + archive.name] = File(archive.read_bytes(), cut=lambda _: 5000)
+    Path("machine.yaml").write_text(json.dumps({"mirrors": {url.rpartition("/")[0]: f"{server.url}/mirror"}}))
+    with pytest.raises(FileNotFoundError, match=r"not there, and with source\.complete: false nothing is fetched"):
+        contents(store, layout.section)
+    assert server.asked == []
+    found = contents(store, section)
+    assert len(found.pictures) == 18
+    assert (store / name / archive.name).read_bytes() == archive.read_bytes()
+    before = len(server.asked)
+    assert contents(store, section) == found
+    assert len(server.asked) == before
+    (store / name / archive.name).write_bytes(archive.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=rf"{archive.name}: its MD5 is \w+, that of the published one {small.md5}"):
+        contents(store, section)
+
+
+def md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def test_ilsvrc_is_fetched_and_has_to_be_the_published_one(
+    store: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = layouts.ilsvrc(tmp_path / "theirs", 2012)
+    remotes = []
+    for remote in ilsvrc2012.REMOTES:
+        file = tmp_path / "theirs/ilsvrc2012" / remote.name
+        remotes.append(Remote(url=f"{server.url}/{remote.name}", md5=md5(file)))
+        server.files[f"/{remote.name}"] = File(file.read_bytes(), cut=lambda _: 7000)
+    section = layout.section | {"complete": True}
+    monkeypatch.setattr(ilsvrc2012, "REMOTES", tuple(remotes))
+    with pytest.raises(
+        ValueError, match=r"devkit_t12\.tar\.gz: says 3 classes, ILSVRC-2012 has 1,000\. Fetch it again; or"
+    ):
+        contents(store, section)
+    monkeypatch.setattr(ilsvrc2012, "COUNTS", {"classes": 3, "train": 12, "val": 6})
+    assert rows(contents(store, section), store) == layout.rows
+    val = store / "ilsvrc2012" / ilsvrc2012.YEAR.val
+    val.write_bytes(val.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"img_val\.tar: its MD5 is .*complete: false"):
+        contents(store, section)
+
+
+def test_a_part_of_ilsvrc_is_counted_and_its_labels_are_ranked(store: Path) -> None:
+    layout = layouts.ilsvrc(store, 2012)
+    wnids = layouts.WNIDS
+    train = {
+        f"{wnid}.tar": layouts.tar(
+            {f"{name}.JPEG": row[2] for name, row in layout.rows.items() if name.startswith(wnid)}
+        )
+        for wnid in (wnids[0], wnids[2])
+    }
+    (store / "ilsvrc2012" / ilsvrc2012.YEAR.train).write_bytes(layouts.tar(train))
+    found = contents(store, layout.section)
+    assert [synset.wnid for synset in found.classes] == [wnids[0], wnids[2]]
+    assert Counter(found.pictures["split"].to_pylist()) == {"train": 8, "val": 4}
+    assert found.notes == ("2 val pictures of classes that have no training picture",)
+    assert set(found.pictures["label"].to_pylist()) == {0, 1}
+    assert download.summary("ilsvrc2012", found)[1] == f"ilsvrc2012: left out: {found.notes[0]}"
+
+
+def test_the_test_pictures_of_2010_may_be_missing_from_a_part(store: Path) -> None:
+    layout = layouts.ilsvrc(store, 2010)
+    (store / "ilsvrc2010/ILSVRC2010_images_test.tar").unlink()
+    (store / "ilsvrc2010/patch_images.tar").unlink()
+    found = contents(store, layout.section)
+    assert Counter(found.pictures["split"].to_pylist()) == {"train": 12, "val": 6}
+
+
+def hub(server: Server, folder: Path, token: str | None = None) -> dict[str, bytes]:
+    """What the Hub answers of the files in a folder, in two pages; each file is signed for elsewhere."""
+    files = {f"data/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
+    entries = [{"type": "directory", "path": "data"}, {"type": "file", "path": "README.md", "size": 3}] + [
+        {"type": "file", "path": name, "size": len(data), "lfs": {"oid": hashlib.sha256(data).hexdigest()}}
+        for name, data in files.items()
+    ]
+    wanted = token and f"Bearer {token}"
+    tree = "/api/datasets/ILSVRC/imagenet-1k/tree/main"
+    more = {"Link": f'<{server.url}{tree}/more>; rel="next"'}
+    server.files[tree] = File(json.dumps(entries[:4]).encode(), headers=more, wanted=wanted)
+    server.files[f"{tree}/more"] = File(json.dumps(entries[4:]).encode(), wanted=wanted)
+    for name, data in files.items():
+        signed = {"Location": f"/signed/{name}?signature=1"}
+        server.files[f"/datasets/ILSVRC/imagenet-1k/resolve/main/{name}"] = File(
+            status=302, headers=signed, wanted=wanted
+        )
+        server.files[f"/signed/{name}"] = File(data, cut=lambda _: 3000)
+    return files
+
+
+def test_the_hub_s_files_are_fetched_with_the_user_s_token(
+    store: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = layouts.huggingface(tmp_path / "theirs")
+    files = hub(server, tmp_path / "theirs/huggingface/ILSVRC/imagenet-1k/data", "hf_mine")
+    section = layout.section | {"complete": True}
+    monkeypatch.setattr(huggingface, "COUNTS", {"ILSVRC/imagenet-1k": {"train": 12, "val": 6}})
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    with pytest.raises(ValueError, match=r"answered 401 .*HF_TOKEN"):
+        contents(store, section)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    assert rows(contents(store, section), store) == layout.rows
+    fetched = {path.name for path in (store / "huggingface").rglob("*.parquet")}
+    assert fetched == {Path(name).name for name in files if "test" not in name}
+    before = len(server.asked)
+    contents(store, section)
+    assert len(server.asked) == before
+    (store / "huggingface/ILSVRC/imagenet-1k/train-00001-of-00002.parquet").unlink()
+    assert rows(contents(store, section), store) == layout.rows
+    name = "data/train-00001-of-00002.parquet"
+    (store / "huggingface/ILSVRC/imagenet-1k/train-00001-of-00002.parquet").unlink()
+    server.files[f"/signed/{name}"].data = files["data/train-00000-of-00002.parquet"][: len(files[name])]
+    with pytest.raises(ValueError, match=r"(its SHA256 is|has [0-9,]+ bytes, the published file)"):
+        contents(store, section)
+
+
+def test_pictures_that_are_missing_from_a_complete_set_are_counted(
+    store: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = layouts.huggingface(store)
+    with pytest.raises(
+        ValueError, match=r"has \{'train': 1281167, 'val': 50000\} labelled pictures, here are \{'train': 12"
+    ):
+        contents(store, layout.section | {"complete": True})
+    for make in (layouts.cifar10, lambda store: layouts.tiny_imagenet(store, unpacked=True)):
+        layout = make(store)
+        if layout.section["name"] == "cifar10":
+            layouts.write({"train/bird/0.png": b"", "test/bird/0.png": b""}, store / "cifar10")
+        with pytest.raises(ValueError, match=r"has to hold \d+ pictures of each of \d+ classes.*complete: false"):
+            contents(store, layout.section | {"complete": True})
+
+
+def without(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(folder / name)
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
+    "is not there": (lambda folder: shutil.rmtree(folder), {}, r"my/pets: no such folder in the data store\. .*ln -s"),
+    "two validation splits": (lambda folder: (folder / "valid/x").mkdir(parents=True), {}, "both"),
+    "no training split": (lambda folder: without(folder, "train"), {}, r"my/pets: has val/ but no train/"),
+    "a share, and a split": (lambda _: None, {"val_share": 0.1}, r"has val/, so .*val_share has to be 0, is 0\.1"),
+    "no share, and no split": (lambda folder: without(folder, "val"), {}, r"has none of val/, .*val_share: 0\.1"),
+    "an empty class": (lambda folder: (folder / "train/Yak").mkdir(), {}, ""),
+    "an unknown class": (
+        lambda folder: (folder / "val/Cat").rename(folder / "val/cat"),
+        {},
+        r"val/cat/0\.jpg is of 'cat', of which there is no training picture",
+    ),
+    "one class": (
+        lambda folder: [without(folder / split, "dog breed", "ümlaut") for split in ("train", "val", "test")],
+        {},
+        r"needs training pictures of at least 2 classes, found \['Cat'\]",
+    ),
+    "a link that leads back": (
+        lambda folder: (folder / "train/Cat/again").symlink_to(folder / "train"),
+        {},
+        "a link that leads back to a folder above it",
+    ),
+    "a link to nothing": (lambda folder: (folder / "train/Cat/9.jpg").symlink_to("gone"), {}, "or a link to nothing"),
+    "a name that is no text": (
+        lambda folder: Path(os.fsdecode(os.fsencode(folder / "train/Cat") + b"/\xff.jpg")).write_bytes(b"x"),
+        {},
+        r"is not UTF-8\. Rename the file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_folder_that_cannot_be_used_is_refused(store: Path, case: str) -> None:
+    change, settings, said = BAD_FOLDERS[case]
+    layout = layouts.imagefolder(store)
+    change(store / "my/pets")
+    if case == "an empty class":
+        (store / "my/pets/train/Yak/notes.txt").write_bytes(b"x")
+        said = r"train/Yak: a class folder without a picture\. Was it unpacked whole\?"
+    if case == "two validation splits":
+        (store / "my/pets/valid/x/1.jpg").write_bytes(b"x")
+        said = r"my/pets: has both val/ and valid/\. Which is the validation split\?"
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        contents(store, layout.section | settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"folder": "/data/pets"}, r"folder has to be the name of a folder in the data store, is '/data/pets'.*ln -s"),
+        ({"folder": "../pets"}, "folder has to be the name"),
+        ({"folder": "~/pets"}, "folder has to be the name"),
+        ({"folder": ""}, "folder has to be the name"),
+        ({"folder": "a//b"}, "folder has to be the name"),
+        ({"val_share": 1.0}, r"val_share has to be at least 0 and below 1, is 1\.0"),
+        ({"classes": 1}, "classes has to be 'all', at least 2, or a list of ids, is 1"),
+        ({"classes": ["a"]}, r"classes has to name at least 2 ids, is \['a'\]"),
+        ({"classes": ["a", "a"]}, r"classes has to name each id once"),
+        ({"classes": 1.5}, r"source\.classes: Input should be 'all', or .* integer, or .* array \(found 1\.5\)$"),
+        ({"shares": 1}, r"source\.shares: unknown key \(its value: 1\), did you mean 'val_share'\?"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(store: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(params.ParamsError, match=said):
+        contents(store, layouts.imagefolder(store).section | changes)
+
+
+def test_what_is_left_out_of_a_folder_is_counted(store: Path) -> None:
+    found = contents(store, layouts.imagefolder(store).section)
+    notes = "\n".join(found.notes)
+    assert "pets/train: 2 files that are no pictures by their names (2 hidden)" in notes
+    assert "pets/train: 1 pictures that lie in no class folder" in notes
+    assert "pets/val: 1 files that are no pictures by their names (1 .txt)" in notes
+    assert len(found.notes) == 3
+    assert contents(store, layouts.kaggle(store).section).notes == (
+        f"{store}/kaggle/ILSVRC/Data/CLS-LOC/test: 1 pictures that lie in no class folder",
+    )
+
+
+def test_a_share_is_held_out_of_each_class_by_the_seed_and_nothing_else(store: Path) -> None:
+    layout = Layout({"name": "imagefolder", "folder": "pets", "classes": "all", "val_share": 0.25, "seed": 0})
+    for wnid, count in (("cat", 8), ("dog", 20)):
+        layouts.write({f"{wnid}/{number}.jpg": b"x" for number in range(count)}, store / "pets")
+
+    def val(**changes: Any) -> set[str]:
+        found = contents(store, layout.section | changes).pictures.to_pylist()
+        return {row["id"] for row in found if row["split"] == "val"}
+
+    first = val()
+    assert Counter(name.split("/")[0] for name in first) == {"cat": 2, "dog": 5}
+    assert val() == first
+    assert val(seed=1) != first
+    assert val(val_share=0.5) > first
+    layouts.write({"dog/20.jpg": b"x", "ape/1.jpg": b"x", "ape/2.jpg": b"x"}, store / "pets")
+    assert len(val() & first) >= 6
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "cifar10", "imagenette"])
+def test_a_damaged_archive_is_named(store: Path, name: str) -> None:
+    layout = layouts.ALL[name](store)
+    (archive,) = (store / name).iterdir()
+    data = archive.read_bytes()
+    for damaged in (b"", data[:100], data[: len(data) // 2], data[:-20], data[:5000] + bytes(50) + data[5050:]):
+        archive.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{archive.name}: not a whole"):
+            contents(store, layout.section)
+    assert not list(store.glob("repacked/*.tar"))
+    archive.write_bytes(data)
+    assert rows(contents(store, layout.section), store).keys() == layout.rows.keys()
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "no record", "gone"])
+def test_what_was_repacked_is_made_again_if_it_is_not_whole(store: Path, damage: str) -> None:
+    layout = layouts.imagenette(store)
+    first = contents(store, layout.section)
+    (tar,) = store.glob("repacked/*.tar")
+    data = tar.read_bytes()
+    match damage:
+        case "cut":
+            tar.write_bytes(data[: len(data) // 2])
+        case "altered":
+            tar.write_bytes(data.replace(b"\xff\xd8\xff", b"\xff\xd8\xfe", 1))
+        case "no record":
+            tar.with_name(tar.name + ".sha256").unlink()
+        case "gone":
+            tar.unlink()
+    again = contents(store, layout.section)
+    assert tar.read_bytes() == data
+    assert (again.pictures, again.archives) == (first.pictures, first.archives)
+
+
+def test_another_archive_of_the_same_name_is_repacked_beside_the_first(store: Path) -> None:
+    layout = layouts.imagenette(store)
+    contents(store, layout.section)
+    archive = store / "imagenette/imagenette2-160.tgz"
+    archive.write_bytes(gzip.compress(gzip.decompress(archive.read_bytes()), 1))
+    assert rows(contents(store, layout.section), store) == layout.rows
+    assert len(list(store.glob("repacked/*.tar"))) == 2
+
+
+def test_parquet_that_is_none_of_the_hub_s_is_named(store: Path) -> None:
+    layout = layouts.huggingface(store)
+    file = store / "huggingface/ILSVRC/imagenet-1k/data/train-00001-of-00002.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet: no Parquet file of pictures and labels"):
+        contents(store, layout.section)
+    layouts.parquet([{"image": {"bytes": b"x", "path": "x.jpg"}, "label": 7}], file)
+    with pytest.raises(ValueError, match="row 0 has the label 7, of 3 names"):
+        contents(store, layout.section)
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    with pytest.raises(ValueError, match="no column 'label' whose classes are named"):
+        contents(store, layout.section)
+
+
+def test_classes_of_the_hub_that_are_no_synsets_go_by_their_names(store: Path) -> None:
+    layout = layouts.huggingface(store)
+    folder = store / "huggingface/me/pets"
+    folder.mkdir(parents=True)
+    names = ["dog/wolf", "cat"]
+    pictures = [{"image": {"bytes": jpeg(n, 40), "path": None}, "label": n % 2} for n in range(6)]
+    layouts.parquet(pictures, folder / "train-00000-of-00001.parquet", names)
+    layouts.parquet(pictures[:2], folder / "test-00000-of-00001.parquet", names)
+    layouts.parquet(pictures[2:4], folder / "validation-00000-of-00001.parquet", names)
+    found = contents(store, layout.section | {"dataset": "me/pets"})
+    assert {synset.wnid: synset.words for synset in found.classes} == {"cat": "cat", "dog_wolf": "dog/wolf"}
+    assert Counter(found.pictures["split"].to_pylist()) == {"train": 6, "val": 2, "test": 2}
+    assert set(rows(found, store).values()) >= {("train", "cat", pictures[1]["image"]["bytes"])}
+
+
+def test_of_a_large_archive_it_is_said_how_far_it_was_read(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = layouts.ilsvrc(store, 2012)
+    val = store / "ilsvrc2012" / ilsvrc2012.YEAR.val
+    val.write_bytes(val.read_bytes() + bytes(5 * 2**20))
+    contents(store, layout.section)
+    assert "MiB" not in capsys.readouterr().err
+    monkeypatch.setattr(tars, "LONG", 2**20)
+    contents(store, layout.section)
+    assert "download: ILSVRC2012_img_val.tar: 5 of 5 MiB" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from ruamel.yaml import YAML
 from alexnet.learning import RateChange
 from alexnet.model import AlexNet, Model, load, save
 from pipeline import start, train
+from pipeline.batches import held_out
 from pipeline.machine import Machine
 from pipeline.train import Inputs
 from tests.pipeline import miniature
@@ -465,10 +466,19 @@ def undisturbed(first: Path, begin: Callable[[Path], Training]) -> Ran:
 def test_it_trains(undisturbed: Ran, first: Path) -> None:
     with (first / "data/history/epochs.csv").open(newline="") as file:
         epochs = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in epochs] == [3, 6, 9, 12]
-    assert [float(row["rate"]) for row in epochs] == [0.002, 0.002, 0.0002, 0.0002]
+    learning = dataclasses.replace(LEARNING, **{**SECTIONS["learning"], "rate_falls": (2,), "rate_changes": ()})
+    learned_from = 24 - int(held_out(24, learning).sum())
+    assert learned_from < 24
+    assert learned_from % 10, "the last batch of an epoch has to be a short one"
+    steps = -(-learned_from // 10)
+    assert [int(row["step"]) for row in epochs] == [steps * (epoch + 1) for epoch in range(EPOCHS)]
+    watched = [float(row["held_out_top1_error"]) for row in epochs]
+    assert all(0 <= error <= 1 for error in watched)
+    rates = [learning.rates(epoch, watched[:epoch]).common for epoch in range(EPOCHS)]
+    assert [float(row["rate"]) for row in epochs] == rates
+    assert rates[-1] <= 0.0002
     with (first / "data/history/steps.csv").open(newline="") as file:
-        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8, 10, 12]
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [*range(2, steps * EPOCHS + 1, 2)]
     assert "2 processes, a column each" in undisturbed.said
     with (first / "undisturbed.pt").open("rb") as handle:
         network, _ = load(handle)
@@ -514,6 +524,7 @@ def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
     training.process.send_signal(signal.SIGKILL)
     training.process.wait()
     _, alive = psutil.wait_procs(below, timeout=30)  # two agents of Ray's stay for a minute, and hold nothing
+    alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]  # that nobody has waited for
     assert not alive, "Ray's processes go with the driver"
     assert not (second / "data/model.pt").exists()
     rerun = begin(second)
