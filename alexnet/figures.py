@@ -1,4 +1,4 @@
-"""Figures 3 and 4 of the paper, the curves and the confusion, as PNG from data they are given.
+"""Figures 1, 3 and 4 of the paper, the curves and the confusion, as PNG from data they are given.
 
 Pictures are uint8, N×H×W×3. Every function returns the bytes of a PNG, the same for the same data: no date or version
 is stored, fonts are matplotlib's own, and a user's matplotlibrc is not read.
@@ -61,6 +61,29 @@ def _as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
         return file.getvalue()
 
     return drawn
+
+
+@_as_png
+def relu_and_tanh(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], target: float) -> Figure:
+    """Figure 1: the training error after 0, 1, … epochs, a panel for each title, a name's runs in one kind of line.
+
+    The first name is solid, the second dashed, as in the paper; a line at `target`. A curve ends where it is NaN.
+    """
+    figure = Figure(figsize=(4.1 * max(1, len(panels)), 3.3), layout="constrained")
+    for place, (title, names) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        axes.axhline(target, color=PALE, lw=0.8)
+        for (name, runs), colour, dashes in zip(names.items(), (RIGHT, WRONG), ("-", "--"), strict=False):
+            for number, errors in enumerate(runs):
+                label = None if number else name
+                axes.plot(range(len(errors)), errors, ls=dashes, color=colour, lw=1.1, alpha=0.85, label=label)
+        axes.set_title(title, loc="left")
+        axes.set(xlabel="epochs", ylabel="training error", xlim=(0, None), ylim=(0, 0.8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color="#e6e6e6", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8)
+    return figure
 
 
 @_as_png

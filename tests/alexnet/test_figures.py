@@ -46,7 +46,14 @@ def of_confusion() -> bytes:
     return figures.confusion(np.array([[3, 1, 0, 0], [0, 4, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]), NAMES)
 
 
-@pytest.mark.parametrize("draw", [of_guesses, of_neighbours, of_kernels, of_curves, of_confusion])
+def of_activations() -> bytes:
+    runs = [[0.9, 0.5, 0.2], [0.9, 0.4, 0.3]]
+    return figures.relu_and_tanh(
+        {"one start": {"relu": runs, "tanh": runs}, "another": {"relu": runs, "tanh": runs[:1]}}, 0.25
+    )
+
+
+@pytest.mark.parametrize("draw", [of_guesses, of_neighbours, of_kernels, of_curves, of_confusion, of_activations])
 def test_same_bytes_and_no_trace(draw: Callable[[], bytes]) -> None:
     before = dict(matplotlib.rcParams)
     first = draw()
@@ -106,3 +113,13 @@ def test_nan_and_nothing_can_be_drawn() -> None:
 def test_short_names_fit() -> None:
     assert figures._short("king snake, kingsnake") == "king snake"
     assert max(len(figures._short(name)) for name in [*NAMES, "x" * 80, "x" * 30 + " y"]) <= 24
+
+
+def test_figure_1_has_a_line_at_its_target_and_ends_a_curve_where_it_is_nan() -> None:
+    falling, rest = [0.9, 0.5, 0.3, 0.2], [math.nan] * 4
+    whole = pixels(figures.relu_and_tanh({"": {"relu": [falling], "tanh": [[0.9, 0.7, 0.6, 0.5]]}}, 0.25))
+    ended = pixels(figures.relu_and_tanh({"": {"relu": [rest], "tanh": [[0.9, 0.7, 0.6, 0.5]]}}, 0.25))
+    assert reddish(whole) > reddish(ended) + 200
+    assert figures.relu_and_tanh({"": {"relu": [falling], "tanh": [rest]}}, 0.5) != figures.relu_and_tanh(
+        {"": {"relu": [falling], "tanh": [rest]}}, 0.25
+    )
