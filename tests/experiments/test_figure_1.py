@@ -21,9 +21,7 @@ from four_layers import Activation, Epoch, Run, Setting, Start, Training, epochs
 from pipeline import params
 
 HERE = Path(figure_1.__file__).parent
-TRAINING = Training(
-    kernels=(4, 4, 4), kernel_side=3, batch_size=16, momentum=0.9, precision="float32", target=0.25, measured=30
-)
+TRAINING = Training(kernels=(4, 4, 4), batch_size=16, momentum=0.9, precision="float32", target=0.25, measured=30)
 
 
 @pytest.fixture(autouse=True)
@@ -83,16 +81,16 @@ def test_the_running_error_stands_for_the_middle_of_its_epoch() -> None:
 
 def test_first_weights_keep_the_spread_in_either_activation_and_share_their_draws() -> None:
     wide = Training(**{**{name: getattr(TRAINING, name) for name in TRAINING.__slots__}, "kernels": (64, 64, 64)})
-    relu, tanh = (network(wide, setting(name)) for name in ("relu", "tanh"))
-    for place, gain in ((0, 1.0), (3, 1.0), (6, 1.0), (10, None)):
-        weight, other = relu[place].weight, tanh[place].weight
+    relu, tanh, original = (
+        [layer.weight for layer in network(wide, of) if hasattr(layer, "weight")]
+        for of in (setting("relu"), setting("tanh"), setting(start="original"))
+    )
+    for place, (weight, other) in enumerate(zip(relu, tanh, strict=True)):
         torch.testing.assert_close(weight / weight.std(), other / other.std())
-        fan_in = weight[0].numel()
-        assert weight.std().item() == pytest.approx((math.sqrt(2) if gain else 1) / math.sqrt(fan_in), rel=0.1)
-        assert other.std().item() == pytest.approx((5 / 3 if gain else 1) / math.sqrt(fan_in), rel=0.1)
-    original = network(wide, setting(start="original"))
-    stds = [original[place].weight.std().item() for place in (0, 3, 6, 10)]
-    assert stds == pytest.approx([0.0001, 0.01, 0.04, 0.01], rel=0.1)
+        spread = 1 / math.sqrt(weight[0].numel())
+        assert weight.std().item() == pytest.approx(spread * (math.sqrt(2) if place < 3 else 1), rel=0.1)
+        assert other.std().item() == pytest.approx(spread * (5 / 3 if place < 3 else 1), rel=0.1)
+    assert [weight.std().item() for weight in original] == pytest.approx([0.0001, 0.01, 0.04, 0.01], rel=0.1)
 
 
 def test_mean_and_spread_are_those_of_numpy() -> None:
@@ -189,7 +187,7 @@ def test_a_wrong_folder_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: 
 
 SMALL = """
 pictures: {{each: 4, sha256: {sha256}}}
-training: {{kernels: [4, 4, 4], kernel_side: 3, batch_size: 8, momentum: 0.9, precision: float32, target: 0.8, measured: 40}}
+training: {{kernels: [4, 4, 4], batch_size: 8, momentum: 0.9, precision: float32, target: 0.8, measured: 40}}
 search:
   {{seed: 9, epochs: [1, 4], kept: 2, scaled_rates: [0.001, 0.01, 0.05], original_rates: [0.00001, 0.0001, 0.001]}}
 curves: {{seeds: [0, 1], most_epochs: 8}}
