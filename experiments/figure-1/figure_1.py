@@ -43,24 +43,21 @@ class Search:
     """For all rates, and then for the best of them."""
     kept: int
     """Rates that are tried for longer."""
-    scaled_rates: tuple[float, ...]
-    """The rates tried with both activations from the scaled start."""
-    original_rates: tuple[float, ...]
-    """The same from the original start."""
+    rates: dict[Start, tuple[float, ...]]
+    """For each start that is measured, the rates tried with both activations."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.epochs[0] <= self.epochs[1]:
             raise ValueError(f"epochs has to be two numbers of at least 1 that do not fall, is {list(self.epochs)}")
-        for start in STARTS:
-            rates = self.rates(start)
+        if not self.rates:
+            raise ValueError(f"rates has to have a grid for at least one of {', '.join(STARTS)}")
+        for start, rates in self.rates.items():
             if not 1 <= self.kept <= len(rates):
-                raise ValueError(f"kept has to be from 1 to the number of {start}_rates, {len(rates)}; is {self.kept}")
+                raise ValueError(
+                    f"kept has to be from 1 to the number of rates of {start}, {len(rates)}; is {self.kept}"
+                )
             if min(rates) <= 0 or list(rates) != sorted(set(rates)):
-                raise ValueError(f"{start}_rates has to be above 0 and to rise, is {list(rates)}")
-
-    def rates(self, start: Start) -> tuple[float, ...]:
-        """The grid of a start."""
-        return self.scaled_rates if start == "scaled" else self.original_rates
+                raise ValueError(f"rates of {start} has to be above 0 and to rise, is {list(rates)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,15 +82,12 @@ def search() -> None:
     make = _runs(training)
     chosen: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    for start in STARTS:
+    for start, rates in wanted.rates.items():
         for activation in ACTIVATIONS:
-            settings = [
-                Setting(start=start, activation=activation, rate=rate, seed=wanted.seed) for rate in wanted.rates(start)
-            ]
+            settings = [Setting(start=start, activation=activation, rate=rate, seed=wanted.seed) for rate in rates]
             runs = {setting.rate: make(setting) for setting in settings}
             rate = best_rate(training.target, wanted, runs)
             print(f"{start} {activation}: the best rate is {rate:g}", flush=True)
-            rates = wanted.rates(start)
             chosen.setdefault(start, {})[activation] = {"rate": rate, "at_edge": rate in (rates[0], rates[-1])}
             for run in runs.values():
                 rows += _rows(run.setting, run.history)
@@ -130,7 +124,7 @@ def curves() -> None:
     rates = json.loads((SEARCH / "rates.json").read_text())
     make = _runs(training)
     rows: list[dict[str, Any]] = []
-    for start in STARTS:
+    for start in searched.rates:
         for seed in wanted.seeds:
             for activation in ACTIVATIONS:
                 rate = rates[start][activation]["rate"]
@@ -145,10 +139,13 @@ def figure() -> None:
     training = params.read("training", Training)
     histories = read_curves(CURVES)
     rates = json.loads((SEARCH / "rates.json").read_text())
-    numbers = {start: summary(training.target, histories[start]) | {"rates": rates[start]} for start in STARTS}
+    numbers = {start: summary(training.target, histories[start]) | {"rates": rates[start]} for start in histories}
     with stage.whole(NUMBERS) as made:
         made.write_text(json.dumps(numbers, indent=1) + "\n")
-    titles = {"scaled": "first weights scaled for each", "original": "first weights and pixels as in 2012"}
+    titles: dict[Start, str] = {
+        "scaled": "first weights scaled for each",
+        "original": "first weights and pixels as in 2012",
+    }
     panels = {
         titles[start]: {
             f"{activation}, rate {rates[start][activation]['rate']:g}": [
@@ -156,7 +153,7 @@ def figure() -> None:
             ]
             for activation in ACTIVATIONS
         }
-        for start in STARTS
+        for start in histories
     }
     with stage.whole(FIGURE) as made:
         made.write_bytes(figures.relu_and_tanh(panels, training.target))
@@ -228,12 +225,11 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_curves(file: Path) -> dict[Start, dict[Activation, dict[int, list[Epoch]]]]:
     """The histories in a csv of `curves`, by start, activation and seed."""
-    histories: dict[Any, dict[Any, dict[int, list[Epoch]]]] = {
-        start: {name: {} for name in ACTIVATIONS} for start in STARTS
-    }
+    histories: dict[Any, dict[Any, dict[int, list[Epoch]]]] = {}
     with file.open(newline="") as handle:
         for row in csv.DictReader(handle):
-            history = histories[row["start"]][row["activation"]].setdefault(int(row["seed"]), [])
+            of_start = histories.setdefault(row["start"], {name: {} for name in ACTIVATIONS})
+            history = of_start[row["activation"]].setdefault(int(row["seed"]), [])
             history.append(Epoch(int(row["epoch"]), float(row["running_error"]), float(row["training_error"])))
     return histories
 

@@ -189,7 +189,7 @@ SMALL = """
 pictures: {{each: 4, sha256: {sha256}}}
 training: {{kernels: [4, 4, 4], batch_size: 8, momentum: 0.9, precision: float32, target: 0.8, measured: 40}}
 search:
-  {{seed: 9, epochs: [1, 4], kept: 2, scaled_rates: [0.001, 0.01, 0.05], original_rates: [0.00001, 0.0001, 0.001]}}
+  {{seed: 9, epochs: [1, 4], kept: 2, rates: {{scaled: [0.001, 0.01, 0.05], original: [0.00001, 0.0001, 0.001]}}}}
 curves: {{seeds: [0, 1], most_epochs: 8}}
 """
 
@@ -236,9 +236,7 @@ def test_the_best_rate_is_that_of_a_plain_loop_over_known_curves() -> None:
         def advance(self, epochs: int) -> list[Epoch]:
             return self.history
 
-    search = Search(
-        seed=9, epochs=(2, 4), kept=2, scaled_rates=(0.1, 0.2, 0.3, 0.4), original_rates=(0.1, 0.2, 0.3, 0.4)
-    )
+    search = Search(seed=9, epochs=(2, 4), kept=2, rates={"scaled": (0.1, 0.2, 0.3, 0.4)})
     known = {
         0.1: Known([0.8, 0.7, 0.1, 0.1]),  # the first at the target, but too slow in the first round
         0.2: Known([0.6, 0.5, 0.4, 0.3]),
