@@ -4,7 +4,7 @@ Run:    dvc repro, in experiments/figure-1
 Reads:  $ALEXNET_CIFAR10/train/, a folder of JPEGs for each class
 Writes: search/{search.csv,rates.json}, curves.csv, figure-1.{json,png}; work in progress in work/runs/
 Takes:  pictures, training, search, curves
-Expect: an hour and a half on one core; after a kill it goes on with the last epoch
+Expect: 72 epochs of 13 seconds on one idle core; after a kill it goes on with the last epoch
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def figure() -> None:
     rates = json.loads((SEARCH / "rates.json").read_text())
     numbers = {start: summary(training.target, histories[start]) | {"rates": rates[start]} for start in histories}
     with stage.whole(NUMBERS) as made:
-        made.write_text(json.dumps(numbers, indent=1) + "\n")
+        made.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     titles: dict[Start, str] = {
         "scaled": "first weights scaled for each",
         "original": "first weights and pixels as in 2012",
@@ -183,15 +183,15 @@ def summary(target: float, histories: dict[Activation, dict[int, list[Epoch]]]) 
         }
         found["factor"][name] = {
             "of_seeds": [_finite(factor) for factor in factors],
-            "mean": statistics.fmean(known) if known else None,
-            "std": statistics.stdev(known) if len(known) > 1 else None,
+            "mean": _finite(statistics.fmean(known)) if known else None,
+            "std": _finite(statistics.stdev(known)) if len(known) > 1 else None,
             "said": said,
         }
     return found
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} (n = {len(values)}, standard deviation)"
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} (mean ± standard deviation, n = {len(values)})"
 
 
 def _finite(value: float) -> float | None:
