@@ -173,7 +173,7 @@ def summary(target: float, histories: dict[Activation, dict[int, list[Epoch]]]) 
         factors = [tanh / relu if math.isfinite(max(relu, tanh)) else math.inf for relu, tanh in pairs]
         known = [factor for factor in factors if math.isfinite(factor)]
         said = (
-            f"relu is faster by a factor of {_spread(known)}" if len(known) > 1 else "no factor: too few runs came down"
+            f"tanh needs {_spread(known)} times relu's epochs" if len(known) > 1 else "too few came down for a factor"
         )
         if len(known) < len(factors):
             said += f"; {len(factors) - len(known)} of {len(factors)} pairs have a run that did not reach it"
