@@ -10,6 +10,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
-from torchvision.io import ImageReadMode
 
 Filter = Literal["bilinear", "bicubic", "area"]
 
@@ -27,6 +27,28 @@ Fit = Literal["crop", "warp"]
 
 MAX_PIXELS = 80_000_000
 """A picture that claims more is refused before it is unpacked. The largest of ILSVRC-2012 have some 60 million."""
+
+
+RGB = 3
+"""torchvision's word for three channels, whatever the file has (`torchvision.io.ImageReadMode.RGB`)."""
+
+
+def _load_codec() -> None:
+    """torchvision's JPEG codec as operators of torch.
+
+    Without `import torchvision`, which brings all its models and half a compiler along: two seconds of every process
+    that looks at a picture. And without torchvision's functions for it, which warn at every call that TorchCodec will
+    replace them.
+    """
+    spec = find_spec("torchvision")
+    assert spec is not None and spec.origin is not None, "requirements.lock has it"
+    libraries = sorted(Path(spec.origin).parent.glob("image*.so"))
+    if not libraries:
+        raise ImportError(f"{Path(spec.origin).parent}: this torchvision was built without its codec, image*.so")
+    torch.ops.load_library(libraries[0])
+
+
+_load_codec()
 
 
 class Undecodable(ValueError):  # noqa: N818 - a verdict on the bytes, said as one
@@ -55,9 +77,8 @@ def decode(data: bytes) -> Tensor:
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
-    # torchvision's operator without its wrapper, which warns at every call that TorchCodec will replace it
     file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    picture_CHW: Tensor = torch.ops.image.decode_jpeg(file, ImageReadMode.RGB.value)
+    picture_CHW: Tensor = torch.ops.image.decode_jpeg(file, RGB)
     return picture_CHW
 
 
@@ -184,7 +205,7 @@ def _sums_between(values: NDArray[np.int64], square: int, side: int, axis: int) 
 
 def encode(picture_CHW: Tensor, quality: int) -> bytes:
     """A JPEG of a uint8 picture, 3 x H x W, without metadata; its colours at half the resolution (4:2:0)."""
-    data: Tensor = torch.ops.image.encode_jpeg(picture_CHW, quality)  # see _decode_jpeg
+    data: Tensor = torch.ops.image.encode_jpeg(picture_CHW, quality)
     return data.numpy().tobytes()
 
 

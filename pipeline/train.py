@@ -127,8 +127,9 @@ def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -
         from ray.train.torch import TorchTrainer
 
         from pipeline.batches import held_out
-        from pipeline.train_loop import Mailbox, Task, loop, mend, read
+        from pipeline.train_loop import Mailbox, Task, loop, mend, read, refuse_others
 
+        refuse_others(folder, inputs.fingerprint)
         placement = cluster.placement(settings, inputs.model.divisible)
         if placement.replicas > inputs.learning.streams:
             raise ValueError(

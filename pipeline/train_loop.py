@@ -271,7 +271,7 @@ class Worker:
             ray.train.report({}, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
     def restore(self) -> None:
-        """Goes on from the last checkpoint of this run, if there is one; refuses another run's."""
+        """Goes on from the last checkpoint of this run, if there is one."""
         self.saved_step = 0
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None and self.task.start is not None:
@@ -279,17 +279,26 @@ class Worker:
         if checkpoint is None:
             return
         contents = read(checkpoint)
-        if contents["fingerprint"] != self.task.fingerprint:
-            raise ValueError(
-                f"{checkpoint.path}: belongs to run {contents['fingerprint']}, this is {self.task.fingerprint}. "
-                "Move it away, or bring back its parameters and pictures"
-            )
         self.network.load_state_dict(self.network.part(contents["weights"]))
         for name, tensor in self.network.part(contents["velocity"]).items():
             self.rule.velocity[name].copy_(tensor)
         self.progress = Progress(**contents["progress"])
         self.saved_step = self.progress.step
         self._tell(*self.progress.steps, *self.progress.epochs)
+
+
+def refuse_others(folder: Path, fingerprint: str) -> None:
+    """`ValueError` if a checkpoint in a run's folder is another run's, as when somebody has renamed the folder."""
+    for file in sorted(folder.glob(f"checkpoint-*/{CHECKPOINT}")):
+        try:
+            whose = torch.load(file, weights_only=True, mmap=True)["fingerprint"]  # without the tensors
+        except Exception:  # a part of a file can raise anything in torch's reader; `mend` and Ray deal with it
+            continue
+        if whose != fingerprint:
+            raise ValueError(
+                f"{file.parent}: belongs to run {whose}, this is {fingerprint}. "
+                "Move it away, or bring back its parameters and pictures"
+            )
 
 
 def mend(folder: Path) -> Path | None:
