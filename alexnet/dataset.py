@@ -34,18 +34,18 @@ RGB = 3
 
 
 def _load_codec() -> None:
-    """torchvision's JPEG codec as operators of torch.
+    """The JPEG codec of torchvision as operators of torch.
 
     Without `import torchvision`, which brings all its models and half a compiler along: two seconds of every process
     that looks at a picture. And without torchvision's functions for it, which warn at every call that TorchCodec will
     replace them.
     """
     spec = find_spec("torchvision")
-    assert spec is not None and spec.origin is not None, "requirements.lock has it"
-    libraries = sorted(Path(spec.origin).parent.glob("image*.so"))
+    folder = Path(spec.origin).parent if spec and spec.origin else Path("torchvision")
+    libraries = sorted(folder.glob("image*.so"))
     if not libraries:
-        raise ImportError(f"{Path(spec.origin).parent}: this torchvision was built without its codec, image*.so")
-    torch.ops.load_library(libraries[0])
+        raise ImportError(f"{folder}: no image*.so; torchvision is not installed, or was built without its JPEG codec")
+    torch.ops.load_library(libraries[0])  # type: ignore[no-untyped-call]
 
 
 _load_codec()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -290,10 +291,9 @@ class Worker:
 def refuse_others(folder: Path, fingerprint: str) -> None:
     """`ValueError` if a checkpoint in a run's folder is another run's, as when somebody has renamed the folder."""
     for file in sorted(folder.glob(f"checkpoint-*/{CHECKPOINT}")):
-        try:
+        whose = fingerprint
+        with contextlib.suppress(Exception):  # a part of a file can raise anything in torch's reader; see `mend`
             whose = torch.load(file, weights_only=True, mmap=True)["fingerprint"]  # without the tensors
-        except Exception:  # a part of a file can raise anything in torch's reader; `mend` and Ray deal with it
-            continue
         if whose != fingerprint:
             raise ValueError(
                 f"{file.parent}: belongs to run {whose}, this is {fingerprint}. "
