@@ -9,6 +9,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 RECIPE ?=
+SOURCE ?=
 ONLY ?=
 EXPERIMENT ?= ablations
 PORT ?= 5000
@@ -18,8 +19,9 @@ PORT ?= 5000
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
 
-repro: .venv/installed ## the whole workflow; RECIPE=paper runs recipes/paper.yaml as an experiment beside it
-	@if [ -n "$(RECIPE)" ]; then python -m pipeline.recipe "$(RECIPE)"; else dvc repro && dvc metrics show; fi
+repro: .venv/installed ## the whole workflow; RECIPE=paper, SOURCE=ilsvrc2012 or both: an experiment beside it
+	@if [ -n "$(RECIPE)$(SOURCE)" ]; then python -m pipeline.recipe $(RECIPE) $(addprefix --source ,$(SOURCE))
+	else dvc repro && dvc metrics show; fi
 
 test: lint ## lint, types, and all tests, in two processes
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder

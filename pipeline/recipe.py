@@ -1,12 +1,13 @@
 """Runs a recipe as a DVC experiment, in a copy: the working copy and its params.yaml stay as they are.
 
-Run:    make repro RECIPE=paper   (python -m pipeline.recipe paper)
-Reads:  recipes/paper.yaml
+Run:    make repro RECIPE=paper SOURCE=ilsvrc2012   (python -m pipeline.recipe paper --source ilsvrc2012)
+Reads:  recipes/paper.yaml; recipes/sources/ilsvrc2012.yaml for what it changes in it
 Writes: a DVC experiment, listed by `dvc exp show`, and what every stage writes
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -25,27 +26,44 @@ OPEN = "source."
 
 def main() -> None:
     """Starts the experiment and waits for it; the exit code is DVC's."""
-    if len(sys.argv) != 2:
-        raise SystemExit(f"usage: python -m pipeline.recipe NAME, with NAME one of: {', '.join(names())}")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.recipe")
+    parser.add_argument("recipe", nargs="?", help=f"{', '.join(names(RECIPES))}; without one, params.yaml")
+    parser.add_argument("--source", help=f"other pictures: {', '.join(names(RECIPES / 'sources'))}")
+    asked = parser.parse_args()
     try:
-        command = experiment(sys.argv[1])
+        command = experiment(asked.recipe, asked.source)
     except (ValueError, OSError) as error:
         raise SystemExit(f"recipe: {error}") from None
     print("recipe:", " ".join(command))
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
 
-def names() -> list[str]:
-    """The recipes there are."""
-    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+def names(folder: Path) -> list[str]:
+    """The recipes, or the sources, that there are."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
-def experiment(name: str) -> list[str]:
-    """The command that runs a recipe."""
-    file = RECIPES / f"{name}.yaml"
-    if name not in names():
-        raise ValueError(f"{file}: there is no such recipe; there are {', '.join(names())}")
-    return command(file, params.load(file), unused(name))
+def experiment(name: str | None, source: str | None = None) -> list[str]:
+    """The command that runs a recipe, or params.yaml, maybe on other pictures."""
+    file = params.PARAMS if name is None else _named(RECIPES, name)
+    wanted = params.load(file)
+    if source is not None:
+        wanted = with_source(wanted, _named(RECIPES / "sources", source))
+    return command(file, wanted, unused("-".join(filter(None, (name, source))) or "params"))
+
+
+def with_source(wanted: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The parameters with the `source` of a file in recipes/sources/, and what else of them its size asks for."""
+    changed = dict(wanted)
+    for section, values in params.load(file).items():
+        changed[section] = values if section == "source" else {**changed.get(section, {}), **values}
+    return changed
+
+
+def _named(folder: Path, name: str) -> Path:
+    if name not in names(folder):
+        raise ValueError(f"{folder / name}.yaml: not there; there are {', '.join(names(folder))}")
+    return folder / f"{name}.yaml"
 
 
 def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> list[str]:

@@ -163,6 +163,40 @@ def test_another_source_s_keys_take_the_place_of_those_that_are_there(tmp_path):
         recipe.differences(recipe.flat(here), recipe.flat(wanted), tmp_path / "other.yaml")
 
 
+@pytest.mark.parametrize("name", sorted(each.stem for each in (ROOT / "recipes/sources").glob("*.yaml")))
+def test_a_recipe_takes_other_pictures(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    changes = params.load(ROOT / f"recipes/sources/{name}.yaml")
+    wanted = recipe.with_source(params.load(file("paper")), ROOT / f"recipes/sources/{name}.yaml")
+    assert wanted["source"] == changes["source"], "whole, with none of the sample's keys"
+    params.check(wanted["source"], SOURCES, file(name))
+    here, there = recipe.flat(params.load(file("paper"))), recipe.flat(wanted)
+    asked = {key for key in recipe.flat(changes) if not key.startswith("source.")}
+    assert {key for key in here if not key.startswith("source.") and here[key] != there[key]} == asked
+    given = [word for flag, word in itertools.pairwise(recipe.command(file("paper"), wanted, name)) if flag == "-S"]
+    parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(given)}
+    assert {key: parsed[key] for key in asked} == {key: there[key] for key in asked}
+    assert f'+source.classes="{changes["source"]["classes"]}"' in given
+    assert "~source.train_images" in given
+    assert parsed["model.width"] == 1
+    # README shows the same line to whoever writes it in params.yaml, and names the file
+    text = (ROOT / "README.md").read_text()
+    line = next(
+        row for row in (ROOT / f"recipes/sources/{name}.yaml").read_text().splitlines() if row.startswith("source:")
+    )
+    assert line in text
+    assert f"`{name}`" in text
+
+
+def test_params_yaml_takes_other_pictures_and_no_others_than_there_are(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = recipe.experiment(None, "cifar10")
+    assert "--name cifar10" in " ".join(command)
+    assert not any(word.startswith("model.") for word in command)
+    with pytest.raises(ValueError, match=r"recipes/sources/mnist\.yaml: not there; there are cifar10, ilsvrc2010, "):
+        recipe.experiment("paper", "mnist")
+
+
 def test_the_rates_of_2012_are_those_of_its_log():
     learning = section("original-2012", "learning", Learning)
     # epoch: conv1, the other weights, biases (the log below layer-params-145-2010.cfg)

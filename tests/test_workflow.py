@@ -170,7 +170,7 @@ def test_a_recipe_runs_beside_the_working_copy(workflow):
     assert "other" in workflow.run("dvc", "exp", "list", "--name-only").split()
     code, said = workflow.run(sys.executable, "-m", "pipeline.recipe", "othr", check=False)
     assert code == 1
-    assert "recipes/othr.yaml: there is no such recipe; there are caffe, " in said
+    assert "recipes/othr.yaml: not there; there are caffe, " in said
 
 
 def test_variants_are_run_once_recorded_and_compared(workflow):
