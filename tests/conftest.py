@@ -9,7 +9,7 @@ import pytest
 from pipeline import cluster
 from pipeline.machine import Machine
 
-LONGEST = ("test_workflow.py", "test_train.py")
+LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")
 """Files that take minutes. Begun first, they leave the other processes enough to do until they end."""
 
 
