@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,8 @@ from torch import Tensor
 
 from alexnet import dataset, draws
 from alexnet.learning import Learning
+from pipeline import paths
+from pipeline.paths import AnyPath
 
 AHEAD = 3
 """Batches read before they are asked for: enough to hide one slow read."""
@@ -53,13 +54,14 @@ class Batch:
 class Pictures:
     """A split's shards as one row of pictures, read by row group."""
 
-    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+    def __init__(self, folder: AnyPath, files: Sequence[str]) -> None:
+        self.folder = folder
         self.files = [folder / file for file in files]
         self.groups: list[tuple[int, int]] = []  # (shard, group in it)
         sizes = []
-        for shard, file in enumerate(self.files):
-            with _readable(file):
-                metadata = pq.read_metadata(file)
+        with ThreadPoolExecutor(paths.at_once(folder)) as readers:
+            self.metadata = list(readers.map(_metadata, self.files))
+        for shard, metadata in enumerate(self.metadata):
             for group in range(metadata.num_row_groups):
                 self.groups.append((shard, group))
                 sizes.append(metadata.row_group(group).num_rows)
@@ -71,24 +73,37 @@ class Pictures:
 
     def find(self, picture: int) -> tuple[int, int]:
         """The row group of a picture and its row there."""
-        group = int(np.searchsorted(self.starts, picture, side="right")) - 1
+        group = int(self.group(picture))
         return group, picture - int(self.starts[group])
+
+    def group(self, pictures: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row group of each picture."""
+        found: NDArray[np.int64] = np.searchsorted(self.starts, pictures, side="right") - 1
+        return found
 
     def read(self, group: int) -> tuple[list[bytes], list[int]]:
         """The JPEGs and the labels of a row group."""
         shard, place = self.groups[group]
         # opened anew for each row group: no handle outlives its read, and a group is megabytes
-        file = self.files[shard]
-        with _readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        with _readable(self.files[shard]) as source:
+            parquet = pq.ParquetFile(
+                source, metadata=self.metadata[shard], page_checksum_verification=True, pre_buffer=True
+            )
             table = parquet.read_row_group(place, columns=["image.bytes", "label"])
         return table["image"].combine_chunks().field("bytes").to_pylist(), table["label"].to_pylist()
 
 
+def _metadata(file: AnyPath) -> pq.FileMetaData:
+    with _readable(file) as source:
+        return pq.read_metadata(source)
+
+
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """Says which file it is that cannot be read."""
+def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
+    """The file, open; an error says which one it is that cannot be read."""
     try:
-        yield
+        with paths.opened(file) as source:
+            yield source
     except (pa.ArrowException, OSError) as error:
         raise OSError(f"{file}: gone or damaged: {error}. Run: dvc repro --force resize") from None
 
@@ -137,7 +152,9 @@ def batches(
             for number in range(first, -(-len(epoch.pictures) // size)):
                 places = np.arange(number * size, min((number + 1) * size, len(epoch.pictures)))
                 own = places[epoch.streams[places] % replicas == replica]
-                pending.append(loader.submit(reader.batch, number, len(places), own, epoch.pictures[own]))
+                soon = slice((number + 1) * size, (number + 1 + AHEAD) * size)
+                next_own = epoch.pictures[soon][epoch.streams[soon] % replicas == replica]
+                pending.append(loader.submit(reader.batch, number, len(places), own, epoch.pictures[own], next_own))
                 if len(pending) > AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -155,9 +172,26 @@ class _Reader:
     def __init__(self, stored: Pictures, threads: int, keep: int) -> None:
         self.stored, self.keep = stored, keep
         self.decoders = ThreadPoolExecutor(threads)
-        self.kept: OrderedDict[int, tuple[list[bytes], list[int]]] = OrderedDict()
+        self.readers = ThreadPoolExecutor(paths.at_once(stored.folder))
+        self.kept: OrderedDict[int, Future[tuple[list[bytes], list[int]]]] = OrderedDict()
 
-    def batch(self, number: int, count: int, places: NDArray[np.int64], pictures: NDArray[np.int64]) -> Batch:
+    def batch(
+        self,
+        number: int,
+        count: int,
+        places: NDArray[np.int64],
+        pictures: NDArray[np.int64],
+        soon: NDArray[np.int64],
+    ) -> Batch:
+        """A batch of these pictures, while the row groups of those that come `soon` are on their way."""
+        groups = dict.fromkeys(self.stored.group(np.concatenate([pictures, soon])).tolist())
+        for group in groups:
+            if group not in self.kept:
+                self.kept[group] = self.readers.submit(self.stored.read, group)
+            self.kept.move_to_end(group)
+        # a stream is in one row group at a time; when it moves on, the oldest one is the one it left
+        while len(self.kept) > max(self.keep, len(groups)):
+            self.kept.popitem(last=False)
         found = [self._one(int(picture)) for picture in pictures]
         images = list(self.decoders.map(dataset.decode, [jpeg for jpeg, _ in found]))
         return Batch(
@@ -170,14 +204,9 @@ class _Reader:
 
     def _one(self, picture: int) -> tuple[bytes, int]:
         group, row = self.stored.find(picture)
-        if group not in self.kept:
-            self.kept[group] = self.stored.read(group)
-        self.kept.move_to_end(group)
-        # a stream is in one row group at a time; when it moves on, the oldest one is the one it left
-        while len(self.kept) > self.keep:
-            self.kept.popitem(last=False)
-        jpegs, labels = self.kept[group]
+        jpegs, labels = self.kept[group].result()
         return jpegs[row], labels[row]
 
     def close(self) -> None:
         self.decoders.shutdown()
+        self.readers.shutdown(cancel_futures=True)

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import cluster, machine, params, shards, stage, tables, tracking
+from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.tables import Manifest, Shard, Synset
 
@@ -102,7 +103,7 @@ class Task:
 
     split: str
     shard: Shard
-    folder: Path
+    folder: AnyPath
     device: Literal["cpu", "cuda"]
     model: ray.ObjectRef[bytes]
 
@@ -168,7 +169,7 @@ def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[st
     return network, facts
 
 
-def check_labels(manifest: Manifest, split: str, folder: Path) -> None:
+def check_labels(manifest: Manifest, split: str, folder: AnyPath) -> None:
     """`ValueError` if a picture of the split has no label: only the index of train and val promises one."""
     for shard in manifest.shards[split]:
         for label in tables.read(folder / shard.file, ["label"])["label"].to_pylist():
@@ -267,7 +268,7 @@ def _lists(values_BN: Tensor, kind: str) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values_BN.shape[1])
 
 
-def pictures(file: Path, number: int) -> Iterator[list[dict[str, Any]]]:
+def pictures(file: AnyPath, number: int) -> Iterator[list[dict[str, Any]]]:
     """The rows of a shard, `number` at a time, whatever its row groups; the last may be fewer."""
     kept: list[dict[str, Any]] = []
     for group in tables.groups(file, ["image", "label", "id"]):

@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from filelock import FileLock
 
-from pipeline import machine, stage
+from pipeline import machine, paths, stage
+from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 
 T = TypeVar("T")
@@ -79,17 +79,17 @@ class _Other(Exception):  # noqa: N818 - likewise
     """What came is another file than it should be."""
 
 
-def fetch(remote: Remote, file: Path, headers: Mapping[str, str] | None = None) -> None:
+def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = None) -> None:
     """Sees that `file` is there: fetches it unless it is. An Authorization among `headers` stays with the first host.
 
-    `ValueError` for what trying again will not change, such as a refusal, a page instead of a file or another checksum;
-    `OSError` after too many failures, or where the disk has no room. What has come is kept for the next run.
+    `ValueError` for what trying again will not change, such as a refusal, a page instead of a file, another checksum, or
+    a place that is on no disk; `OSError` after too many failures, or where the disk has no room. What has come is kept
+    for the next run.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # several working copies may share a store
-    with FileLock(file.with_name(file.name + ".lock")):
+    with paths.locked(file):
         if file.exists():
             return
+        file = paths.on_disk(file)
         url = mirrored(remote.url)
         size = f", {remote.bytes / 2**30:,.1f} GiB" if remote.bytes else ""
         print(f"download: fetching {_shown(url)}{size}, to {file}", file=sys.stderr, flush=True)

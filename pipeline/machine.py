@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline import params
+from pipeline import params, paths
+from pipeline.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +17,11 @@ class Machine:
     """machine.yaml: every key is optional, and `auto` without the file. See machine.example.yaml."""
 
     store: str = "auto"
-    """Folder of the archives as they came. auto: `store` in the storage, or `data/store` in the working copy."""
+    """Folder of the archives as they came, or s3://bucket/folder. auto: `store` in the storage, or `data/store` in the
+    working copy."""
+    shards: str = "auto"
+    """Absolute folder of the shards, or s3://bucket/folder. auto: `shards` in the storage, or `data/shards` in the working
+    copy. Where they are not in the working copy, DVC holds their manifest."""
     mirrors: Mapping[str, str] = field(default_factory=dict)
     """Where else files are fetched from: the beginning of an address → what stands for it."""
     storage: str = "auto"
@@ -40,8 +45,17 @@ class Machine:
             count = getattr(self, name)
             if isinstance(count, int) and count < 1:
                 raise ValueError(f"{name} has to be at least 1, is {count}")
-        if self.storage != "auto" and not Path(self.storage).is_absolute():
-            raise ValueError(f"storage has to be an absolute path, since the workers run elsewhere; is {self.storage}")
+        storage, shards, _ = (self._at(name) for name in ("storage", "shards", "store"))
+        if self.storage != "auto" and not (isinstance(storage, Path) and storage.is_absolute()):
+            raise ValueError(f"storage has to be an absolute path, since the workers run elsewhere; is {storage}")
+        if self.shards != "auto" and isinstance(shards, Path) and not shards.is_absolute():
+            raise ValueError(f"shards has to be an absolute path or s3://bucket/folder, is {shards}")
+
+    def _at(self, name: str) -> AnyPath:
+        try:
+            return paths.at(getattr(self, name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def read() -> Machine:
@@ -68,10 +82,11 @@ def base(machine: Machine) -> Path:
     return shared(machine) or home()
 
 
-def store(machine: Machine) -> Path:
+def store(machine: Machine) -> AnyPath:
     """The folder of the archives: never a DVC out, never deleted by a stage."""
     if machine.store != "auto":
-        return home() / machine.store
+        named = paths.at(machine.store)
+        return home() / named if isinstance(named, Path) else named
     return home() / "data" / "store" if shared(machine) is None else base(machine) / "store"
 
 

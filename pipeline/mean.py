@@ -9,11 +9,11 @@ Expect: 1 MB; some 2,000 pictures a second on each CPU
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import cluster, stage, tables
 from pipeline.machine import Machine, read
+from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.shards import MEAN, SHARDS, locate, prepared
 from pipeline.tables import Manifest
@@ -32,7 +32,7 @@ def run() -> None:
     save(sums, machine)
 
 
-def total(manifest: Manifest, folder: Path, machine: Machine) -> Sums:
+def total(manifest: Manifest, folder: AnyPath, machine: Machine) -> Sums:
     """The sums over the training pictures, one Ray task for each shard; exact, so in whatever order they come."""
     from alexnet.dataset import Sums
 
@@ -46,7 +46,7 @@ def total(manifest: Manifest, folder: Path, machine: Machine) -> Sums:
     return sums
 
 
-def of_shard(file: Path) -> Sums:
+def of_shard(file: AnyPath) -> Sums:
     """The sums over one shard's pictures; `ValueError` if one does not decode, which says that the file is damaged."""
     import numpy as np
     import torch

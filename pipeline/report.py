@@ -24,6 +24,7 @@ import jinja2
 from pipeline import machine, params, shards, stage, tables, tracking
 from pipeline.evaluate import METRICS, MODEL, Results, load, names, picked, read_model
 from pipeline.evaluate import OUT as EVALUATION
+from pipeline.paths import AnyPath
 from pipeline.tables import Manifest
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _saliency(
 
 
 def _neighbours(
-    rows: list[dict[str, Any]], split: str, manifest: Manifest, folder: Path, classes: Sequence[str]
+    rows: list[dict[str, Any]], split: str, manifest: Manifest, folder: AnyPath, classes: Sequence[str]
 ) -> bytes:
     from alexnet import figures
 
@@ -171,7 +172,9 @@ def _neighbours(
     )
 
 
-def fetch(ids: Iterable[str], split: str, manifest: Manifest, folder: Path) -> dict[str, tuple[NDArray[np.uint8], int]]:
+def fetch(
+    ids: Iterable[str], split: str, manifest: Manifest, folder: AnyPath
+) -> dict[str, tuple[NDArray[np.uint8], int]]:
     """Pictures H x W x 3 with their labels, by id; `ValueError` if the shards lack one."""
     from alexnet.dataset import decode
 

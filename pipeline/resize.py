@@ -2,7 +2,7 @@
 
 Run:    dvc repro resize
 Reads:  data/index/, the archives in the data store
-Writes: data/shards/ (with a storage in machine.yaml: the shards there, manifest.json and rejected.parquet here)
+Writes: data/shards/ (with shards or storage in machine.yaml: the shards there, manifest.json and rejected.parquet here)
 Takes:  resize
 Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on each CPU
 
@@ -17,9 +17,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
 import threading
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,10 +29,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import cluster, params, stage, tables
-from pipeline.machine import Machine, read, shared, store
+from pipeline import cluster, params, paths, stage, tables
+from pipeline.machine import Machine, read, store
+from pipeline.paths import AnyPath
 from pipeline.progress import Progress
-from pipeline.shards import SHARDS, locate, prepared, stored
+from pipeline.shards import SHARDS, elsewhere, locate, prepared, stored
 from pipeline.tables import Manifest, Shard, Synset
 
 __all__ = ["Resize", "locate", "prepared", "run"]
@@ -47,14 +46,15 @@ KERNEL = 1
 GROUP = 128
 """Rows in a row group: some 4 MB of JPEG, small enough to stream, large enough for one read; the paper's batch."""
 
-READERS = 4
-"""Threads of a task that read ahead, and `AHEAD` the pictures they read: a slow disk or network is kept busy."""
-AHEAD = 32
+AHEAD = 8
+"""Pictures that are read ahead for each of the threads that do it: a slow disk or network is kept busy."""
 
 LOOKED_AT = 1000
 """Archives whose size is compared before the work begins."""
 
 SPLITS = ("train", "val", "test")
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +115,8 @@ class Task:
     file: str
     rows: pa.Table
     """In the order of the shard."""
-    folder: Path
-    store: Path
+    folder: AnyPath
+    store: AnyPath
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,22 +159,24 @@ def read_index(folder: Path) -> Index:
     return Index(rows=rows, classes=classes, archives=archives, drawn=contents["drawn"], digest=digest.hexdigest())
 
 
-def check_store(index: Index, folder: Path) -> None:
+def check_store(index: Index, folder: AnyPath) -> None:
     """`ValueError` if an archive that the index names is not in the store, or has another size.
 
     Where every picture is a file of its own, a thousand are looked at; the others are when they are read.
     """
     used = index.archives.filter(pc.is_in(index.archives["name"], value_set=pc.unique(index.rows["archive"])))
     step = max(1, used.num_rows // LOOKED_AT)
-    for archive in used.take(np.arange(0, used.num_rows, step)).to_pylist():
-        file, size = folder / archive["name"], archive["bytes"]
-        if not file.is_file():
-            raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
-        if file.stat().st_size != size:
-            raise ValueError(
-                f"{file}: has {file.stat().st_size} bytes, had {size} when it was indexed. "
-                "Run: dvc repro --force download"
-            )
+    looked_at = used.take(np.arange(0, used.num_rows, step)).to_pylist()
+    files = [folder / archive["name"] for archive in looked_at]
+    with ThreadPoolExecutor(paths.at_once(folder)) as readers:
+        for file, archive, size in zip(files, looked_at, readers.map(paths.size, files), strict=True):
+            if size is None:
+                raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
+            if size != archive["bytes"]:
+                raise ValueError(
+                    f"{file}: has {size} bytes, had {archive['bytes']} when it was indexed. "
+                    "Run: dvc repro --force download"
+                )
 
 
 def key(section: Resize, index: Index) -> str:
@@ -188,26 +190,24 @@ def key(section: Resize, index: Index) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def prepare_work(name: str, machine: Machine) -> Path:
+def prepare_work(name: str, machine: Machine) -> AnyPath:
     """The folder, absolute, for the shards in the making under the key `name`, with what is finished of them.
 
-    It lies on the disk of the out, so that a rename ends the stage. What this working copy began under another key
-    is removed, here and in the storage.
+    It lies on the disk of the out, so that a rename ends the stage, or in its object store. What this working copy
+    began under another key is removed, here and there.
     """
     mine = stage.WORK / "resize"
-    there = (shared(machine) or Path.cwd()) / mine
+    above = elsewhere(machine)
+    there = mine.absolute() if above is None else above / "work"
     for other in [path for path in mine.iterdir() if path.name != name] if mine.exists() else []:
-        stage.discard(there / other.name)
+        paths.discard(there / other.name)
         stage.discard(other)
-    # With a storage this folder stays empty: it says that the one of its name there is ours
+    # Where the shards lie elsewhere this folder stays empty: it says that the one of its name there is ours
     (mine / name).mkdir(parents=True, exist_ok=True)
-    stage.discard(there / name / "partial")
-    for part in ("partial", "shards", "done"):
-        (there / name / part).mkdir(parents=True, exist_ok=True)
     return there / name
 
 
-def plan(section: Resize, index: Index, folder: Path, archives: Path) -> list[Task]:
+def plan(section: Resize, index: Index, folder: AnyPath, archives: AnyPath) -> list[Task]:
     """The shards to be made: each split shuffled, and parted evenly."""
     tasks = []
     for split in SPLITS:
@@ -268,19 +268,18 @@ def make_shard(task: Task) -> Done:
     if made is not None:
         return made
     pictures, rejected = convert(task)
-    partial = task.folder / "partial" / uuid.uuid4().hex
     rows = task.rows.num_rows - len(rejected)
-    tables.write(pictures, tables.with_classes(tables.IMAGES, task.classes), partial, GROUP)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
-    stage.put(partial, task.folder / "shards" / task.file)
+    with paths.whole(task.folder / "shards" / task.file) as partial:
+        tables.write(pictures, tables.with_classes(tables.IMAGES, task.classes), partial, GROUP)
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+        shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
     # Last, since it vouches for the shard
-    partial.write_text(json.dumps({"shard": dataclasses.asdict(shard), "rejected": rejected}, indent=1))
-    stage.put(partial, done)
+    with paths.whole(done) as partial:
+        partial.write_text(json.dumps({"shard": dataclasses.asdict(shard), "rejected": rejected}, indent=1))
     return Done(shard=shard, rejected=rejected)
 
 
-def finished(task: Task, done: Path) -> Done | None:
+def finished(task: Task, done: AnyPath) -> Done | None:
     """What an earlier run made of this shard, if its bytes are still those; else None."""
     try:
         known = json.loads(done.read_text())
@@ -324,16 +323,17 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]]]:
     return kept, [{**rows[place], "reason": reasons[place]} for place in sorted(reasons)]
 
 
-def in_archive_order(rows: list[dict[str, Any]], folder: Path) -> Iterator[tuple[int, bytes]]:
+def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tuple[int, bytes]]:
     """(place in `rows`, bytes) of every row, in the order in which they lie in the archives, some read ahead."""
     order = sorted(range(len(rows)), key=lambda place: (rows[place]["archive"], rows[place]["offset"]))
     archives = Archives(folder)
     ahead: deque[tuple[int, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(READERS) as readers:
+    threads = paths.at_once(folder)
+    with ThreadPoolExecutor(threads) as readers:
         try:
             for place in order:
                 ahead.append((place, readers.submit(archives.read, rows[place])))
-                if len(ahead) == AHEAD:
+                if len(ahead) == AHEAD * threads:
                     first, data = ahead.popleft()
                     yield first, data.result()
             while ahead:
@@ -347,47 +347,42 @@ def in_archive_order(rows: list[dict[str, Any]], folder: Path) -> Iterator[tuple
 class Archives:
     """The archives below a folder, open for several threads; each thread holds one open, that which it read last."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self._folder = folder
-        self._open: dict[int, tuple[str, int]] = {}
+        self._open: dict[int, tuple[str, pa.NativeFile]] = {}
 
     def read(self, row: dict[str, Any]) -> bytes:
         """The bytes of a picture; `ValueError` if the archive is gone or too short."""
-        file = self._file(row["archive"])
-        parts = []
-        offset, end = row["offset"], row["offset"] + row["length"]
-        while offset < end:
-            part = os.pread(file, end - offset, offset)
-            if not part:
-                raise ValueError(
-                    f"{self._folder / row['archive']}: ends before byte {end}. Run: dvc repro --force download"
-                )
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
+        file, end = self._file(row["archive"]), row["offset"] + row["length"]
+        if end > file.size():
+            raise ValueError(
+                f"{self._folder / row['archive']}: ends before byte {end}. Run: dvc repro --force download"
+            )
+        data: bytes = file.read_at(row["length"], row["offset"])
+        return data
 
-    def _file(self, name: str) -> int:
+    def _file(self, name: str) -> pa.NativeFile:
         thread = threading.get_ident()
-        known, file = self._open.get(thread, ("", -1))
+        known, file = self._open.get(thread, ("", None))
         if known == name:
             return file
         try:
-            opened = os.open(self._folder / name, os.O_RDONLY)
+            opened = paths.opened(self._folder / name)
         except FileNotFoundError:
             raise ValueError(f"{self._folder / name}: not there. Run: dvc repro --force download") from None
         if known:
-            os.close(file)
+            file.close()
         self._open[thread] = (name, opened)
         return opened
 
     def close(self) -> None:
         """Closes them all; no thread may be reading."""
         for _, file in self._open.values():
-            os.close(file)
+            file.close()
         self._open.clear()
 
 
-def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, machine: Machine) -> None:
+def publish(done: dict[str, Done], section: Resize, index: Index, folder: AnyPath, machine: Machine) -> None:
     """Puts the shards where they belong, beside the manifest and the rejected, and clears up."""
     manifest = Manifest(
         side=section.side,
@@ -402,42 +397,42 @@ def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, 
     kept = sum(made.shard.rows for made in done.values())
     assert kept + manifest.rejected == manifest.indexed, (kept, manifest.rejected, manifest.indexed)
     shards = folder / "shards"
-    for file in shards.iterdir():
-        if file.name not in done:
-            stage.discard(file)
+    for name, _ in paths.files(shards):
+        if name not in done:
+            paths.discard(shards / name)
     rejected = [row for made in done.values() for row in made.rejected]
     _write_small(rejected, manifest, shards)
-    storage = shared(machine)
-    if storage is None:
-        stage.put(shards, SHARDS)
+    above = elsewhere(machine)
+    if above is None:
+        paths.put(shards, SHARDS, MANIFEST)
     else:
-        stage.put(shards, stored(storage, manifest))
+        paths.put(shards, stored(above, manifest), MANIFEST)
         with stage.whole(SHARDS) as made:
-            made.mkdir()
             _write_small(rejected, manifest, made)
-        _prepare(manifest, machine)
-    stage.discard(folder)
+    _prepare(manifest, machine)
+    paths.discard(folder)
     stage.discard(stage.WORK / "resize")
 
 
-def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, folder: Path) -> None:
+def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, folder: AnyPath) -> None:
     rows = sorted(rejected, key=lambda row: str(row["id"]))
-    tables.write(pa.Table.from_pylist(rows, schema=tables.REJECTED), tables.REJECTED, folder / "rejected.parquet")
-    (folder / "manifest.json").write_text(manifest.to_json())
+    with paths.whole(folder / "rejected.parquet") as made:
+        tables.write(pa.Table.from_pylist(rows, schema=tables.REJECTED), tables.REJECTED, made)
+    with paths.whole(folder / MANIFEST) as made:
+        made.write_text(manifest.to_json())
 
 
 def _prepare(manifest: Manifest, machine: Machine) -> None:
     """Leaves the manifest where a job that brings only params.yaml looks; a mean of other pictures goes."""
     folder = prepared(machine)
-    assert folder is not None
-    file = folder / "manifest.json"
+    if folder is None:
+        return
+    file = folder / MANIFEST
     if file.exists() and file.read_text() == manifest.to_json():
         return
     stage.discard(folder)
-    folder.mkdir(parents=True)
-    partial = folder / "manifest.json.partial"
-    partial.write_text(manifest.to_json())
-    stage.put(partial, file)
+    with paths.whole(file) as made:
+        made.write_text(manifest.to_json())
 
 
 if __name__ == "__main__":

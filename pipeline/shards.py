@@ -1,4 +1,4 @@
-"""Where the shards and the mean lie: in this working copy, or in the storage that all nodes see."""
+"""Where the shards and the mean lie: in this working copy, or where all nodes see them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,42 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline import params
+from pipeline import params, paths
 from pipeline.machine import Machine, shared
+from pipeline.paths import AnyPath
 from pipeline.tables import Manifest
 
 SHARDS = Path("data/shards")
 MEAN = Path("data/mean.npz")
 
 
-def locate(manifest: Manifest, machine: Machine) -> Path:
+def locate(manifest: Manifest, machine: Machine) -> AnyPath:
     """The folder of the shard files, absolute; `ValueError` if one is missing or has another size than it had."""
-    storage = shared(machine)
-    folder = SHARDS.absolute() if storage is None else stored(storage, manifest)
+    above = elsewhere(machine)
+    folder = SHARDS.absolute() if above is None else stored(above, manifest)
+    there = dict(paths.files(folder)) if folder.is_dir() else {}
     for shard in (shard for shards in manifest.shards.values() for shard in shards):
-        file = folder / shard.file
-        if not file.is_file():
-            raise ValueError(f"{file}: not there. Run: dvc repro --force resize")
-        if file.stat().st_size != shard.bytes:
+        if shard.file not in there:
+            raise ValueError(f"{folder / shard.file}: not there. Run: dvc repro --force resize")
+        if there[shard.file] != shard.bytes:
             raise ValueError(
-                f"{file}: has {file.stat().st_size} bytes, was made with {shard.bytes}. Run: dvc repro --force resize"
+                f"{folder / shard.file}: has {there[shard.file]} bytes, was made with {shard.bytes}. "
+                "Run: dvc repro --force resize"
             )
     return folder
 
 
-def stored(storage: Path, manifest: Manifest) -> Path:
-    """The folder in the storage for the shards that `manifest` describes."""
-    return storage / "shards" / manifest.digest
+def elsewhere(machine: Machine) -> AnyPath | None:
+    """What the shards lie below where all nodes see them; None if that is this working copy, as DVC's out."""
+    if machine.shards != "auto":
+        return paths.at(machine.shards)
+    storage = shared(machine)
+    return None if storage is None else storage / "shards"
+
+
+def stored(above: AnyPath, manifest: Manifest) -> AnyPath:
+    """The folder there for the shards that `manifest` describes."""
+    return above / manifest.digest
 
 
 def prepared(machine: Machine) -> Path | None:

@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from alexnet.model import LAYERS, AlexNet, Model, build
 from pipeline import machine, tracking
 from pipeline.batches import Order, Pictures, batches
 from pipeline.machine import Machine
+from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.tables import Manifest
 
@@ -149,7 +149,9 @@ def _shape(weight: Tensor | None) -> str:
     return "absent" if weight is None else "×".join(map(str, weight.shape)) or "a number"
 
 
-def found(section: Start, model: Model, seed: int, manifest: Manifest, mean: Mean, shards: Path) -> dict[str, Tensor]:
+def found(
+    section: Start, model: Model, seed: int, manifest: Manifest, mean: Mean, shards: AnyPath
+) -> dict[str, Tensor]:
     """The kernels of the first layers as `start.unsupervised` asks for, by name; a pure function of its arguments."""
     if section.unsupervised == "none":
         return {}

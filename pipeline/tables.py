@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from pipeline import paths
+from pipeline.paths import AnyPath
 
 INDEX = pa.schema(
     {
@@ -165,26 +170,36 @@ def write(rows: Mapping[str, list[Any]] | pa.Table, schema: pa.Schema, file: Pat
     )
 
 
-def read(file: Path, columns: list[str] | None = None) -> pa.Table:
+def read(file: AnyPath, columns: list[str] | None = None) -> pa.Table:
     """Reads a table whole, its pages' checksums verified; `OSError` if it is not there or damaged."""
-    with _readable(file):
-        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+    with _readable(file) as source:
+        return pq.read_table(source, columns=columns, page_checksum_verification=True)
 
 
-def groups(file: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Reads a table by row groups, so that one is in memory at a time; otherwise like `read`."""
-    with _readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+def groups(file: AnyPath, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Reads a table by row groups, so that one is in memory and the next on its way; otherwise like `read`."""
+    with (
+        _readable(file) as source,
+        pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as parquet,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        coming = deque[Future[pa.Table]]()
         for group in range(parquet.num_row_groups):
-            yield parquet.read_row_group(group, columns=columns)
+            coming.append(reader.submit(parquet.read_row_group, group, columns=columns))
+            if group:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """Says which file it is that cannot be read."""
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: not there")
+def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
+    """The file, open; an error says which one it is that cannot be read."""
     try:
-        yield
+        with paths.opened(file) as source:
+            yield source
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: not there") from None
     except (pa.ArrowException, OSError) as error:
         raise OSError(f"{file}: damaged, or no table of ours: {error}") from None
 

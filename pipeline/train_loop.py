@@ -32,6 +32,7 @@ from alexnet.learning import Learning, Measured, Momentum, Rates, Reduce, precis
 from alexnet.model import Dropout, Model, build
 from pipeline import stage
 from pipeline.batches import Batch, Order, Pictures, batches, held_out, order
+from pipeline.paths import AnyPath
 from pipeline.tables import Manifest
 
 CHECKPOINT = "checkpoint.pt"
@@ -52,7 +53,7 @@ class Task:
     learning: Learning
     manifest: Manifest
     mean: Mean
-    shards: Path
+    shards: AnyPath
     fingerprint: str
     apart: bool
     """A process for each column."""

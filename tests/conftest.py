@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import cluster
 from pipeline.machine import Machine
+from tests.pipeline.object_store import CREDENTIALS
 
 LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")
 """Files that take minutes. Begun first, they leave the other processes enough to do until they end."""
@@ -20,6 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray for all tests; stages that are run find it and use it."""
-    with cluster.connected(Machine()):
-        yield
+    """One Ray for all tests; stages that are run find it and use it. Its workers can log in to the tests' object store."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in CREDENTIALS.items():
+            environment.setenv(name, value)
+        with cluster.connected(Machine()):
+            yield

@@ -22,7 +22,7 @@ DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
 # They decide where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing.
-EXEMPT = {"__init__", "cluster", "fetch", "machine", "params", "progress", "shards", "stage", "tracking"}
+EXEMPT = {"__init__", "cluster", "fetch", "machine", "params", "paths", "progress", "shards", "stage", "tracking"}
 
 
 def modules():

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline.fetch import Remote
+from pipeline.paths import AnyPath
 from pipeline.sources import class_folders, published, repacked, tree
 from pipeline.sources.contents import Choice, Contents, check_choice
 
@@ -41,7 +42,7 @@ class Cifar10:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folders `train` and `test`, in the store's folder `cifar10`."""
         folder = store / self.name
         if (folder / "train").is_dir():

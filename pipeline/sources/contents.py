@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
+from pipeline.paths import AnyPath
 from pipeline.tables import Synset
 
 Choice = Literal["all"] | int | tuple[str, ...]
@@ -61,7 +62,7 @@ def gathered(
     pictures: Iterable[Picture],
     archives: Callable[[list[str]], Iterable[Archive]],
     words: Mapping[str, str],
-    store: Path,
+    store: AnyPath,
     classes: Choice = "all",
     *,
     drawn: bool = False,
@@ -94,7 +95,7 @@ def gathered(
     return Contents(classes=taken, pictures=rows, archives=listed, drawn=drawn, notes=(*notes, *left_out))
 
 
-def _refuse_twice(rows: pa.Table, store: Path) -> None:
+def _refuse_twice(rows: pa.Table, store: AnyPath) -> None:
     counts = pc.value_counts(rows["id"])
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice) == 0:

@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import paths
 from pipeline.fetch import Remote, fetch, listing
+from pipeline.paths import AnyPath, S3Path
 from pipeline.sources import class_folders, repacked
 from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
 from pipeline.sources.tars import hashed
@@ -62,7 +64,7 @@ class HuggingFace:
         check_folder(self.dataset)
         check_choice(self.classes)
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What the Parquet files hold."""
         folder = store / self.name / self.dataset
         if self.complete:
@@ -93,7 +95,7 @@ class HuggingFace:
             )
         return class_folders.contents(whole, found, words, self.classes, notes, short_names=True)
 
-    def _fetch(self, folder: Path) -> None:
+    def _fetch(self, folder: AnyPath) -> None:
         """Fetches the files of the set that are not there; asks the Hub only if there are such."""
         there = {path.name for path in folder.rglob("*.parquet")}
         if there and not _missing(there):
@@ -121,14 +123,14 @@ class HuggingFace:
             raise ValueError(f"{hub}: {self.dataset} at {self.revision} has no files like train-00000-of-00294.parquet")
 
 
-def _split(file: PurePath) -> str:
+def _split(file: PurePath | S3Path) -> str:
     """The split that a file is of, or "" if it is none of a set's."""
     name = _FILE.fullmatch(file.name)
     return SPLITS.get(name.group(1), "") if name else ""
 
 
-def _labelled(file: Path) -> bool:
-    with _readable(file), pq.ParquetFile(file) as parquet:
+def _labelled(file: AnyPath) -> bool:
+    with _readable(file), paths.opened(file) as source, pq.ParquetFile(source) as parquet:
         labels = parquet.read(columns=["label"])["label"]
         return bool(pc.any(pc.greater_equal(labels, 0)).as_py())
 
@@ -163,7 +165,7 @@ def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def _readable(file: AnyPath) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, TypeError) as error:
@@ -188,7 +190,7 @@ def _name(path: str | None, otherwise: str, word: str) -> tuple[str, str]:
     return f"{otherwise}{ending}", re.sub(r"[/\0]", "_", word)
 
 
-def _joined(trees: list[Tree], folder: Path, store: Path) -> Tree:
+def _joined(trees: list[Tree], folder: AnyPath, store: AnyPath) -> Tree:
     files = {path: place for tree in trees for path, place in tree.files.items() if path != LABELS}
     if len(files) != sum(len(tree.files) - 1 for tree in trees):
         raise ValueError(f"{folder}: a picture is in two files. Are they of one version of the set?")

@@ -14,13 +14,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, cast
 
 import numpy as np
 from scipy.io import loadmat
 
+from pipeline import paths
 from pipeline.fetch import Remote
+from pipeline.paths import AnyPath
 from pipeline.sources import published
 from pipeline.sources.contents import Archive, Choice, Contents, Picture, gathered
 from pipeline.sources.tars import Hashed, hashed, members, reading
@@ -75,7 +77,7 @@ class Devkit:
 
 
 def contents(
-    folder: Path, store: Path, year: Year, classes: Choice = "all", *, complete: bool = True, drawn: bool = False
+    folder: AnyPath, store: AnyPath, year: Year, classes: Choice = "all", *, complete: bool = True, drawn: bool = False
 ) -> Contents:
     """Reads a year's archives in `folder`, below `store`, once from end to end: their checksums, and every picture.
 
@@ -102,15 +104,15 @@ def contents(
         if year.patch and (folder / year.patch).is_file():
             with reading(folder / year.patch) as file:
                 patches.update(_patches(file, folder / year.patch, store))
-                archives.append(file.archive(_name(folder / year.patch, store)))
+                archives.append(file.archive(paths.below(store, folder / year.patch)))
         with reading(folder / year.train) as file:
             yield from _train(file, folder / year.train, store, known, complete)
-            archives.append(file.archive(_name(folder / year.train, store)))
+            archives.append(file.archive(paths.below(store, folder / year.train)))
         for split, name, wnids in (("val", year.val, known.val_wnids), ("test", year.test, test_wnids)):
             if name and (folder / name).is_file():
                 with reading(folder / name) as file:
                     yield from _numbered(file, folder / name, store, split, wnids, year, complete)
-                    archives.append(file.archive(_name(folder / name, store)))
+                    archives.append(file.archive(paths.below(store, folder / name)))
         if patches:
             notes.append(f"{folder / year.patch}: {len(patches):,} pictures that replace none")
 
@@ -119,7 +121,7 @@ def contents(
 
 
 def official(
-    folder: Path, store: Path, year: Year, remotes: Iterable[Remote], counts: Mapping[str, int], classes: Choice
+    folder: AnyPath, store: AnyPath, year: Year, remotes: Iterable[Remote], counts: Mapping[str, int], classes: Choice
 ) -> Contents:
     """`contents` of the published archives, fetched if they are not there; `ValueError` if one has another MD5."""
     md5 = {}
@@ -140,7 +142,7 @@ def official(
     return found
 
 
-def devkit(file: Path, year: Year) -> Devkit:
+def devkit(file: AnyPath, year: Year) -> Devkit:
     """Reads the classes and the ground truth of the validation pictures from the devkit's archive."""
     parts = _unpack(file, (META, year.truth), year)
     numbers, classes, train_images = _synsets(file, parts[META], f"ILSVRC{year.number}_ID")
@@ -159,11 +161,13 @@ def _truth(text: bytes, where: str, wnids: dict[int, str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _unpack(file: Path, wanted: tuple[str, ...], year: Year) -> dict[str, bytes]:
+def _unpack(file: AnyPath, wanted: tuple[str, ...], year: Year) -> dict[str, bytes]:
     parts: dict[str, bytes] = {}
     try:
         # unpacked to its end, where its checksum is; a devkit has 3 MB
-        with gzip.open(file) as packed, tarfile.open(fileobj=io.BytesIO(packed.read()), mode="r:") as tar:
+        with file.open("rb") as whole, gzip.open(whole) as packed:
+            unpacked = io.BytesIO(packed.read())
+        with tarfile.open(fileobj=unpacked, mode="r:") as tar:
             for member in tar:
                 name = next((name for name in wanted if f"/{member.name}".endswith(f"/{name}")), None)
                 if name and member.isfile():
@@ -176,7 +180,7 @@ def _unpack(file: Path, wanted: tuple[str, ...], year: Year) -> dict[str, bytes]
     return parts
 
 
-def _synsets(file: Path, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
+def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
     """Number, synset and number of training pictures of the low-level synsets, by rank of the WordNet id."""
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]  # type: ignore[arg-type]  # a file object will do
@@ -196,14 +200,14 @@ def _synsets(file: Path, meta: bytes, field: str) -> tuple[list[int], tuple[Syns
     return [row[1] for row in rows], classes, tuple(row[3] for row in rows)
 
 
-def synset_tars(file: Hashed, path: Path) -> Iterator[tuple[str, int, int]]:
+def synset_tars(file: Hashed, path: AnyPath) -> Iterator[tuple[str, int, int]]:
     """WordNet id, place and length of each tar in a tar of them."""
     for outer in members(file, 0, file.bytes, str(path)):
         yield _named(_TRAIN_TAR, outer.name, str(path), "n01440764.tar").group(1), outer.offset_data, outer.size
 
 
 def synset_pictures(
-    file: Hashed, path: Path, store: Path, wnid: str, start: int, length: int
+    file: Hashed, path: AnyPath, store: AnyPath, wnid: str, start: int, length: int
 ) -> Iterator[tuple[str, Place]]:
     """Name and place of each picture in a synset's tar, which is a range of a file or all of it."""
     where = f"{path}: {wnid}.tar" if length < file.bytes else str(path)
@@ -211,10 +215,13 @@ def synset_pictures(
         name = _named(_TRAIN_PICTURE, member.name, where, f"{wnid}_10026.JPEG")
         if name.group(2) != wnid:
             raise ValueError(f"{where}: member {member.name} is of {name.group(2)}, not of {wnid}. Fetch it again")
-        yield name.group(1), Place(archive=_name(path, store), offset=start + member.offset_data, length=member.size)
+        yield (
+            name.group(1),
+            Place(archive=paths.below(store, path), offset=start + member.offset_data, length=member.size),
+        )
 
 
-def _train(file: Hashed, path: Path, store: Path, known: Devkit, complete: bool) -> Iterator[Picture]:
+def _train(file: Hashed, path: AnyPath, store: AnyPath, known: Devkit, complete: bool) -> Iterator[Picture]:
     wnids = {synset.wnid for synset in known.classes}
     counts = Counter[str]()
     for wnid, start, length in synset_tars(file, path):
@@ -234,7 +241,7 @@ def _train(file: Hashed, path: Path, store: Path, known: Devkit, complete: bool)
 
 
 def _numbered(
-    file: Hashed, path: Path, store: Path, split: str, wnids: tuple[str, ...], year: Year, complete: bool
+    file: Hashed, path: AnyPath, store: AnyPath, split: str, wnids: tuple[str, ...], year: Year, complete: bool
 ) -> Iterator[Picture]:
     """The pictures of an archive whose labels are the lines of a list."""
     named = re.compile(rf"(ILSVRC{year.number}_{split}_([0-9]{{8}}))\.JPEG")
@@ -248,7 +255,7 @@ def _numbered(
                 f"{path}: member {member.name}: the {split} ground truth has no line {number}, it has {len(wnids)}. "
                 "Both have to be of one year"
             )
-        place = Place(archive=_name(path, store), offset=member.offset_data, length=member.size)
+        place = Place(archive=paths.below(store, path), offset=member.offset_data, length=member.size)
         yield picture(name.group(1), split, wnids[number - 1], place)
     if complete and count != len(wnids):
         raise ValueError(
@@ -257,12 +264,12 @@ def _numbered(
         )
 
 
-def _patches(file: Hashed, path: Path, store: Path) -> Iterator[tuple[str, Place]]:
+def _patches(file: Hashed, path: AnyPath, store: AnyPath) -> Iterator[tuple[str, Place]]:
     """Name and place of the pictures that replace others."""
     for member in members(file, 0, file.bytes, str(path)):
         name = PurePosixPath(member.name)
         if name.suffix == ".JPEG":
-            yield name.stem, Place(archive=_name(path, store), offset=member.offset_data, length=member.size)
+            yield name.stem, Place(archive=paths.below(store, path), offset=member.offset_data, length=member.size)
 
 
 def _patched(pictures: Iterable[Picture], patches: dict[str, Place]) -> Iterator[Picture]:
@@ -275,10 +282,6 @@ def _patched(pictures: Iterable[Picture], patches: dict[str, Place]) -> Iterator
 def picture(name: str, split: str, wnid: str, place: Place) -> Picture:
     """A picture in its place."""
     return Picture(id=name, split=split, wnid=wnid, archive=place.archive, offset=place.offset, length=place.length)
-
-
-def _name(path: Path, store: Path) -> str:
-    return path.relative_to(store).as_posix()
 
 
 def _named(pattern: re.Pattern[str], name: str, where: str, example: str) -> re.Match[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pipeline.fetch import Remote
+from pipeline.paths import AnyPath
 from pipeline.sources import ilsvrc
 from pipeline.sources.contents import Choice, Contents, check_choice
 from pipeline.sources.ilsvrc import Year
@@ -39,7 +39,7 @@ class Ilsvrc2012:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What the archives hold, in the store's folder `ilsvrc2012`; they are fetched if they are not there."""
         if self.complete:
             return ilsvrc.official(store / self.name, store, YEAR, REMOTES, COUNTS, self.classes)

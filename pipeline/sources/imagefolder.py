@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from pipeline.paths import AnyPath
 from pipeline.sources import class_folders, tree
 from pipeline.sources.class_folders import Found
 from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
@@ -45,7 +45,7 @@ class ImageFolder:
         if not 0 <= self.val_share < 1:
             raise ValueError(f"val_share has to be at least 0 and below 1, is {self.val_share}")
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What lies in the folder. `ValueError` or `FileNotFoundError` where it cannot be used, and why."""
         root = tree.of_folder(store / self.folder, store)
         kaggle = any(path.startswith(f"{KAGGLE}/") for path in root.files)

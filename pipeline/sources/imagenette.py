@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pipeline.fetch import Remote
+from pipeline.paths import AnyPath
 from pipeline.sources import class_folders, published, repacked, tree
 from pipeline.sources.contents import Choice, Contents, check_choice
 
@@ -47,7 +47,7 @@ class Imagenette:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folder unpacked from it, in the store's folder `imagenette`."""
         folder, archive = store / self.name, ARCHIVES[self.size]
         top = archive.name.removesuffix(".tgz")

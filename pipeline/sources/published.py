@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.fetch import Remote, fetch
+from pipeline.paths import AnyPath
 from pipeline.sources import repacked
 from pipeline.sources.contents import Archive
 from pipeline.sources.repacked import Files
@@ -13,7 +14,7 @@ from pipeline.sources.tars import hashed
 from pipeline.sources.tree import Tree
 
 
-def opened(remote: Remote, folder: Path, store: Path, complete: bool, unpack: Callable[[Path], Files]) -> Tree:
+def opened(remote: Remote, folder: AnyPath, store: AnyPath, complete: bool, unpack: Callable[[Path], Files]) -> Tree:
     """The files of the archive in a folder of the store, fetched if it is not there.
 
     Unless `complete`, it is not fetched, and may have another MD5.
@@ -26,7 +27,7 @@ def opened(remote: Remote, folder: Path, store: Path, complete: bool, unpack: Ca
     return repacked.tree_of(origin, store, unpack)
 
 
-def there(remote: Remote, file: Path, complete: bool) -> None:
+def there(remote: Remote, file: AnyPath, complete: bool) -> None:
     """Sees that the archive is there, or `FileNotFoundError`."""
     if file.is_file():
         return
@@ -38,7 +39,7 @@ def there(remote: Remote, file: Path, complete: bool) -> None:
     fetch(remote, file)
 
 
-def check(archive: Archive, md5: str | None, store: Path) -> None:
+def check(archive: Archive, md5: str | None, store: AnyPath) -> None:
     """`ValueError` if the archive has another MD5 than it was published with, if it was with one."""
     if md5 is not None and archive.md5 != md5:
         raise ValueError(

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
-
+from pipeline import paths
+from pipeline.paths import AnyPath
 from pipeline.sources.contents import Archive
 from pipeline.sources.tars import CHUNK
 from pipeline.sources.tree import Tree, of_tar
@@ -30,28 +30,26 @@ FOLDER = "repacked"
 Files = Iterator[tuple[str, bytes]]
 
 
-def tree_of(origin: Archive, store: Path, unpack: Callable[[Path], Files]) -> Tree:
+def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Files]) -> Tree:
     """What `unpack` finds in a file of the store, from the tar that is made of it unless it is there and whole."""
     file = store / origin.name
     target = store / FOLDER / f"{file.name}-{origin.sha256[:16]}.tar"
     record = target.with_name(target.name + ".sha256")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # several working copies may share a store
-    with FileLock(target.with_name(target.name + ".lock")):
+    with paths.locked(target):
         if target.exists() and record.exists():
             with suppress(ValueError):
                 tree = of_tar(target, store)
                 if [archive.sha256 for archive in tree.tars] == record.read_text().split():
                     return dataclasses.replace(tree, origins=(origin,))
-        part = target.with_name(target.name + ".part")
+        part = paths.on_disk(target).with_name(target.name + ".part")
         with part.open("wb") as out:
-            _write(out, unpack(file))
+            _write(out, unpack(paths.on_disk(file)))
             out.flush()
             os.fsync(out.fileno())
-        part.replace(target)
+        part.replace(paths.on_disk(target))
         tree = of_tar(target, store)
         part.write_text(f"{tree.tars[0].sha256}\n")
-        part.replace(record)
+        part.replace(paths.on_disk(record))
         return dataclasses.replace(tree, origins=(origin,))
 
 

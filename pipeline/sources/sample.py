@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from filelock import FileLock
 from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
-from pipeline import stage
+from pipeline import paths, stage
+from pipeline.paths import AnyPath
 from pipeline.sources import ilsvrc
 from pipeline.sources.contents import Contents
 from pipeline.sources.ilsvrc import META
@@ -58,7 +58,7 @@ class Sample:
             if not least <= count <= MOST:
                 raise ValueError(f"{name} has to be from {least} to {MOST}, is {count}")
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What the archives in the store hold, drawn there if they are not."""
         target = folder(store, self.seed, self.train_images, self.val_images)
         make(target, self.seed, self.train_images, self.val_images)
@@ -193,22 +193,21 @@ TRAIN_SPLIT, VAL_SPLIT, LABELS, ODDITIES = range(4)
 RECORD = "made.json"
 
 
-def folder(store: Path, seed: int, train_images: int, val_images: int) -> Path:
+def folder(store: AnyPath, seed: int, train_images: int, val_images: int) -> AnyPath:
     """The sample's folder in the store; its name stands for all that decides its bytes."""
     decides = json.dumps([DRAWING, seed, train_images, val_images])
     return store / f"sample-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
 
 
-def make(target: Path, seed: int, train_images: int, val_images: int) -> None:
+def make(target: AnyPath, seed: int, train_images: int, val_images: int) -> None:
     """Draws the three archives into `target`, unless they are there as they were drawn.
 
     The record of sizes and checksums is written last: without it, or where it does not fit, all is drawn again.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # several working copies may share a store
-    with FileLock(target.with_name(target.name + ".lock")):
+    with paths.locked(target):
         if _intact(target):
             return
+        target = paths.on_disk(target)
         stage.discard(target)
         target.mkdir()
         odd = _oddities(seed, train_images)
@@ -219,7 +218,7 @@ def make(target: Path, seed: int, train_images: int, val_images: int) -> None:
         _write(target / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
-def _intact(target: Path) -> bool:
+def _intact(target: AnyPath) -> bool:
     try:
         record = json.loads((target / RECORD).read_text())
         return bool(record == {name: _fingerprint(target / name) for name in YEAR.archives})
@@ -227,9 +226,10 @@ def _intact(target: Path) -> bool:
         return False
 
 
-def _fingerprint(file: Path) -> list[int | str]:
+def _fingerprint(file: AnyPath) -> list[int | str]:
     with file.open("rb") as handle:
-        return [file.stat().st_size, hashlib.file_digest(handle, "sha256").hexdigest()]
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return [handle.tell(), digest]
 
 
 def _write(file: Path, fill: Callable[[IO[bytes]], object]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from pipeline import paths
+from pipeline.paths import AnyPath
 from pipeline.sources import ilsvrc
 from pipeline.sources.class_folders import drawn
 from pipeline.sources.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gathered
@@ -42,10 +43,10 @@ class Synsets:
         if not 0 < self.val_share < 1:
             raise ValueError(f"val_share has to be between 0 and 1, is {self.val_share}")
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What the tars of the folder hold, each read once from end to end."""
         folder = store / self.folder
-        tars = sorted(folder.glob("*.tar"))
+        tars: list[AnyPath] = sorted(folder.glob("*.tar"), key=str)
         if not tars:
             raise FileNotFoundError(f"{folder}: no such folder in the data store, or no tar in it")
         archives: list[Archive] = []
@@ -60,12 +61,12 @@ class Synsets:
                         out = drawn(found, self.val_share, self.seed)
                         for name, place in found.items():
                             yield ilsvrc.picture(name, "val" if name in out else "train", wnid, place)
-                    archives.append(file.archive(tar.relative_to(store).as_posix()))
+                    archives.append(file.archive(paths.below(store, tar)))
 
         return gathered(pictures(), lambda _: archives, _words(folder), store, self.classes)
 
 
-def _words(folder: Path) -> dict[str, str]:
+def _words(folder: AnyPath) -> dict[str, str]:
     if not (folder / WORDS).is_file():
         return {}
     lines = (folder / WORDS).read_text("utf-8", "replace").splitlines()

@@ -10,9 +10,10 @@ import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import IO, cast
 
+from pipeline import paths
+from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.sources.contents import Archive
 
@@ -50,25 +51,25 @@ def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tar
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[Hashed]:
+def reading(file: AnyPath) -> Iterator[Hashed]:
     """The file, to be read from front to back; says how far that is, if it takes long."""
-    size = file.stat().st_size
     with file.open("rb") as handle, ExitStack() as stack:
+        size = handle.seek(0, os.SEEK_END)
         progress = stack.enter_context(Progress(f"download: {file.name}", size >> 20, "MiB")) if size >= LONG else None
         yield Hashed(handle, progress)
 
 
-def hashed(file: Path, store: Path) -> Archive:
+def hashed(file: AnyPath, store: AnyPath) -> Archive:
     """A file of the store with its checksums."""
     with reading(file) as whole:
-        return whole.archive(file.relative_to(store).as_posix())
+        return whole.archive(paths.below(store, file))
 
 
 class Hashed:
     """A file read from front to back, hashed on the way; what was skipped is hashed too, what is read again is not."""
 
     def __init__(self, file: IO[bytes], progress: Progress | None = None) -> None:
-        self.bytes = os.fstat(file.fileno()).st_size
+        self.bytes = file.seek(0, os.SEEK_END)
         self._file = file
         self._progress = progress
         self._seen = 0

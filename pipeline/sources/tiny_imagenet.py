@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pipeline.fetch import Remote
+from pipeline.paths import AnyPath
 from pipeline.sources import class_folders, published, repacked, tree
 from pipeline.sources.class_folders import Found
 from pipeline.sources.contents import Choice, Contents, check_choice
@@ -40,7 +40,7 @@ class TinyImageNet:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
-    def contents(self, store: Path) -> Contents:
+    def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folder `tiny-imagenet-200`, in the store's folder `tiny_imagenet`."""
         folder = store / self.name
         if (folder / TOP).is_dir():

@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from pipeline import paths
+from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.sources.contents import Archive
 from pipeline.sources.tars import members, reading
@@ -35,9 +36,9 @@ class Place:
 class Tree:
     """Files by their path, with slashes, in the order of their paths."""
 
-    where: Path
+    where: AnyPath
     """What the user knows it by."""
-    store: Path
+    store: AnyPath
     files: dict[str, Place]
     tars: tuple[Archive, ...] = ()
     """Those that hold them; none where each file is an archive by itself."""
@@ -47,9 +48,8 @@ class Tree:
     def read(self, path: str) -> bytes:
         """The bytes of a small file."""
         place = self.files[path]
-        with (self.store / place.archive).open("rb") as file:
-            file.seek(place.offset)
-            return file.read(place.length)
+        with paths.opened(self.store / place.archive) as file:
+            return bytes(file.read_at(place.length, place.offset))
 
     def under(self, top: str) -> Tree:
         """The files below a folder, by their path from there."""
@@ -95,14 +95,14 @@ class Tree:
             return Archive(name=name, bytes=file.tell(), sha256=digest.hexdigest(), md5=None)
 
 
-def of_folder(folder: Path, store: Path) -> Tree:
+def of_folder(folder: AnyPath, store: AnyPath) -> Tree:
     """The files below a folder of the store; links are followed. `FileNotFoundError` if it is not there."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such folder in the data store. If it lies elsewhere, link it: ln -s /where/it/is {folder}"
         )
-    place = folder.relative_to(store).as_posix()
-    found = sorted(_walk(str(folder), "", ()))
+    place = paths.below(store, folder)
+    found = paths.files(folder)
     files = {path: Place(archive=f"{place}/{path}", offset=0, length=length) for path, length in found}
     for path in files:
         try:
@@ -112,25 +112,9 @@ def of_folder(folder: Path, store: Path) -> Tree:
     return Tree(where=folder, store=store, files=files)
 
 
-def _walk(folder: str, above: str, within: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Path and bytes of every file; `within`: the folders on the way here, against links that lead back."""
-    status = os.stat(folder)  # noqa: PTH116 - a Path for each of a million files takes longer than the files
-    here = (status.st_dev, status.st_ino)
-    if here in within:
-        raise ValueError(f"{folder}: a link that leads back to a folder above it. Remove it")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{above}{entry.name}/", (*within, here))
-            elif entry.is_file():
-                yield f"{above}{entry.name}", entry.stat().st_size
-            else:
-                raise ValueError(f"{entry.path}: no file, or a link to nothing. Remove it, or mend the link")
-
-
-def of_tar(file: Path, store: Path) -> Tree:
+def of_tar(file: AnyPath, store: AnyPath) -> Tree:
     """The files in a tar of the store, read once from end to end."""
-    name = file.relative_to(store).as_posix()
+    name = paths.below(store, file)
     found: dict[str, Place] = {}
     with reading(file) as whole:
         for member in members(whole, 0, whole.bytes, str(file)):

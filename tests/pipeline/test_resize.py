@@ -235,7 +235,7 @@ def test_what_was_finished_is_taken_over_if_it_is_whole(copy: Path, made: Path) 
     tasks = resize.plan(SECTION, index, work, copy / "data/store")
     for task in tasks[:3]:
         resize.make_shard(task)
-    (work / "partial/left-by-a-kill").write_bytes(b"PAR1")
+    (work / "shards/left-by-a-kill.partial").write_bytes(b"PAR1")
     (work / "shards" / tasks[1].file).unlink()  # killed between the sidecar of an older run and this shard
     damaged = work / "shards" / tasks[2].file
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -366,7 +366,7 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(shards.SHARDS)}
     assert contents(shards.SHARDS) == small
     assert small.keys() == {"manifest.json", "rejected.parquet"}
-    assert list((storage / "work/resize").iterdir()) == []
+    assert list((storage / "shards/work").iterdir()) == []
     stage.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
     with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force mean"):
         shards.inputs(machine)

@@ -177,6 +177,44 @@ def test_the_digest_tells_manifests_apart() -> None:
         assert dataclasses.replace(MANIFEST, **change).digest != MANIFEST.digest
 
 
+def seen(image: dict[str, Any]) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(bytes(image["bytes"]))))
+
+
+def test_pandas_reads_pictures_and_labels(shard: Path) -> None:
+    import pandas
+
+    loaded = pandas.read_parquet(shard)
+    check_rows(loaded["label"].tolist(), loaded["image"].tolist())
+
+
+def test_duckdb_reads_pictures_and_labels(shard: Path) -> None:
+    import duckdb
+
+    rows = duckdb.sql(f"select label, image from '{shard}'").fetchall()
+    check_rows([label for label, _ in rows], [image for _, image in rows])
+    # a field of the struct alone, as one looks for pictures
+    (found,) = duckdb.sql(f"select count(*) from '{shard}' where image.path like '%.jpg'").fetchall()
+    assert found == (20,)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data's own settings
+def test_ray_data_reads_pictures_and_labels(shard: Path, ray_session: None) -> None:
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = ray.data.read_parquet(str(shard)).take_all()
+    check_rows([row["label"] for row in rows], [row["image"] for row in rows])
+
+
+def check_rows(labels: list[int], images: list[dict[str, Any]]) -> None:
+    """What a reader found in `shard` is what was written to it."""
+    assert labels == [row % 2 for row in range(20)]
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(seen(image), np.asarray(Image.open(io.BytesIO(picture(number)))))
+
+
 def test_hugging_face_reads_pictures_and_names(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
