@@ -82,7 +82,7 @@ class Pictures:
         return found
 
     def read(self, group: int) -> tuple[list[bytes], list[int]]:
-        """The JPEGs and the labels of a row group."""
+        """The files of the pictures of a row group, and their labels."""
         shard, place = self.groups[group]
         # opened anew for each row group: no handle outlives its read, and a group is megabytes
         with _readable(self.files[shard]) as source:

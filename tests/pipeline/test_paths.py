@@ -100,6 +100,7 @@ def section(folder: Path) -> dict[str, Any]:
 # The whole of it
 
 
+@pytest.mark.slow
 def test_with_store_and_shards_on_s3_all_bytes_are_those_of_a_disk(
     local: Path, s3: ObjectStore, tmp_path: Path
 ) -> None:
