@@ -32,7 +32,7 @@ from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline import cluster, resize, tables
+from pipeline import cluster, params, resize, tables
 from pipeline.machine import Machine
 from pipeline.resize import Done, Resize, Task
 from pipeline.tables import Shard, Synset
@@ -40,7 +40,7 @@ from pipeline.tables import Shard, Synset
 ROOT = Path(__file__).resolve().parents[1]
 
 SECTION = Resize(
-    side=256, fit="crop", filter="bilinear", quality=95, shuffle_seed=0, images_per_shard=250, max_rejected=0.0
+    side=256, fit="crop", filter="bilinear", quality=95, shuffle_seed=0, images_per_shard=1000, max_rejected=0.0
 )
 CLASSES = 1000
 SMALL = 1000
@@ -52,16 +52,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_300_000)
     parser.add_argument("--pictures", type=int, default=8000, help="of the large archive")
+    parser.add_argument("--images-per-shard", type=int, default=SECTION.images_per_shard)
     parser.add_argument("--folder", type=Path, default=None, help="where there is room: 150 kB for each picture")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(MEASURES[arguments.measure]()))
         return
+    section = dataclasses.replace(SECTION, images_per_shard=arguments.images_per_shard)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         for layout in ("in two archives", "a file each"):
             few, many = (
-                measured("driver", made_up(Path(name) / f"{layout} {rows}", rows, layout == "a file each"))
+                measured("driver", made_up(Path(name) / f"{layout} {rows}", rows, layout == "a file each", section))
                 for rows in (SMALL, arguments.rows)
             )
             print(
@@ -71,7 +73,7 @@ def main() -> None:
                 flush=True,
             )
         for count in (SMALL, arguments.pictures):
-            worker = measured("worker", archive(Path(name) / f"archive {count}", count))
+            worker = measured("worker", archive(Path(name) / f"archive {count}", count, section))
             print(f"worker, archive of {count:,} pictures: {worker['bytes'] / 1e6:.0f} MB at most", flush=True)
 
 
@@ -86,7 +88,7 @@ def measured(what: str, folder: Path) -> dict[str, float | str]:
     return found
 
 
-def made_up(folder: Path, rows: int, apart: bool) -> Path:
+def made_up(folder: Path, rows: int, apart: bool, section: Resize) -> Path:
     """A working copy with an index of pictures that are not there, in one archive for each split, or `apart`."""
     number = np.arange(rows)
     label = number * CLASSES // rows
@@ -110,7 +112,7 @@ def made_up(folder: Path, rows: int, apart: bool) -> Path:
         "length": length,
     }
     archives = {"name": names, "bytes": sizes, "sha256": ["0" * 64] * len(names), "md5": [None] * len(names)}
-    store(folder, index, archives, [Synset(wnid=wnid, words=wnid) for wnid in wnids])
+    store(folder, section, index, archives, [Synset(wnid=wnid, words=wnid) for wnid in wnids])
     # Of very many files only some are looked at: the others need not be there
     for place in range(0, len(names), max(1, len(names) // resize.LOOKED_AT)):
         file = folder / "data/store" / names[place]
@@ -120,7 +122,7 @@ def made_up(folder: Path, rows: int, apart: bool) -> Path:
     return folder
 
 
-def archive(folder: Path, count: int) -> Path:
+def archive(folder: Path, count: int, section: Resize) -> Path:
     """A working copy with an archive that holds one drawn picture so often."""
     lots = np.random.default_rng(0)
     coarse = Image.fromarray(lots.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375))
@@ -139,14 +141,16 @@ def archive(folder: Path, count: int) -> Path:
         "length": np.full(count, len(data)),
     }
     archives = {"name": ["archive"], "bytes": [count * len(data)], "sha256": ["0" * 64], "md5": [None]}
-    store(folder, index, archives, [Synset(wnid="n0", words="any")])
+    store(folder, section, index, archives, [Synset(wnid="n0", words="any")])
     with (folder / "data/store/archive").open("wb") as file:
         for _ in range(count):
             file.write(data)
     return folder
 
 
-def store(folder: Path, index: dict[str, object], archives: dict[str, object], classes: list[Synset]) -> None:
+def store(
+    folder: Path, section: Resize, index: dict[str, object], archives: dict[str, object], classes: list[Synset]
+) -> None:
     """Writes what `download` leaves, but for the archives."""
     (folder / "data/store").mkdir(parents=True)
     (folder / "data/index").mkdir()
@@ -154,19 +158,20 @@ def store(folder: Path, index: dict[str, object], archives: dict[str, object], c
     tables.write(pa.table(archives), tables.ARCHIVES, folder / "data/index/archives.parquet")
     contents = {"drawn": False, "classes": [dataclasses.asdict(synset) for synset in classes]}
     (folder / "data/index/contents.json").write_text(json.dumps(contents))
-    YAML().dump({"resize": dataclasses.asdict(SECTION)}, folder / "params.yaml")
+    YAML().dump({"resize": dataclasses.asdict(section)}, folder / "params.yaml")
 
 
 def driver() -> dict[str, float | str]:
     """What the stage does in this working copy, up to the pictures: seconds, and the most memory it has had."""
+    section = params.read("resize", Resize)
     with cluster.connected(Machine()), contextlib.redirect_stderr(io.StringIO()):
         times = [time.monotonic()]
         index = resize.read_index(resize.INDEX)
         times.append(time.monotonic())
         resize.check_store(index, Path("data/store"))
-        resize.key(SECTION, index)
+        resize.key(section, index)
         times.append(time.monotonic())
-        tasks = resize.plan(SECTION, index, Path.cwd(), Path("data/store").absolute())
+        tasks = resize.plan(section, index, Path.cwd(), Path("data/store").absolute())
         times.append(time.monotonic())
         done = [made for _, made in cluster.each(_nothing, tasks, Machine())]
         times.append(time.monotonic())
@@ -184,8 +189,9 @@ def _nothing(task: Task) -> Done:
 def worker() -> dict[str, float | str]:
     """Makes all shards of this working copy: seconds, and the most memory it has had."""
     begun = time.monotonic()
+    section = params.read("resize", Resize)
     work = resize.prepare_work("any", Machine())
-    for task in resize.plan(SECTION, resize.read_index(resize.INDEX), work, Path("data/store").absolute()):
+    for task in resize.plan(section, resize.read_index(resize.INDEX), work, Path("data/store").absolute()):
         resize.make_shard(task)
     return {"seconds": time.monotonic() - begun, "bytes": most_memory()}
 

@@ -117,7 +117,8 @@ class Task:
     """One shard to be made; everything a worker needs to know, since it sees no other setting."""
 
     section: Resize
-    classes: tuple[Synset, ...]
+    schema: pa.Schema
+    """Of the shard. It knows the classes, and is sent to a worker in a hundredth of the time that their list takes."""
     file: str
     rows: pa.Table
     """In the order of the shard."""
@@ -220,6 +221,7 @@ def prepare_work(name: str, machine: Machine) -> AnyPath:
 def plan(section: Resize, index: Index, folder: AnyPath, archives: AnyPath) -> list[Task]:
     """The shards to be made: each split shuffled, and parted evenly."""
     tasks = []
+    schema = tables.with_classes(tables.IMAGES, index.classes)
     for split in SPLITS:
         rows = index.rows.filter(pc.equal(index.rows["split"], split)).sort_by("id")
         rows = rows.take(shuffled(rows.num_rows, section.shuffle_seed, split))
@@ -228,7 +230,7 @@ def plan(section: Resize, index: Index, folder: AnyPath, archives: AnyPath) -> l
         tasks += [
             Task(
                 section=section,
-                classes=index.classes,
+                schema=schema,
                 file=f"{split}-{shard:05}-of-{count:05}.parquet",
                 rows=rows.slice(start, end - start),
                 folder=folder,
@@ -281,7 +283,7 @@ def make_shard(task: Task) -> Done:
     rows = task.rows.num_rows - len(rejected)
     group = RAW_GROUP if task.section.quality == "raw" else GROUP
     with paths.whole(task.folder / "shards" / task.file) as partial:
-        tables.write(pictures, tables.with_classes(tables.IMAGES, task.classes), partial, group)
+        tables.write(pictures, task.schema, partial, group)
         with partial.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
