@@ -43,8 +43,7 @@ SECTION = Resize(
     side=256, fit="crop", filter="bilinear", quality=95, shuffle_seed=0, images_per_shard=1000, max_rejected=0.0
 )
 CLASSES = 1000
-SMALL = 1000
-"""Rows of the index to compare with, and pictures of the small archive."""
+LAYOUTS = ("in two archives", "a file each")
 
 
 def main() -> None:
@@ -52,6 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_300_000)
     parser.add_argument("--pictures", type=int, default=8000, help="of the large archive")
+    parser.add_argument("--small", type=int, default=1000, help="rows, and pictures, of what they are compared with")
+    parser.add_argument("--layout", choices=LAYOUTS, action="append", help="of the rows; both if none is named")
     parser.add_argument("--images-per-shard", type=int, default=SECTION.images_per_shard)
     parser.add_argument("--folder", type=Path, default=None, help="where there is room: 150 kB for each picture")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
@@ -61,18 +62,18 @@ def main() -> None:
         return
     section = dataclasses.replace(SECTION, images_per_shard=arguments.images_per_shard)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        for layout in ("in two archives", "a file each"):
+        for layout in arguments.layout or LAYOUTS:
             few, many = (
                 measured("driver", made_up(Path(name) / f"{layout} {rows}", rows, layout == "a file each", section))
-                for rows in (SMALL, arguments.rows)
+                for rows in (arguments.small, arguments.rows)
             )
             print(
                 f"driver, {arguments.rows:,} pictures {layout}: {many['seconds'] - few['seconds']:.1f} s and "
-                f"{(many['bytes'] - few['bytes']) / 1e9:.2f} GB more than for {SMALL:,} (in all {many['seconds']:.1f} s "
-                f"and {many['bytes'] / 1e9:.2f} GB; {many['parts']})",
+                f"{(many['bytes'] - few['bytes']) / 1e9:.2f} GB more than for {arguments.small:,} "
+                f"(in all {many['seconds']:.1f} s and {many['bytes'] / 1e9:.2f} GB; {many['parts']})",
                 flush=True,
             )
-        for count in (SMALL, arguments.pictures):
+        for count in (arguments.small, arguments.pictures):
             worker = measured("worker", archive(Path(name) / f"archive {count}", count, section))
             print(f"worker, archive of {count:,} pictures: {worker['bytes'] / 1e6:.0f} MB at most", flush=True)
 

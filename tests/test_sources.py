@@ -21,14 +21,13 @@ def copy(tmp_path_factory):
     return Copy(tmp_path_factory.mktemp("sources"))
 
 
-@pytest.mark.parametrize("name", layouts.ALL)
+@pytest.mark.parametrize("name", [name for name in layouts.ALL if ", " not in name])  # one for each source
 def test_a_source_becomes_shards_and_their_mean(copy, name, ray_session):
     layout = layouts.ALL[name](copy.folder / "data/store" / name)
-    (copy.folder / "machine.yaml").write_text(json.dumps({"store": f"data/store/{name}"}))
+    (copy.folder / "machine.yaml").write_text(json.dumps({"store": f"data/store/{name}", "workers": 1}))
     copy.replace("source", layout.section)
-    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
     # forced, since DVC sees the parameters and not the store: two of these sets have the same
-    assert f"{layout.section['name']}: " in copy.run("dvc", "repro", "--force", "mean", **here)
+    assert f"{layout.section['name']}: " in copy.run("dvc", "repro", "--force", "mean", **here())
     manifest = check(copy.folder, layout)
     shards = [copy.folder / "data/shards" / shard.file for shard in manifest.shards["train"]]
     pictures_BCHW = [
@@ -36,6 +35,11 @@ def test_a_source_becomes_shards_and_their_mean(copy, name, ray_session):
     ]
     with np.load(copy.folder / "data/mean.npz") as made:
         np.testing.assert_allclose(made["mean"], np.mean(pictures_BCHW, axis=0), atol=1e-3)
+
+
+def here():
+    """The Ray of all tests, for stages in processes of their own."""
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
 
 
 def check(folder, layout):
@@ -51,7 +55,7 @@ def check(folder, layout):
     return manifest
 
 
-def test_a_recipe_of_another_source_runs_beside_the_working_copy_up_to_the_mean(tmp_path, monkeypatch):
+def test_a_recipe_of_another_source_runs_beside_the_working_copy_up_to_the_mean(tmp_path, ray_session, monkeypatch):
     copy = Copy(tmp_path)
     before = (tmp_path / "params.yaml").read_text()
     layout = layouts.imagefolder(tmp_path / "data/store")
@@ -63,7 +67,7 @@ def test_a_recipe_of_another_source_runs_beside_the_working_copy_up_to_the_mean(
     copy.run("git", "commit", "-qm", "a recipe")
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "recipes/pets.yaml"
-    copy.run(*recipe.command(file, params.load(file), "pets", "mean"))
+    copy.run(*recipe.command(file, params.load(file), "pets", "mean"), **here())
     assert (tmp_path / "params.yaml").read_text() == before
     assert copy.run("git", "status", "--porcelain") == ""
     refs = copy.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
