@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -28,6 +30,12 @@ Fit = Literal["crop", "warp"]
 MAX_PIXELS = 80_000_000
 """A picture that claims more is refused before it is unpacked. The largest of ILSVRC-2012 have some 60 million."""
 
+
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG's frame header: depth, height, width, components. The three left out define tables."""
+
+PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
+"""The head of a PPM as it is usually written; width, height. The pixels follow as they are."""
 
 RGB = 3
 """torchvision's word for three channels, whatever the file has (`torchvision.io.ImageReadMode.RGB`)."""
@@ -52,18 +60,24 @@ _load_codec()
 
 
 class Undecodable(ValueError):  # noqa: N818 - a verdict on the bytes, said as one
-    """The bytes are no picture that can be shown; the message is the reason."""
+    """The bytes are no picture that can be shown; the message is the reason, its kind before the colon."""
 
 
 def decode(data: bytes) -> Tensor:
     """The picture in `data`, a file of any format, as uint8 3 x H x W in red, green, blue.
 
-    The picture is taken as it lies in the file: an EXIF rotation is not applied and a colour profile is ignored, grey
-    becomes three equal channels, transparency is dropped, 16 bits keep their upper 8, an animation gives its first
-    picture. Raises `Undecodable` with the reason.
+    The picture is taken as it lies in the file: an EXIF rotation is not applied (but a TIFF's tag, which says how its
+    rows lie) and a colour profile is ignored, grey becomes three equal channels, transparency is dropped, 16 bits keep
+    their upper 8, an animation gives its first picture. Raises `Undecodable` with the reason.
     """
     if not data:
         raise Undecodable("the file is empty")
+    pixels = PPM.match(data)
+    if pixels is not None:
+        width, height = int(pixels[1]), int(pixels[2])
+        _refuse_bomb(width, height)
+        if len(data) == pixels.end() + 3 * width * height:
+            return _pixels(data, pixels.end(), height, width)
     frame = _jpeg_frame(data)
     if frame is not None:
         components, height, width = frame
@@ -76,6 +90,11 @@ def decode(data: bytes) -> Tensor:
     return _decode_with_pillow(data)
 
 
+def _pixels(data: bytes, first: int, height: int, width: int) -> Tensor:
+    rows = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=first)
+    return rows.reshape(height, width, 3).permute(2, 0, 1)
+
+
 def _decode_jpeg(data: bytes) -> Tensor:
     file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     picture_CHW: Tensor = torch.ops.image.decode_jpeg(file, RGB)
@@ -84,25 +103,30 @@ def _decode_jpeg(data: bytes) -> Tensor:
 
 def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
     """(components, height, width) from a JPEG's frame header; None if there is none to be found."""
-    if not data.startswith(b"\xff\xd8\xff"):
-        return None
-    place = 2
-    while place + 10 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # a fill byte
-            place += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # these three define tables
-            height = int.from_bytes(data[place + 5 : place + 7])
-            width = int.from_bytes(data[place + 7 : place + 9])
-            return data[place + 9], height, width
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    for marker, start, end in jpeg_segments(data):
+        if marker in FRAMES and end - start >= 6:
+            height, width = (int.from_bytes(data[start + at : start + at + 2]) for at in (1, 3))
+            return data[start + 5], height, width
     return None
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the segments before a JPEG's pixels, without their length; none of another file."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        if data[place + 1] == 0xFF:  # a fill byte
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
+        yield data[place + 1], place + 4, min(end, len(data))
+        place = end
 
 
 def _refuse_bomb(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise Undecodable(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
+        raise Undecodable(f"too many pixels: it claims {width} x {height}, more than {MAX_PIXELS:,}")
 
 
 def _decode_with_pillow(data: bytes) -> Tensor:
@@ -119,9 +143,9 @@ def _decode_with_pillow(data: bytes) -> Tensor:
                 f"no known format of pictures: {len(data)} bytes, the first are {data[:8].hex(' ')}"
             ) from None
         except Image.DecompressionBombError:
-            raise Undecodable(f"it claims more than {MAX_PIXELS:,} pixels") from None
+            raise Undecodable(f"too many pixels: it claims more than {MAX_PIXELS:,}") from None
         except Exception as error:  # a broken file can raise anything in Pillow's parsers
-            raise Undecodable(str(error) or type(error).__name__) from None
+            raise Undecodable(f"damaged: {str(error) or type(error).__name__}") from None
 
 
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
@@ -130,7 +154,7 @@ def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
         grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)  # Pillow's own conversion clips at 255
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.mode in ("I", "F"):
-        raise Undecodable(f"pixels of mode {picture.mode} (32 bits) have no known range")
+        raise Undecodable(f"pixels without a known range: of mode {picture.mode} (32 bits)")
     return np.array(picture.convert("RGB"))
 
 
@@ -203,8 +227,16 @@ def _sums_between(values: NDArray[np.int64], square: int, side: int, axis: int) 
     return np.diff(below, axis=axis)
 
 
-def encode(picture_CHW: Tensor, quality: int) -> bytes:
-    """A JPEG of a uint8 picture, 3 x H x W, without metadata; its colours at half the resolution (4:2:0)."""
+def encode(picture_CHW: Tensor, quality: int | Literal["raw"]) -> bytes:
+    """A file of a uint8 picture, 3 x H x W, without metadata, which `decode` and all the world read.
+
+    A JPEG of a quality from 1 to 100, its colours at half the resolution (4:2:0); or raw, a PPM: a line of text, and the
+    pixels. Of the formats that keep every pixel it is the fastest to read: a copy, where PNG has checksums and BMP its
+    colours and rows the other way round.
+    """
+    if quality == "raw":
+        _, height, width = picture_CHW.shape
+        return b"P6\n%d %d\n255\n" % (width, height) + picture_CHW.permute(1, 2, 0).contiguous().numpy().tobytes()
     data: Tensor = torch.ops.image.encode_jpeg(picture_CHW, quality)
     return data.numpy().tobytes()
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from pipeline import machine, params, shards, stage, tables, tracking
+from pipeline.census import Census, ranked
 from pipeline.evaluate import METRICS, MODEL, Results, load, names, picked, read_model
 from pipeline.evaluate import OUT as EVALUATION
 from pipeline.tables import Manifest
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 OUT = Path("report")
 HISTORY = Path("data/history/epochs.csv")
 REJECTED = shards.SHARDS / "rejected.parquet"
+PICTURES = shards.SHARDS / "pictures.json"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
@@ -257,6 +259,8 @@ def render(
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         hardest=hardest[:LISTED],
         rejected=rejected[:LISTED],
+        census=Census.read(PICTURES),
+        ranked=ranked,
         parameters={name: tracking.flat(section) for name, section in settings.items()},
     )
 

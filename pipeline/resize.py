@@ -2,12 +2,14 @@
 
 Run:    dvc repro resize
 Reads:  data/index/, the archives in the data store
-Writes: data/shards/ (with a storage in machine.yaml: the shards there, manifest.json and rejected.parquet here)
+Writes: data/shards/ (with a storage in machine.yaml: the shards there, and here what is not pictures: manifest.json,
+        rejected.parquet, pictures.json)
 Takes:  resize
 Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on each CPU
 
 One Ray task makes one shard. A finished shard stays in work/ until all are, so a stage that was stopped goes on
 where it was. A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed.
+What the pictures were as they came is counted in pictures.json.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import cluster, params, stage, tables
+from pipeline.census import Census
 from pipeline.machine import Machine, read, shared, store
 from pipeline.progress import Progress
 from pipeline.shards import SHARDS, locate, prepared, stored
@@ -46,6 +49,8 @@ KERNEL = 1
 
 GROUP = 128
 """Rows in a row group: some 4 MB of JPEG, small enough to stream, large enough for one read; the paper's batch."""
+RAW_GROUP = 32
+"""The same where pixels are stored: some 6 MB."""
 
 READERS = 4
 """Threads of a task that read ahead, and `AHEAD` the pictures they read: a slow disk or network is kept busy."""
@@ -68,8 +73,9 @@ class Resize:
     filter: Literal["bilinear", "bicubic", "area"]
     """How pixels are merged; the first two widen with the reduction. area is cuda-convnet2's: means of the pixels
     covered, and bicubic where a picture grows. The paper does not say."""
-    quality: int
-    """JPEG quality of what is stored, 1 to 100. cuda-convnet2: 95."""
+    quality: Literal["raw"] | int
+    """JPEG quality of what is stored, 1 to 100; raw: no JPEG but the pixels themselves, six times the bytes and six
+    times as fast to decode. cuda-convnet2: 95."""
     shuffle_seed: int
     """Of the order in which the pictures are stored."""
     images_per_shard: int
@@ -83,8 +89,8 @@ class Resize:
             raise ValueError(f"side has to be 1 to 4096 pixels, is {self.side}")
         if self.fit == "warp" and self.filter == "area":
             raise ValueError("filter cannot be 'area' where fit is 'warp': it merges squares")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality has to be 1 to 100, is {self.quality}")
+        if self.quality != "raw" and not 1 <= self.quality <= 100:
+            raise ValueError(f"quality has to be 1 to 100, or raw, is {self.quality}")
         if not 0 <= self.shuffle_seed < 2**63:
             raise ValueError(f"shuffle_seed has to be 0 or more, below 2^63, is {self.shuffle_seed}")
         if self.images_per_shard < 1:
@@ -126,6 +132,8 @@ class Done:
     shard: Shard
     rejected: list[dict[str, Any]]
     """Rows of `tables.REJECTED`."""
+    census: Census
+    """Of its pictures, the rejected ones among them."""
 
 
 def run() -> None:
@@ -139,7 +147,9 @@ def run() -> None:
     tasks = plan(section, index, folder, archives)
     with cluster.connected(machine):
         done = make(tasks, section, index, machine)
-    publish(done, section, index, folder, machine)
+    census = publish(done, section, index, folder, machine)
+    for line in census.lines():
+        print(f"resize: {line}")
 
 
 def read_index(folder: Path) -> Index:
@@ -267,32 +277,34 @@ def make_shard(task: Task) -> Done:
     made = finished(task, done)
     if made is not None:
         return made
-    pictures, rejected = convert(task)
+    pictures, rejected, census = convert(task)
     partial = task.folder / "partial" / uuid.uuid4().hex
     rows = task.rows.num_rows - len(rejected)
-    tables.write(pictures, tables.with_classes(tables.IMAGES, task.classes), partial, GROUP)
+    group = RAW_GROUP if task.section.quality == "raw" else GROUP
+    tables.write(pictures, tables.with_classes(tables.IMAGES, task.classes), partial, group)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
     shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
     stage.put(partial, task.folder / "shards" / task.file)
     # Last, since it vouches for the shard
-    partial.write_text(json.dumps({"shard": dataclasses.asdict(shard), "rejected": rejected}, indent=1))
+    made = Done(shard=shard, rejected=rejected, census=census)
+    partial.write_text(json.dumps(dataclasses.asdict(made), indent=1))
     stage.put(partial, done)
-    return Done(shard=shard, rejected=rejected)
+    return made
 
 
 def finished(task: Task, done: Path) -> Done | None:
     """What an earlier run made of this shard, if its bytes are still those; else None."""
     try:
         known = json.loads(done.read_text())
-        made = Done(shard=Shard(**known["shard"]), rejected=known["rejected"])
+        made = Done(shard=Shard(**known["shard"]), rejected=known["rejected"], census=Census(**known["census"]))
         with (task.folder / "shards" / task.file).open("rb") as file:
             return made if hashlib.file_digest(file, "sha256").hexdigest() == made.shard.sha256 else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """The shard's pictures, rows of `tables.IMAGES` in the order of the task, and its rejected ones."""
+def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
+    """The shard's pictures, rows of `tables.IMAGES` in the order of the task, its rejected ones, and what all were."""
     import torch
 
     from alexnet.dataset import Undecodable, decode, encode, resize
@@ -301,17 +313,21 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]]]:
     rows = task.rows.to_pylist()
     pictures: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
+    census = Census()
+    ending = "ppm" if task.section.quality == "raw" else "jpg"
     for place, data in in_archive_order(rows, task.store):
         row = rows[place]
         try:
             picture_CHW = decode(data)
         except Undecodable as error:
             reasons[place] = str(error)
+            census.reject(reasons[place])
             continue
         _, height, width = picture_CHW.shape
+        census.keep(data, width, height, task.section.side)
         small_CHW = resize(picture_CHW, task.section.side, task.section.filter, task.section.fit)
         pictures[place] = {
-            "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.jpg"},
+            "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.{ending}"},
             "label": row["label"],
             "wnid": row["wnid"],
             "id": row["id"],
@@ -319,9 +335,9 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]]]:
             "height": height,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-    assert len(pictures) + len(reasons) == len(rows), (len(pictures), len(reasons), len(rows))
+    assert len(pictures) + len(reasons) == census.indexed == len(rows), (len(pictures), len(reasons), len(rows))
     kept = pa.Table.from_pylist([pictures[place] for place in sorted(pictures)], schema=tables.IMAGES)
-    return kept, [{**rows[place], "reason": reasons[place]} for place in sorted(reasons)]
+    return kept, [{**rows[place], "reason": reasons[place]} for place in sorted(reasons)], census
 
 
 def in_archive_order(rows: list[dict[str, Any]], folder: Path) -> Iterator[tuple[int, bytes]]:
@@ -387,8 +403,8 @@ class Archives:
         self._open.clear()
 
 
-def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, machine: Machine) -> None:
-    """Puts the shards where they belong, beside the manifest and the rejected, and clears up."""
+def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, machine: Machine) -> Census:
+    """Puts the shards where they belong, beside the manifest, the rejected and the census, and clears up."""
     manifest = Manifest(
         side=section.side,
         classes=index.classes,
@@ -400,13 +416,15 @@ def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, 
         drawn=index.drawn,
     )
     kept = sum(made.shard.rows for made in done.values())
+    census = sum((made.census for made in done.values()), Census())
     assert kept + manifest.rejected == manifest.indexed, (kept, manifest.rejected, manifest.indexed)
+    assert (census.kept, census.indexed) == (kept, manifest.indexed), (census, kept, manifest.indexed)
     shards = folder / "shards"
     for file in shards.iterdir():
         if file.name not in done:
             stage.discard(file)
     rejected = [row for made in done.values() for row in made.rejected]
-    _write_small(rejected, manifest, shards)
+    _write_small(rejected, manifest, census, shards)
     storage = shared(machine)
     if storage is None:
         stage.put(shards, SHARDS)
@@ -414,16 +432,18 @@ def publish(done: dict[str, Done], section: Resize, index: Index, folder: Path, 
         stage.put(shards, stored(storage, manifest))
         with stage.whole(SHARDS) as made:
             made.mkdir()
-            _write_small(rejected, manifest, made)
+            _write_small(rejected, manifest, census, made)
         _prepare(manifest, machine)
     stage.discard(folder)
     stage.discard(stage.WORK / "resize")
+    return census
 
 
-def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, folder: Path) -> None:
+def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, census: Census, folder: Path) -> None:
     rows = sorted(rejected, key=lambda row: str(row["id"]))
     tables.write(pa.Table.from_pylist(rows, schema=tables.REJECTED), tables.REJECTED, folder / "rejected.parquet")
     (folder / "manifest.json").write_text(manifest.to_json())
+    (folder / "pictures.json").write_text(census.to_json())
 
 
 def _prepare(manifest: Manifest, machine: Machine) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from alexnet.model import AlexNet
 from pipeline import evaluate, params, report
+from pipeline.census import Census
 from pipeline.machine import Machine
 from pipeline.report import Report
 from pipeline.tables import Manifest, Synset
@@ -22,6 +23,15 @@ from tests.pipeline.test_evaluate import CLASSES, RESULTS, as_test, parts, world
 ROOT = Path(__file__).parents[2]
 
 SECTION = Report(pictures=3, queries=2, seed=0)
+
+CENSUS = Census(
+    formats={"JPEG colour": 21, "GIF <palette>": 2, "JPEG grey": 1},
+    rejected={"damaged": 1},
+    orientations={"6": 3, "8": 1},
+    smaller=17,
+    file_bytes=24,
+    pixels=24,
+)
 
 EPOCHS = """epoch,step,rate,train_loss,train_top1_error,val_loss,val_top1_error,val_top5_error
 0,2,0.01,2.5,0.9,2.4,0.9,0.6
@@ -38,6 +48,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]
     (folder / "data/history/epochs.csv").write_text(EPOCHS)
     summary = evaluate.summarize(parts(folder, manifest), manifest, RESULTS, folder / "data/evaluation")
     (folder / "metrics.json").write_text(json.dumps(summary))
+    (folder / "data/shards/pictures.json").write_text(CENSUS.to_json())
     return folder, manifest
 
 
@@ -113,6 +124,22 @@ def test_what_is_quoted_is_escaped(here: Manifest) -> None:
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "&lt;b&gt;cut short&lt;/b&gt;" in text  # the reason of the rejected picture
+
+
+def test_what_the_pictures_were_is_a_table_that_adds_up(here: Manifest) -> None:
+    text = page(here).split("<h2>Pictures as they came")[1].split("<h2>")[0]
+    table = text.split("</table>")[0]
+    cells = re.findall(r'<t[dh]>([^<]*)</t[dh]><t[dh] class="n">([\d,]+)<', table)
+    assert cells == [
+        ("pictures", "25"),
+        ("JPEG colour", "21"),
+        ("GIF &lt;palette&gt;", "2"),
+        ("JPEG grey", "1"),
+        ("left out: damaged", "1"),
+    ]
+    assert sum(int(count) for _, count in cells[1:]) == CENSUS.indexed == here.indexed
+    assert "17 had a shorter side of less than 256 pixels" in text
+    assert re.search(r"EXIF tag of 4 asks for .*\n\(3 for number 6, 1 for number 8\), which was not applied", text)
 
 
 def test_parameters_are_printed_by_section(here: Manifest) -> None:

@@ -22,7 +22,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import resize, shards, stage, tables
+from alexnet import dataset
+from pipeline import params, resize, shards, stage, tables
+from pipeline.census import Census
 from pipeline.machine import Machine
 from pipeline.resize import Resize
 from pipeline.tables import Manifest, Synset
@@ -74,6 +76,8 @@ def pictures() -> dict[str, bytes]:
     return {f"{CLASSES[place % 2].wnid}_{place}": data for place, data in enumerate(odd + usual)}
 
 
+FORMATS = {"JPEG colour": 24, "JPEG grey": 1, "JPEG CMYK": 1, "PNG colour": 1}
+REASONS = {"the file is empty": 1, "no known format of pictures": 1, "damaged": 1}
 REJECTED = {"n01440764_6": "empty", "n01443537_7": "no known format", "n01440764_8": "truncated"}
 
 
@@ -147,14 +151,14 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [row for name in files for row in tables.read(folder / name).to_pylist()]
 
 
-def alone(folder: Path) -> Manifest:
+def alone(folder: Path, section: Resize = SECTION) -> Manifest:
     """The stage without Ray: a loop in this process."""
     index = resize.read_index(resize.INDEX)
-    name = resize.key(SECTION, index)
+    name = resize.key(section, index)
     machine = Machine()
     work = resize.prepare_work(name, machine)
-    done = {task.file: resize.make_shard(task) for task in resize.plan(SECTION, index, work, folder / "data/store")}
-    resize.publish(done, SECTION, index, work, machine)
+    done = {task.file: resize.make_shard(task) for task in resize.plan(section, index, work, folder / "data/store")}
+    resize.publish(done, section, index, work, machine)
     return Manifest.read(shards.SHARDS)
 
 
@@ -180,6 +184,64 @@ def test_nothing_is_lost_and_the_rest_has_a_reason(made: Path) -> None:
     assert {row["id"] for row in rejected} == REJECTED.keys()
     for row in rejected:
         assert REJECTED[row["id"]] in row["reason"]
+
+
+def test_what_the_pictures_were_is_counted_each_once(made: Path) -> None:
+    census = Census.read(made / "data/shards/pictures.json")
+    assert census.formats == FORMATS
+    assert census.rejected == REASONS
+    assert census.kept + 3 == census.indexed == 30
+    assert census.orientations == {"6": 1}
+    assert census.smaller == 2  # 9 x 500 and 1 x 1
+    kept = rows_of(made / "data/shards")
+    assert census.pixels == sum(row["width"] * row["height"] for row in kept)
+    assert census.file_bytes == sum(len(pictures()[row["id"]]) for row in kept)
+
+
+def test_the_stage_says_what_the_pictures_were(
+    copy: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resize.run()
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"resize: {line}" for line in Census.read(copy / "data/shards/pictures.json").lines()]
+    assert said[:2] == [
+        "resize: 30 pictures: 24 JPEG colour, 1 JPEG CMYK, 1 JPEG grey, 1 PNG colour",
+        "resize: rejected: 1 damaged, 1 no known format of pictures, 1 the file is empty",
+    ]
+
+
+def test_raw_shards_hold_the_pixels_that_jpegs_were_made_of(copy: Path, made: Path) -> None:
+    """Read by Pillow; and otherwise they are the shards of JPEGs, row by row."""
+    section = dataclasses.replace(SECTION, quality="raw")
+    alone(copy, section)
+    known = pictures()
+    raw, compressed = rows_of(copy / "data/shards"), rows_of(made / "data/shards")
+    assert len(raw) == 27
+    for row, other in zip(raw, compressed, strict=True):
+        assert {**row, "image": None} == {**other, "image": None}
+        assert row["image"]["path"] == other["image"]["path"].replace(".jpg", ".ppm")
+        stored = Image.open(io.BytesIO(row["image"]["bytes"]))
+        assert (stored.format, stored.mode, stored.size) == ("PPM", "RGB", (32, 32))
+        expected_CHW = dataset.resize(dataset.decode(known[row["id"]]), 32, "bilinear")
+        np.testing.assert_array_equal(np.asarray(stored).transpose(2, 0, 1), expected_CHW)
+        np.testing.assert_array_equal(dataset.decode(row["image"]["bytes"]), expected_CHW)
+        assert other["image"]["bytes"] == dataset.encode(expected_CHW, 95)
+
+
+def test_hugging_face_shows_raw_pictures(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(copy / "home"))
+    import datasets  # it reads the two settings when imported
+
+    alone(copy, dataclasses.replace(SECTION, quality="raw"))
+    files = str(copy / "data/shards/val-*.parquet")
+    loaded = datasets.load_dataset("parquet", data_files={"val": files}, cache_dir=str(copy / "cache"), split="val")
+    rows = rows_of(copy / "data/shards")[-len(loaded) :]
+    for shown, row in zip(loaded, rows, strict=True):
+        assert shown["id"] == row["id"]
+        np.testing.assert_array_equal(
+            np.asarray(shown["image"]).transpose(2, 0, 1), dataset.decode(row["image"]["bytes"])
+        )
 
 
 def test_names_and_sizes_are_those_of_the_manifest(made: Path) -> None:
@@ -281,6 +343,7 @@ def test_the_key_knows_what_decides_the_bytes(copy: Path) -> None:
         {"fit": "warp"},
         {"filter": "area"},
         {"quality": 94},
+        {"quality": "raw"},
         {"shuffle_seed": 4},
         {"images_per_shard": 7},
     ):
@@ -356,6 +419,17 @@ def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
         dataclasses.replace(SECTION, **change)
 
 
+def test_the_quality_is_a_number_or_the_word_raw(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    for word, quality in (("raw", "raw"), ("1", 1), ("100", 100)):
+        file.write_text(PARAMS.replace("quality: 95", f"quality: {word}"))
+        assert params.read("resize", Resize, file).quality == quality
+    for word in ("rough", "true", "'95'", "95.5"):
+        file.write_text(PARAMS.replace("quality: 95", f"quality: {word}"))
+        with pytest.raises(params.ParamsError, match=r"resize\.quality: .*'raw', or .*integer"):
+            params.read("resize", Resize, file)
+
+
 def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, made: Path, ray_session: None) -> None:
     storage = copy / "storage"
     (copy / "machine.yaml").write_text(f"workers: 2\nstorage: {storage}\nstore: {copy / 'data/store'}\n")
@@ -365,7 +439,7 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     assert contents(shards.locate(manifest, machine)) == contents(made / "data/shards")
     small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(shards.SHARDS)}
     assert contents(shards.SHARDS) == small
-    assert small.keys() == {"manifest.json", "rejected.parquet"}
+    assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet"}
     assert list((storage / "work/resize").iterdir()) == []
     stage.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
     with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force mean"):
