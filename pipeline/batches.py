@@ -75,7 +75,7 @@ class Pictures:
         return group, picture - int(self.starts[group])
 
     def read(self, group: int) -> tuple[list[bytes], list[int]]:
-        """The JPEGs and the labels of a row group."""
+        """The files of the pictures of a row group, and their labels."""
         shard, place = self.groups[group]
         # opened anew for each row group: no handle outlives its read, and a group is megabytes
         file = self.files[shard]

@@ -134,7 +134,7 @@ def look(data: bytes) -> tuple[str, int]:
 
     components, exif = 0, b""
     for marker, start, end in jpeg_segments(data):
-        if marker in FRAMES and end - start >= 6 and not components:
+        if marker in FRAMES and end - start >= 6:
             components = data[start + 5]
         elif marker == 0xE1 and data.startswith(EXIF, start):
             exif = data[start:end]

@@ -255,6 +255,35 @@ def test_encodes_what_it_was_given() -> None:
     assert Image.open(io.BytesIO(data)).format == "JPEG"
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 48), (3, 1000)])
+def test_raw_is_every_pixel_to_us_and_to_pillow(height: int, width: int) -> None:
+    picture = scene(max(height, 4), max(width, 4))[:height, :width]
+    data = encode(tensor(picture), "raw")
+    assert len(data) == picture.size + len(f"P6 {width} {height} 255 ")
+    assert Image.open(io.BytesIO(data)).format == "PPM"
+    np.testing.assert_array_equal(by_pillow(data), picture.transpose(2, 0, 1))
+    assert torch.equal(decode(data), tensor(picture))
+    decode(data).zero_()  # a tensor of its own
+    assert torch.equal(decode(data), tensor(picture))
+
+
+def test_raw_pixels_that_were_cut_are_refused() -> None:
+    data = encode(tensor(scene(24, 24)), "raw")
+    for end in (len(data) - 1, len(data) // 2, 13):
+        with pytest.raises(Undecodable, match="damaged"):
+            decode(data[:end])
+    assert torch.equal(decode(data + b"\n"), decode(data)), "what comes behind the pixels is not looked at"
+
+
+def test_other_writers_heads_are_read_too() -> None:
+    """With a remark, on one line, or of fewer levels, which Pillow spreads to 256."""
+    pixels = scene(2, 3).tobytes()
+    expected = torch.from_numpy(scene(2, 3)).permute(2, 0, 1)
+    for head in (b"P6 3 2 255\n", b"P6\n# made by hand\n3 2\n255\n", b"P6\n3 2\n255 "):
+        assert torch.equal(decode(head + pixels), expected)
+    assert decode(b"P6\n1 1\n15\n\x0f\x00\x0f").flatten().tolist() == [255, 0, 255]
+
+
 IMAGES_BCHW = np.stack([scene(16, 16, seed).transpose(2, 0, 1) for seed in range(11)])
 
 

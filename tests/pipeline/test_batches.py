@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare
 
 from alexnet import dataset
 from alexnet.learning import Learning
-from pipeline import batches
+from pipeline import batches, resize, tables
 from pipeline.batches import Batch, Order, Pictures, order
+from pipeline.resize import Resize
 from tests import sections
 from tests.pipeline import miniature
 
 SIDE = 16
+
+RESIZE = Resize(
+    side=256, fit="crop", filter="bilinear", quality=95, shuffle_seed=0, images_per_shard=5000, max_rejected=0.0
+)
 
 
 def learning(**changes: Any) -> Learning:
@@ -109,16 +115,40 @@ def test_where_a_picture_comes_in_an_epoch_is_a_uniform_draw() -> None:
         assert chisquare(np.bincount(np.array(places) * 10 // 600, minlength=10)).pvalue > 0.001
 
 
-def test_pictures_stored_in_random_order_give_batches_like_uniform_draws() -> None:
-    """The pictures of a batch come from few row groups; since they were stored shuffled, its labels are mixed all the same."""
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 300))
-    pairs = []
-    for epoch in range(10):
-        drawn = labels[order(Sizes([100] * 30), learning(streams=6), epoch).pictures].reshape(-1, 30)
-        pairs += [(row[:, None] == row).sum() - 30 for row in drawn]
-    # of two pictures of a batch, one in ten pairs has equal labels (299 / 2999), as in a draw from the whole set
-    expected = 30 * 29 * 299 / 2999
-    assert np.mean(pairs) == pytest.approx(expected, rel=0.02)
+CLASSES = 10
+STORED = 200 * 128
+"""Pictures: 200 batches of 128 in an epoch."""
+
+
+def drawn_evenly(seed: int) -> float:
+    """How likely the labels of an epoch's 200 batches, or less even ones, would be in uniform draws: chi-square's p.
+
+    The index is sorted by class, as every source lists it; the rows go through the plan of `resize` and the order of
+    training. Since an epoch has every picture once, both margins of the table of batches and labels are fixed.
+    """
+    names = [f"n{label:08}_{number:05}" for label in range(CLASSES) for number in range(STORED // CLASSES)]
+    columns = {"id": names, "label": [int(name[1:9]) for name in names], "split": ["train"] * STORED}
+    index = resize.Index(
+        rows=pa.table(columns), classes=(), archives=tables.ARCHIVES.empty_table(), drawn=False, digest=""
+    )
+    section = dataclasses.replace(RESIZE, shuffle_seed=seed)
+    shards = [task.rows["label"].to_numpy() for task in resize.plan(section, index, Path(), Path())]
+    sizes = [min(resize.GROUP, len(shard) - first) for shard in shards for first in range(0, len(shard), resize.GROUP)]
+    epoch = order(Sizes(sizes), learning(seed=seed, batch_size=128, streams=6), epoch=seed)
+    labels = np.concatenate(shards)[epoch.pictures].reshape(200, 128)
+    return float(chi2_contingency([np.bincount(batch, minlength=CLASSES) for batch in labels]).pvalue)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_of_class_sorted_pictures_look_like_uniform_draws_of_labels(seed: int) -> None:
+    assert drawn_evenly(seed) > 0.001
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_they_would_not_if_the_shards_were_not_shuffled(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of training alone does not do it: a batch comes from a few row groups, and each would be of one class."""
+    monkeypatch.setattr(resize, "shuffled", lambda count, seed, split: np.arange(count))
+    assert drawn_evenly(seed) < 1e-9
 
 
 # Reading

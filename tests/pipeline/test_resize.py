@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from alexnet import dataset
@@ -226,6 +227,21 @@ def test_raw_shards_hold_the_pixels_that_jpegs_were_made_of(copy: Path, made: Pa
         np.testing.assert_array_equal(np.asarray(stored).transpose(2, 0, 1), expected_CHW)
         np.testing.assert_array_equal(dataset.decode(row["image"]["bytes"]), expected_CHW)
         assert other["image"]["bytes"] == dataset.encode(expected_CHW, 95)
+
+
+def test_a_row_group_is_some_megabytes_also_of_raw_pixels(copy: Path) -> None:
+    """Training keeps one of them for each of its streams."""
+    index = resize.read_index(resize.INDEX)
+    many = dataclasses.replace(index, rows=pa.concat_tables([index.rows] * 5))
+    sizes = {}
+    for quality in ("raw", 95):
+        section = dataclasses.replace(SECTION, quality=quality, images_per_shard=1000)
+        work = resize.prepare_work(str(quality), Machine())
+        file = resize.make_shard(resize.plan(section, many, work, copy / "data/store")[0]).shard.file
+        sizes[quality] = [group.num_rows for group in tables.groups(work / "shards" / file, ["label"])]
+    assert sum(sizes["raw"]) == sum(sizes[95]) == 5 * 21
+    assert max(sizes["raw"]) * len(dataset.encode(torch.zeros(3, 256, 256, dtype=torch.uint8), "raw")) < 7e6
+    assert sizes[95] == [5 * 21]
 
 
 def test_hugging_face_shows_raw_pictures(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
