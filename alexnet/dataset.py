@@ -37,6 +37,23 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 """The head of a PPM as it is usually written; width, height. The pixels follow as they are."""
 
+EXIF = b"Exif\0\0"
+"""How the EXIF block of a file begins."""
+
+COMPONENTS = {1: "JPEG grey", 3: "JPEG colour", 4: "JPEG CMYK"}
+
+COLOURS = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with transparency",
+    "P": "palette",
+    "PA": "palette with transparency",
+    "RGB": "colour",
+    "RGBA": "colour with transparency",
+    "YCbCr": "colour",
+}
+"""Pillow's modes in words; the others by their own name."""
+
 RGB = 3
 """torchvision's word for three channels, whatever the file has (`torchvision.io.ImageReadMode.RGB`)."""
 
@@ -156,6 +173,46 @@ def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
     if picture.mode in ("I", "F"):
         raise Undecodable(f"pixels without a known range: of mode {picture.mode} (32 bits)")
     return np.array(picture.convert("RGB"))
+
+
+def look(data: bytes) -> tuple[str, int]:
+    """Of a picture that decodes: what kind of file it is, in words, and the orientation that its EXIF tag asks for.
+
+    The orientation is EXIF's number, 1 to 8; 1, which is as the picture lies, also where there is no tag.
+    """
+    components, exif = 0, b""
+    for marker, start, end in jpeg_segments(data):
+        if marker in FRAMES and end - start >= 6:
+            components = data[start + 5]
+        elif marker == 0xE1 and data.startswith(EXIF, start):
+            exif = data[start:end]
+    if components in COMPONENTS:
+        return COMPONENTS[components], _orientation(exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata, as when it was decoded
+        with Image.open(io.BytesIO(data)) as picture:
+            deep = picture.mode.startswith("I;16") or ";16" in str(getattr(picture, "tile", ""))
+            colours = "grey" if picture.mode.startswith("I;16") else COLOURS.get(picture.mode, picture.mode)
+            kind = f"{picture.format} {colours}{' of 16 bits' if deep else ''}"
+            if getattr(picture, "is_animated", False):
+                kind += ", animated"
+            return kind, _orientation(picture.info.get("exif", b""))
+
+
+def _orientation(exif: bytes) -> int:
+    """By the tag 0x0112 in the first directory of the block, which is a little TIFF; 1 if anything is wrong with it."""
+    block = exif.removeprefix(EXIF)
+    order: Literal["little", "big"] = "little" if block.startswith(b"II") else "big"
+
+    def number(place: int, length: int) -> int:
+        return int.from_bytes(block[place : place + length], order)
+
+    first = number(4, 4)
+    for entry in range(first + 2, first + 2 + 12 * number(first, 2), 12):
+        if number(entry, 2) == 0x0112:
+            value = number(entry + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def resize(picture_CHW: Tensor, side: int, how: Filter, fit: Fit = "crop") -> Tensor:

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
-
-EXIF = b"Exif\0\0"
-
-COLOURS = {
-    "1": "black and white",
-    "L": "grey",
-    "LA": "grey with transparency",
-    "P": "palette",
-    "PA": "palette with transparency",
-    "RGB": "colour",
-    "RGBA": "colour with transparency",
-    "YCbCr": "colour",
-}
-"""Pillow's modes in words; the others by their own name."""
-
-COMPONENTS = {1: "grey", 3: "colour", 4: "CMYK"}
-"""Of a JPEG, in words."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,14 +28,13 @@ class Census:
     pixels: int = 0
     """Of the kept ones as they came."""
 
-    def keep(self, data: bytes, width: int, height: int, side: int) -> None:
-        """Counts a picture that was decoded, and is stored with `side` pixels."""
-        kind, orientation = look(data)
+    def keep(self, kind: str, orientation: int, file_bytes: int, width: int, height: int, side: int) -> None:
+        """Counts a picture that was decoded, and is stored with `side` pixels; see `alexnet.dataset.look`."""
         _count(self.formats, kind)
         if orientation != 1:
             _count(self.orientations, str(orientation))
         self.smaller += min(width, height) < side
-        self.file_bytes += len(data)
+        self.file_bytes += file_bytes
         self.pixels += width * height
 
     def reject(self, reason: str) -> None:
@@ -121,47 +101,3 @@ def _words(counts: Mapping[str, int]) -> str:
 
 def _count(counts: dict[str, int], kind: str) -> None:
     counts[kind] = counts.get(kind, 0) + 1
-
-
-def look(data: bytes) -> tuple[str, int]:
-    """The format of a picture that decodes, in words, and the orientation that its EXIF tag asks for (1: as it is).
-
-    Of a JPEG its head is read, which takes microseconds; of anything else Pillow is asked.
-    """
-    from PIL import Image
-
-    from alexnet.dataset import FRAMES, jpeg_segments
-
-    components, exif = 0, b""
-    for marker, start, end in jpeg_segments(data):
-        if marker in FRAMES and end - start >= 6:
-            components = data[start + 5]
-        elif marker == 0xE1 and data.startswith(EXIF, start):
-            exif = data[start:end]
-    if components in COMPONENTS:
-        return f"JPEG {COMPONENTS[components]}", _orientation(exif)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata, as when it was decoded
-        with Image.open(io.BytesIO(data)) as picture:
-            deep = picture.mode.startswith("I;16") or ";16" in str(getattr(picture, "tile", ""))
-            colours = "grey" if picture.mode.startswith("I;16") else COLOURS.get(picture.mode, picture.mode)
-            kind = f"{picture.format} {colours}{' of 16 bits' if deep else ''}"
-            if getattr(picture, "is_animated", False):
-                kind += ", animated"
-            return kind, _orientation(picture.info.get("exif", b""))
-
-
-def _orientation(exif: bytes) -> int:
-    if not exif:
-        return 1
-    from PIL import ExifTags, Image
-
-    tags = Image.Exif()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tags.load(exif)
-            value = tags.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken metadata can raise anything in Pillow's parsers, and is nobody's loss
-        return 1
-    return value if isinstance(value, int) and 2 <= value <= 8 else 1

@@ -44,7 +44,9 @@ REJECTED = pa.schema([*INDEX, pa.field("reason", pa.string())])
 
 IMAGES = pa.schema(
     {
-        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),  # side x side, a JPEG or, raw, a PPM; Hugging Face's layout
+        "image": pa.struct(
+            {"bytes": pa.binary(), "path": pa.string()}
+        ),  # side x side, a JPEG or, raw, a PPM; Hugging Face's layout
         "label": pa.int64(),
         "wnid": pa.string(),
         "id": pa.string(),

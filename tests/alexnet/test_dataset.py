@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexnet.dataset import MAX_PIXELS, Mean, Sums, Undecodable, decode, eigen, encode, resize
+from alexnet.dataset import MAX_PIXELS, Mean, Sums, Undecodable, decode, eigen, encode, look, resize
 
 
 def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -161,6 +161,102 @@ def test_every_cut_and_every_scratch_is_a_reason_or_a_picture() -> None:
                 continue
             assert picture_CHW.ndim == 3
             assert len(picture_CHW) == 3
+
+
+DEEP = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
+
+
+def turned(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+def deep_colour() -> bytes:
+    """A PNG of 16 bits for each of red, green and blue, which Pillow reads and does not write: from one of 8 bits, whose
+    pixels are all nought.
+    """
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = zlib.compress(bytes(4 * (1 + 5 * 6)))
+    head = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+KINDS = {
+    "JPEG colour": [
+        saved(RGB, "JPEG"),
+        saved(RGB, "JPEG", progressive=True, subsampling=0),
+        saved(RGB, "JPEG", exif=turned(1), icc_profile=b"x" * 70_000, comment=b"of no matter"),
+        saved(RGB, "MPO"),
+    ],
+    "JPEG grey": [saved(RGB.convert("L"), "JPEG")],
+    "JPEG CMYK": [saved(RGB.convert("CMYK"), "JPEG")],
+    "PNG colour": [saved(RGB, "PNG")],
+    "PNG colour with transparency": [saved(RGB.convert("RGBA"), "PNG")],
+    "PNG colour of 16 bits": [deep_colour()],
+    "PNG grey": [saved(RGB.convert("L"), "PNG")],
+    "PNG grey of 16 bits": [saved(DEEP, "PNG")],
+    "PNG grey with transparency": [saved(RGB.convert("LA"), "PNG")],
+    "PNG palette": [saved(RGB.convert("P"), "PNG")],
+    "PNG black and white": [saved(RGB.convert("1"), "PNG")],
+    "GIF palette": [saved(RGB.convert("P"), "GIF")],
+    "GIF palette, animated": [
+        saved(RGB.convert("P"), "GIF", save_all=True, append_images=[RGB.rotate(180).convert("P")])
+    ],
+    "BMP colour": [saved(RGB, "BMP")],
+    "PPM colour": [saved(RGB, "PPM")],
+    "TIFF CMYK": [saved(RGB.convert("CMYK"), "TIFF")],
+    "WEBP colour": [saved(RGB, "WEBP")],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [(kind, data) for kind, all_of_it in KINDS.items() for data in all_of_it], ids=str
+)
+def test_every_kind_of_file_has_its_name(kind: str, data: bytes) -> None:
+    assert look(data) == (kind, 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("number", range(1, 9))
+def test_an_orientation_is_seen_and_not_applied(kind: str, number: int) -> None:
+    data = saved(RGB, kind, exif=turned(number))
+    assert look(data) == (f"{kind} colour", number)
+    assert (decode(data) == decode(saved(RGB, kind))).all()
+
+
+@pytest.mark.parametrize(("order", "sign"), [(">", b"MM"), ("<", b"II")])
+def test_an_orientation_is_found_in_either_order_of_bytes_behind_other_tags(order: str, sign: bytes) -> None:
+    """A block by the definition: its head, some bytes of no matter, a directory of three tags."""
+    tags = [(0x010F, 2, 4, b"abc\0"), (0x0112, 3, 1, struct.pack(order + "HH", 8, 0)), (0x0128, 3, 1, bytes(4))]
+    directory = struct.pack(order + "H", 3) + b"".join(
+        struct.pack(order + "HHI", tag, kind, count) + value for tag, kind, count, value in tags
+    )
+    block = b"Exif\0\0" + sign + struct.pack(order + "HI", 42, 20) + bytes(12) + directory + bytes(4)
+    assert look(saved(RGB, "JPEG", exif=block)) == ("JPEG colour", 8)
+
+
+@pytest.mark.parametrize("number", [0, 9, 65535])
+def test_an_orientation_that_exif_does_not_know_is_none(number: int) -> None:
+    assert look(saved(RGB, "JPEG", exif=turned(number)))[1] == 1
+
+
+def test_metadata_that_is_broken_is_nobody_s_loss() -> None:
+    """Whatever five of its bytes are: no error, and no other format."""
+    random = np.random.default_rng(1)
+    whole = saved(RGB, "JPEG", exif=turned(6))
+    first = whole.index(b"Exif")
+    assert look(whole)[1] == 6
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in random.integers(first, first + 32, 5):
+            data[place] = random.integers(256)
+        kind, orientation = look(bytes(data))
+        assert kind == "JPEG colour"
+        assert 1 <= orientation <= 8
 
 
 def tensor(picture: NDArray[np.uint8]) -> torch.Tensor:
