@@ -1,12 +1,12 @@
-"""How long the nearest pictures take at ImageNet's size, and how much memory: on made-up features, by the code of `evaluate`.
+"""How long the nearest pictures take at ImageNet's size, and how much memory: on made-up features.
 
 Run:    python benchmarks/neighbours.py --rows 1281167 --folder /somewhere/with/12/GB
 Writes: a table of features as `evaluate` writes it, into a temporary folder that it removes at the end
 Prints: bytes, rows a second, minutes and the largest memory; and whether some answers are those of a plain search
 
-The features are random and rectified, float16: as of a network, half of them are 0, and most pictures are about equally
-far apart, which is hard for the search. With --code-bits all of it is done again with short codes: one epoch of learning,
-the codes of all rows, and the search by them.
+It is the code of `evaluate` that searches. The features are random and rectified, float16: as of a network, half of them
+are 0, and most pictures are about equally far apart, which is hard for the search. With --code-bits all of it is done
+again with short codes: one epoch of learning, the codes of all rows, and the search by them.
 """
 
 from __future__ import annotations

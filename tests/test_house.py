@@ -9,8 +9,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
+from alexnet import dataset
 from pipeline import params, recipe
 from pipeline.download import SOURCES
 from pipeline.machine import Machine
@@ -26,7 +28,7 @@ EXEMPT = {"__init__", "cluster", "fetch", "machine", "params", "progress", "shar
 
 
 def modules():
-    return [*sorted((ROOT / "alexnet").rglob("*.py")), *sorted((ROOT / "pipeline").rglob("*.py"))]
+    return [file for room in ("alexnet", "pipeline", "benchmarks") for file in sorted((ROOT / room).rglob("*.py"))]
 
 
 def imported(file):
@@ -159,6 +161,17 @@ def test_readme_says_for_each_source_what_to_type_and_it_is_valid():
     blocks = [YAML(typ="safe").load(line)["source"] for line in re.findall(r"^source: .*$", shown, re.M)]
     read = {type(params.check(block, SOURCES, Path("README.md"), "source")) for block in blocks}
     assert read == set(SOURCES) - {Sample}
+
+
+def test_every_program_that_readme_says_to_run_is_there():
+    named = re.findall(r"^python ([\w/]+\.py)", README, re.M)
+    assert {f"benchmarks/{name}.py" for name in ("kernel", "stage", "index")} <= set(named)
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_readme_s_size_of_raw_pixels_is_that_of_a_file():
+    raw = dataset.encode(torch.zeros(3, 256, 256, dtype=torch.uint8), "raw")
+    assert f"{len(raw):,} bytes for a picture of 256 × 256" in README
 
 
 def test_every_test_that_readme_names_exists():

@@ -1,0 +1,212 @@
+"""What a large set costs `resize` beside its pictures: time and memory of the driver, memory of a worker.
+
+Run:    python benchmarks/index.py
+Writes: made-up indexes, and archives with one drawn picture again and again, into a temporary folder that it removes
+Prints: what the driver needs for 1.3 million rows more than for 1,000, where archives hold many pictures and where each
+        picture is a file; and what a worker has had at most after a small archive and after a large one
+
+The driver reads the index, compares it with the store, plans, and gives every task to Ray's workers, which here do
+nothing and answer. A worker makes all the shards of an archive, one after the other. Each is measured in a process of its
+own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from ruamel.yaml import YAML
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pipeline import cluster, params, resize, tables
+from pipeline.machine import Machine
+from pipeline.resize import Done, Resize, Task
+from pipeline.tables import Shard, Synset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SECTION = Resize(
+    side=256, fit="crop", filter="bilinear", quality=95, shuffle_seed=0, images_per_shard=1000, max_rejected=0.0
+)
+CLASSES = 1000
+SMALL = 1000
+"""Rows of the index to compare with, and pictures of the small archive."""
+
+
+def main() -> None:
+    """Lays out, measures in other processes, prints."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=1_300_000)
+    parser.add_argument("--pictures", type=int, default=8000, help="of the large archive")
+    parser.add_argument("--images-per-shard", type=int, default=SECTION.images_per_shard)
+    parser.add_argument("--folder", type=Path, default=None, help="where there is room: 150 kB for each picture")
+    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(MEASURES[arguments.measure]()))
+        return
+    section = dataclasses.replace(SECTION, images_per_shard=arguments.images_per_shard)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        for layout in ("in two archives", "a file each"):
+            few, many = (
+                measured("driver", made_up(Path(name) / f"{layout} {rows}", rows, layout == "a file each", section))
+                for rows in (SMALL, arguments.rows)
+            )
+            print(
+                f"driver, {arguments.rows:,} pictures {layout}: {many['seconds'] - few['seconds']:.1f} s and "
+                f"{(many['bytes'] - few['bytes']) / 1e9:.2f} GB more than for {SMALL:,} (in all {many['seconds']:.1f} s "
+                f"and {many['bytes'] / 1e9:.2f} GB; {many['parts']})",
+                flush=True,
+            )
+        for count in (SMALL, arguments.pictures):
+            worker = measured("worker", archive(Path(name) / f"archive {count}", count, section))
+            print(f"worker, archive of {count:,} pictures: {worker['bytes'] / 1e6:.0f} MB at most", flush=True)
+
+
+def measured(what: str, folder: Path) -> dict[str, float | str]:
+    """What this program, in a process of its own and in that working copy, says of itself."""
+    elsewhere = ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS")
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    environment["PYTHONPATH"] = str(ROOT)  # for Ray's workers
+    program = [sys.executable, Path(__file__).resolve(), "--measure", what]
+    done = subprocess.run(program, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def made_up(folder: Path, rows: int, apart: bool, section: Resize) -> Path:
+    """A working copy with an index of pictures that are not there, in one archive for each split, or `apart`."""
+    number = np.arange(rows)
+    label = number * CLASSES // rows
+    wnids = [f"n{each:08}" for each in range(CLASSES)]
+    split = np.where(number % 26, "train", "val")
+    ids = [f"{wnids[each]}_{place}" for place, each in enumerate(label.tolist())]
+    length = 60_000 + number * 7919 % 100_000
+    if apart:
+        names = [f"{where}/{wnids[each]}/{one}.JPEG" for where, each, one in zip(split, label, ids, strict=True)]
+        sizes, offset, places = length, np.zeros(rows, np.int64), names
+    else:
+        offset = np.cumsum(length) - length
+        names, sizes, places = ["train.tar", "val.tar"], np.full(2, length.sum()), [f"{where}.tar" for where in split]
+    index = {
+        "id": ids,
+        "split": split.tolist(),
+        "label": label,
+        "wnid": [wnids[each] for each in label],
+        "archive": places,
+        "offset": offset,
+        "length": length,
+    }
+    archives = {"name": names, "bytes": sizes, "sha256": ["0" * 64] * len(names), "md5": [None] * len(names)}
+    store(folder, section, index, archives, [Synset(wnid=wnid, words=wnid) for wnid in wnids])
+    # Of very many files only some are looked at: the others need not be there
+    for place in range(0, len(names), max(1, len(names) // resize.LOOKED_AT)):
+        file = folder / "data/store" / names[place]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as handle:
+            handle.truncate(int(sizes[place]))  # takes no room
+    return folder
+
+
+def archive(folder: Path, count: int, section: Resize) -> Path:
+    """A working copy with an archive that holds one drawn picture so often."""
+    lots = np.random.default_rng(0)
+    coarse = Image.fromarray(lots.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375))
+    noisy = np.clip(np.asarray(coarse) + lots.normal(0, 12, (375, 500, 3)), 0, 255).astype(np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(noisy).save(picture, "JPEG", quality=92)
+    data = picture.getvalue()
+    number = np.arange(count)
+    index = {
+        "id": [f"{each:08}" for each in number],
+        "split": ["train"] * count,
+        "label": np.zeros(count, np.int64),
+        "wnid": ["n0"] * count,
+        "archive": ["archive"] * count,
+        "offset": number * len(data),
+        "length": np.full(count, len(data)),
+    }
+    archives = {"name": ["archive"], "bytes": [count * len(data)], "sha256": ["0" * 64], "md5": [None]}
+    store(folder, section, index, archives, [Synset(wnid="n0", words="any")])
+    with (folder / "data/store/archive").open("wb") as file:
+        for _ in range(count):
+            file.write(data)
+    return folder
+
+
+def store(
+    folder: Path, section: Resize, index: dict[str, object], archives: dict[str, object], classes: list[Synset]
+) -> None:
+    """Writes what `download` leaves, but for the archives."""
+    (folder / "data/store").mkdir(parents=True)
+    (folder / "data/index").mkdir()
+    tables.write(pa.table(index), tables.INDEX, folder / "data/index/index.parquet")
+    tables.write(pa.table(archives), tables.ARCHIVES, folder / "data/index/archives.parquet")
+    contents = {"drawn": False, "classes": [dataclasses.asdict(synset) for synset in classes]}
+    (folder / "data/index/contents.json").write_text(json.dumps(contents))
+    YAML().dump({"resize": dataclasses.asdict(section)}, folder / "params.yaml")
+
+
+def driver() -> dict[str, float | str]:
+    """What the stage does in this working copy, up to the pictures: seconds, and the most memory it has had."""
+    section = params.read("resize", Resize)
+    with cluster.connected(Machine()), contextlib.redirect_stderr(io.StringIO()):
+        times = [time.monotonic()]
+        index = resize.read_index(resize.INDEX)
+        times.append(time.monotonic())
+        resize.check_store(index, Path("data/store"))
+        resize.key(section, index)
+        times.append(time.monotonic())
+        tasks = resize.plan(section, index, Path.cwd(), Path("data/store").absolute())
+        times.append(time.monotonic())
+        done = [made for _, made in cluster.each(_nothing, tasks, Machine())]
+        times.append(time.monotonic())
+    assert sum(made.shard.rows for made in done) == index.rows.num_rows
+    names = ("reading", "checking", "planning", f"{len(tasks):,} tasks")
+    spent = [f"{name} {later - sooner:.1f} s" for name, sooner, later in zip(names, times, times[1:], strict=False)]
+    return {"seconds": times[-1] - times[0], "bytes": most_memory(), "parts": ", ".join(spent)}
+
+
+def _nothing(task: Task) -> Done:
+    shard = Shard(file=task.file, rows=task.rows.num_rows, bytes=0, sha256="0" * 64)
+    return Done(shard=shard, rejected=[], census=resize.Census())
+
+
+def worker() -> dict[str, float | str]:
+    """Makes all shards of this working copy: seconds, and the most memory it has had."""
+    begun = time.monotonic()
+    section = params.read("resize", Resize)
+    work = resize.prepare_work("any", Machine())
+    for task in resize.plan(section, resize.read_index(resize.INDEX), work, Path("data/store").absolute()):
+        resize.make_shard(task)
+    return {"seconds": time.monotonic() - begun, "bytes": most_memory()}
+
+
+def most_memory() -> int:
+    """In bytes, of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says there counts the memory of the process that began this one
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+MEASURES = {"driver": driver, "worker": worker}
+
+
+if __name__ == "__main__":
+    main()

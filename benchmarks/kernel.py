@@ -1,0 +1,147 @@
+"""How fast a picture is decoded and made 256 x 256 on one core: our kernel against Pillow with torchvision's.
+
+Run:    python benchmarks/kernel.py FOLDER
+Reads:  the JPEGs below FOLDER, once, before anything is timed
+Prints: pictures per second of processor time for both, the ratio to raw pixels and to JPEG, and how far apart the pixels are
+
+The other is what is written most often: `Image.open`, `convert("RGB")`, `Resize(256)`, `CenterCrop(256)`, both on the
+picture of Pillow's, which is antialiased; then its bytes, or `save` as JPEG of quality 95. Both get the same bytes in
+memory and have one thread on one core; they take turns, and the ratio is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Resize
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from alexnet import dataset
+from pipeline.sources.ilsvrc2012 import COUNTS, REMOTES
+
+SIDE = 256
+QUALITY = 95
+
+usual = Compose([Resize(SIDE), CenterCrop(SIDE)])
+
+
+def ours(data: bytes) -> NDArray[np.uint8]:
+    """Height x width x 3, by the code of `resize`."""
+    return dataset.resize(dataset.decode(data), SIDE, "bilinear").permute(1, 2, 0).contiguous().numpy()
+
+
+def theirs(data: bytes) -> NDArray[np.uint8]:
+    """Height x width x 3, by Pillow and torchvision."""
+    return np.array(usual(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def our_jpeg(data: bytes) -> bytes:
+    """A JPEG, by the code of `resize`."""
+    return dataset.encode(dataset.resize(dataset.decode(data), SIDE, "bilinear"), QUALITY)
+
+
+def their_jpeg(data: bytes) -> bytes:
+    """A JPEG, by Pillow and torchvision."""
+    file = io.BytesIO()
+    usual(Image.open(io.BytesIO(data)).convert("RGB")).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+CONTENDERS: tuple[Callable[[bytes], object], ...] = (ours, theirs, our_jpeg, their_jpeg)
+AT_A_TIME = 10
+
+
+def main() -> None:
+    """Reads, measures, prints."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=200, help="the first so many in the order of their names")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    pictures = read(arguments.folder, arguments.pictures)
+    print(described(pictures), flush=True)
+    print(agreement(pictures), flush=True)
+    rounds = [timed(pictures, turn) for turn in range(arguments.rounds + 1)][1:]  # the first warms up
+    for name, mine, other in (("raw pixels", 0, 1), (f"JPEG of quality {QUALITY}", 2, 3)):
+        ratios = [rates[mine] / rates[other] for rates in rounds]
+        our_rate, their_rate = (statistics.median(rates[who] for rates in rounds) for who in (mine, other))
+        print(
+            f"to {name}: {our_rate:,.0f} against {their_rate:,.0f} pictures a second on one core: "
+            f"{statistics.median(ratios):.2f} times as fast (median of {len(ratios)} rounds; {min(ratios):.2f} to "
+            f"{max(ratios):.2f})",
+            flush=True,
+        )
+    print(projection(our_rate, pictures))
+
+
+def read(folder: Path, most: int) -> list[bytes]:
+    """The bytes of the JPEGs below a folder, the first so many of them."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))[:most]
+    if not files:
+        raise SystemExit(f"{folder}: no file below it ends in .jpg or .jpeg")
+    return [file.read_bytes() for file in files]
+
+
+def described(pictures: list[bytes]) -> str:
+    """How many there are, and how large."""
+    sizes = [dataset.decode(data).shape[1:] for data in pictures]
+    pixels = statistics.mean(height * width for height, width in sizes)
+    return (
+        f"{len(pictures):,} pictures of {sum(map(len, pictures)) / len(pictures) / 1000:,.0f} kB and {pixels / 1e6:.2f} "
+        f"megapixels on average; {sum(min(size) < SIDE for size in sizes):,} with a shorter side under {SIDE}"
+    )
+
+
+def agreement(pictures: list[bytes]) -> str:
+    """How far our pixels are from the antialiased ones of Pillow."""
+    errors = np.array([np.mean((ours(data).astype(float) - theirs(data).astype(float)) ** 2) for data in pictures])
+    with np.errstate(divide="ignore"):
+        each = 10 * np.log10(255**2 / errors)
+        all_of_them = 10 * np.log10(255**2 / errors.mean())
+    return (
+        f"against Pillow's antialiased pixels: PSNR {all_of_them:.1f} dB over all pictures, "
+        f"{each.min():.1f} dB for the farthest of them"
+    )
+
+
+def timed(pictures: list[bytes], turn: int) -> list[float]:
+    """Pictures per second of processor time of each contender. They take turns, and each turn begins with another one."""
+    seconds = [0.0] * len(CONTENDERS)
+    for first in range(0, len(pictures), AT_A_TIME):
+        for number in range(len(CONTENDERS)):
+            who = (number + turn + first // AT_A_TIME) % len(CONTENDERS)
+            begun = time.process_time()
+            for data in pictures[first : first + AT_A_TIME]:
+                CONTENDERS[who](data)
+            seconds[who] += time.process_time() - begun
+    return [len(pictures) / spent for spent in seconds]
+
+
+def projection(rate: float, pictures: list[bytes]) -> str:
+    """What all of ILSVRC-2012 would take at a rate, in pictures a second on a core, that was measured with these."""
+    count = COUNTS["train"] + COUNTS["val"]
+    mean = sum(remote.bytes or 0 for remote in REMOTES) / count
+    here = sum(map(len, pictures)) / len(pictures)
+    return (
+        f"ILSVRC-2012, {count:,} pictures: {count / rate / 3600:.2f} core-hours, if its pictures are like these; these have "
+        f"{here / 1000:,.0f} kB on average, those {mean / 1000:,.0f} kB with their tar's heads"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""How much of its kernel's speed the stage `resize` keeps: the whole stage by Ray against bare processes.
+
+Run:    python benchmarks/stage.py FOLDER
+Reads:  the JPEGs below FOLDER, and repeats them until there are enough
+Writes: a working copy with an archive, an index and the shards, into a temporary folder that it removes at the end
+Prints: pictures per second of both, the share that the stage reaches, and what ILSVRC-2012 would take
+
+There are as many bare processes as the stage has workers. Each has its pictures in memory and decodes, resizes and
+compresses them, and does nothing else. The stage reads the index, plans, reads the archive, and writes and syncs shards
+with their checksums, through the same function as `dvc repro resize`. Start-up is left out on both sides: what the
+processes import, and Ray. They take turns. Beside the time stands the processor's: it counts what Ray's own processes use,
+and is disturbed less by what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import torch
+from ruamel.yaml import YAML
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.kernel import QUALITY, SIDE, described, our_jpeg, projection, read
+from pipeline import cluster, resize, tables
+from pipeline.machine import Machine
+from pipeline.resize import Resize
+from pipeline.tables import Synset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SECTION = Resize(
+    side=SIDE,
+    fit="crop",
+    filter="bilinear",
+    quality=QUALITY,
+    shuffle_seed=0,
+    images_per_shard=1000,
+    max_rejected=0.0,
+)
+WARM = 20
+"""Pictures of each process before it is timed."""
+
+
+def main() -> None:
+    """Lays out, measures, prints."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=10_000, help="so many, repeated if there are fewer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, default=None, help="where there is room: some 150 kB for each picture")
+    arguments = parser.parse_args()
+    pictures, workers = read(arguments.folder, arguments.pictures), arguments.workers
+    print(described(pictures), flush=True)
+    print(f"{arguments.pictures:,} of them in turn, {workers} at once", flush=True)
+    for name in ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS"):
+        os.environ.pop(name, None)
+    os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
+    with tempfile.TemporaryDirectory(dir=arguments.work) as name:
+        small, large = Path(name) / "small", Path(name) / "large"
+        # as many shards as workers, and short ones: each imports what it needs
+        lay_out(small, pictures, workers * WARM, workers, WARM)
+        lay_out(large, pictures, arguments.pictures, workers, SECTION.images_per_shard)
+        bare = Bare(pictures, workers)
+        with cluster.connected(Machine()):
+            stage(small)
+            rounds = []
+            for number in range(1, arguments.rounds + 1):
+                rounds.append((bare.run(arguments.pictures), stage(large)))
+                (kernel, kernel_cpu), (made, made_cpu) = rounds[-1]
+                print(
+                    f"round {number}: bare {kernel:.1f} s, {kernel_cpu:.1f} of a processor; "
+                    f"stage {made:.1f} s, {made_cpu:.1f} of a processor",
+                    flush=True,
+                )
+        bare.close()
+    kernel, made = (
+        arguments.pictures / statistics.median(seconds for seconds, _ in side) for side in zip(*rounds, strict=True)
+    )
+    print(f"{workers} bare processes: {kernel:,.0f} pictures a second; stage: {made:,.0f}")
+    for name, which in (("time", 0), ("processor time", 1)):
+        shares = [kernel[which] / made[which] for kernel, made in rounds]
+        print(
+            f"the stage reaches {statistics.median(shares):.1%} of the bare processes' speed by {name} "
+            f"(median of {len(shares)} rounds; {min(shares):.1%} to {max(shares):.1%})"
+        )
+    print(projection(made / workers, pictures))
+
+
+def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, images_per_shard: int) -> None:
+    """A working copy as `download` leaves it: one archive, its index, params.yaml and machine.yaml."""
+    (folder / "data/store").mkdir(parents=True)
+    (folder / "data/index").mkdir()
+    rows, offset, digest = [], 0, hashlib.sha256()
+    with (folder / "data/store/archive").open("wb") as archive:
+        for number in range(count):
+            data = pictures[number % len(pictures)]
+            archive.write(data)
+            digest.update(data)
+            known = {"id": f"{number:08}", "split": "train", "label": 0, "wnid": "n0", "archive": "archive"}
+            rows.append({**known, "offset": offset, "length": len(data)})
+            offset += len(data)
+        os.fsync(archive.fileno())
+    tables.write(pa.Table.from_pylist(rows, schema=tables.INDEX), tables.INDEX, folder / "data/index/index.parquet")
+    archives = {"name": ["archive"], "bytes": [offset], "sha256": [digest.hexdigest()], "md5": [None]}
+    tables.write(archives, tables.ARCHIVES, folder / "data/index/archives.parquet")
+    contents = {"drawn": False, "classes": [dataclasses.asdict(Synset(wnid="n0", words="any"))]}
+    (folder / "data/index/contents.json").write_text(json.dumps(contents))
+    section = dataclasses.replace(SECTION, images_per_shard=images_per_shard)
+    YAML().dump({"resize": dataclasses.asdict(section)}, folder / "params.yaml")
+    YAML().dump({"workers": workers}, folder / "machine.yaml")
+
+
+def stage(folder: Path) -> tuple[float, float]:
+    """Seconds, and seconds of a processor, of the stage in a working copy, whose out is removed again."""
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        begun, used = time.monotonic(), processor()
+        resize.run()
+        seconds = time.monotonic() - begun, processor() - used
+        shutil.rmtree("data/shards")
+    return seconds
+
+
+def processor() -> float:
+    """Seconds of a processor that this process and those below it have used: Ray's and its workers' are."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+class Bare:
+    """So many processes that do nothing but decode, resize and compress."""
+
+    def __init__(self, pictures: list[bytes], workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.counts = [context.SimpleQueue() for _ in range(workers)]
+        self.times = context.SimpleQueue()
+        barrier = context.Barrier(workers)
+        self.processes = [
+            context.Process(target=_work, args=(pictures, worker, workers, counts, barrier, self.times), daemon=True)
+            for worker, counts in enumerate(self.counts)
+        ]
+        for process in self.processes:
+            process.start()
+        self.run(workers)  # each imports what it needs
+
+    def run(self, count: int) -> tuple[float, float]:
+        """Seconds, and seconds of a processor, for so many pictures."""
+        for counts in self.counts:
+            counts.put(count)
+        begun, ended, used = zip(*(self.times.get() for _ in self.processes), strict=True)
+        return max(ended) - min(begun), sum(used)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for counts in self.counts:
+            counts.put(0)
+        for process in self.processes:
+            process.join()
+
+
+def _work(
+    pictures: list[bytes], worker: int, workers: int, counts: SimpleQueue, barrier: Barrier, times: SimpleQueue
+) -> None:
+    torch.set_num_threads(1)
+    for data in pictures[:WARM]:
+        our_jpeg(data)
+    while count := counts.get():
+        barrier.wait()
+        begun, used = time.monotonic(), time.process_time()
+        for place in range(worker, count, workers):
+            our_jpeg(pictures[place % len(pictures)])
+        times.put((begun, time.monotonic(), time.process_time() - used))
+
+
+if __name__ == "__main__":
+    main()

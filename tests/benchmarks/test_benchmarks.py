@@ -1,0 +1,88 @@
+"""Each benchmark runs on a few pictures and prints what it promises; how fast it is, no test asks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures in two folders, one of them grey and one small, beside what is no JPEG."""
+    top = tmp_path_factory.mktemp("pictures")
+    for number, size in enumerate([(300, 400), (400, 300), (257, 300), (500, 260), (300, 300), (100, 120)]):
+        lots = np.random.default_rng(number)
+        coarse = Image.fromarray(lots.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        picture = coarse.resize(size[::-1], Image.Resampling.BICUBIC)
+        file = top / f"n{number % 2}" / f"{number}.{('jpg', 'JPEG')[number % 2]}"
+        file.parent.mkdir(exist_ok=True)
+        (picture.convert("L") if number == 4 else picture).save(file, "JPEG")
+    (top / "notes.txt").write_text("no picture")
+    return top
+
+
+def printed(benchmark: str, *arguments: str, where: Path) -> str:
+    """What it says; run from elsewhere, since a user may."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))}
+    program = [sys.executable, str(ROOT / "benchmarks" / benchmark), *arguments]
+    done = subprocess.run(program, cwd=where, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found, (pattern, text)
+    return float(found[1].replace(",", ""))
+
+
+@pytest.mark.slow
+def test_kernel_prints_two_ratios_the_difference_and_a_projection(folder: Path, tmp_path: Path) -> None:
+    text = printed("kernel.py", str(folder), "--rounds", "2", where=tmp_path)
+    assert text.startswith("6 pictures of ")
+    assert "; 1 with a shorter side under 256" in text
+    assert number(r"PSNR ([\d.]+) dB over all", text) >= number(r"([\d.]+) dB for the farthest", text) > 40
+    for what in ("raw pixels", "JPEG of quality 95"):
+        assert number(rf"to {what}: .* on one core: ([\d.]+) times as fast \(median of 2 rounds", text) > 0
+    assert number(r"ILSVRC-2012, 1,331,167 pictures: ([\d.]+) core-hours", text) > 0
+
+
+@pytest.mark.slow
+def test_stage_prints_its_share_of_the_bare_processes_speed(folder: Path, tmp_path: Path) -> None:
+    arguments = ("--pictures", "300", "--rounds", "2", "--workers", "2", "--work", str(tmp_path))
+    text = printed("stage.py", str(folder), *arguments, where=tmp_path)
+    assert "300 of them in turn, 2 at once" in text
+    assert text.count("\nround ") == 2
+    for what in ("time", "processor time"):
+        assert 0 < number(rf"reaches ([\d.]+)% of the bare processes' speed by {what} \(median of 2", text) < 300
+    assert number(r"ILSVRC-2012, 1,331,167 pictures: ([\d.]+) core-hours", text) > 0
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+@pytest.mark.slow
+def test_index_prints_what_a_large_set_costs_beside_its_pictures(tmp_path: Path) -> None:
+    arguments = ("--rows", "5000", "--pictures", "1100", "--folder", str(tmp_path))
+    text = printed("index.py", *arguments, where=tmp_path)
+    for layout in ("in two archives", "a file each"):
+        line = rf"driver, 5,000 pictures {layout}: -?[\d.]+ s and -?[\d.]+ GB more than for 1,000 \(in all "
+        assert 0 < number(rf"{line}([\d.]+) s", text) < 100
+        assert 0.05 < number(rf"{line}.* and ([\d.]+) GB", text) < 10
+    for count in ("1,000", "1,100"):
+        assert 50 < number(rf"worker, archive of {count} pictures: (\d+) MB", text) < 5000
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "benchmarks/kernel.py"), str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{tmp_path}: no file below it ends in .jpg or .jpeg" in done.stderr
