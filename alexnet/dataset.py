@@ -48,11 +48,12 @@ COLOURS = {
     "LA": "grey with transparency",
     "P": "palette",
     "PA": "palette with transparency",
+    "I": "grey",
     "RGB": "colour",
     "RGBA": "colour with transparency",
     "YCbCr": "colour",
 }
-"""Pillow's modes in words; the others by their own name."""
+"""Pillow's modes in words, without what stands behind a semicolon; the others by their own name."""
 
 RGB = 3
 """torchvision's word for three channels, whatever the file has (`torchvision.io.ImageReadMode.RGB`)."""
@@ -191,9 +192,9 @@ def look(data: bytes) -> tuple[str, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata, as when it was decoded
         with Image.open(io.BytesIO(data)) as picture:
-            deep = picture.mode.startswith("I;16") or ";16" in str(getattr(picture, "tile", ""))
-            colours = "grey" if picture.mode.startswith("I;16") else COLOURS.get(picture.mode, picture.mode)
-            kind = f"{picture.format} {colours}{' of 16 bits' if deep else ''}"
+            mode, *bits = picture.mode.split(";")
+            deep = bits or ";16" in str(getattr(picture, "tile", ""))
+            kind = f"{picture.format} {COLOURS.get(mode, mode)}{' of 16 bits' if deep else ''}"
             if getattr(picture, "is_animated", False):
                 kind += ", animated"
             return kind, _orientation(picture.info.get("exif", b""))
