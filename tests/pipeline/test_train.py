@@ -320,6 +320,17 @@ def test_a_list_that_is_there_is_rays(checkpoints: Path) -> None:
     assert sorted(checkpoints.rglob("*")) == before
 
 
+def test_a_checkpoint_of_another_run_is_found_among_this_one_s_and_a_cut_one_is_none(checkpoints: Path) -> None:
+    from pipeline.train_loop import refuse_others
+
+    for step, whose in ((3, "ours"), (6, "ours")):
+        torch.save({"fingerprint": whose}, checkpoints / f"checkpoint-{step:09d}-{step // 3:04d}/checkpoint.pt")
+    refuse_others(checkpoints, "ours")
+    torch.save({"fingerprint": "theirs"}, checkpoints / "checkpoint-000000003-0001/checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint-000000003-0001: belongs to run theirs, this is ours\. Move it"):
+        refuse_others(checkpoints, "ours")
+
+
 def test_a_run_that_has_not_begun_has_nothing_to_mend(tmp_path: Path) -> None:
     from pipeline.train_loop import mend
 
