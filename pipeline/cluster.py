@@ -30,6 +30,15 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # a worker is the work, not a background to it
 }
 
+# glibc's. A step frees and takes again most of its memory, in pieces of many megabytes, and by itself each would be mapped
+# anew and filled with zeros by the system, page by page: a third of the time of a training on 2 cores at full width
+# (128 pictures 3.5 s, so 2.3 s). What a worker has it keeps, in one heap for all of its threads. Other systems ignore them.
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+
 
 @contextmanager
 def connected(machine: Machine) -> Iterator[None]:
@@ -40,7 +49,7 @@ def connected(machine: Machine) -> Iterator[None]:
     if ray.is_initialized():  # by a test session, which starts Ray once
         yield
         return
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | MEMORY).items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") if machine.ray_address == "auto" else machine.ray_address
     if address and address.startswith(("http:", "https:")):
@@ -68,7 +77,9 @@ def in_job() -> bool:
 
 def _join(address: str) -> None:
     # A job brings its code along; a driver started on a node has to send it to the others
-    environment = None if in_job() else {"working_dir": str(Path.cwd())}
+    environment: dict[str, object] = {"env_vars": {name: os.environ[name] for name in MEMORY}}
+    if not in_job():
+        environment["working_dir"] = str(Path.cwd())
     try:
         # it warns each time that .git stays behind
         ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any, Literal
 
 import pytest
@@ -162,3 +163,30 @@ def test_a_placement_says_what_it_is() -> None:
     assert str(cluster.Placement(workers=1, **whole)) == "1 process, the whole network, with 1 CPU core"
     apart = cluster.Placement(workers=2, apart=True, gpu=True, threads=4)
     assert str(apart) == "2 processes, a column each, on a GPU"
+
+
+def faults() -> int:
+    """Pages that the system has to fill anew for 64 MB that were there before, in a thread such as Ray Train's."""
+    import resource
+    import threading
+
+    import torch
+
+    counts: list[int] = []
+
+    def steps() -> None:
+        for _ in range(30):  # glibc needs some to find out what will be asked for
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(2**24)
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    thread.join()
+    return counts[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="they are glibc's settings")
+def test_a_worker_keeps_the_memory_that_it_frees(ray_session: None) -> None:
+    assert faults() > 2**14 // 2, "as by itself: a page is 4 kB"
+    assert ray.get(ray.remote(faults).remote()) < 100
