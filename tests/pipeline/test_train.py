@@ -10,11 +10,12 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -347,34 +348,18 @@ class Ran:
     code: int
     said: str
     outs: dict[str, str]
-    checkpoints: dict[str, set[int]]
-    """When each checkpoint was written, in ns; more than once if it was written again."""
-    marked: tuple[str, set[int]]
-    """The oldest checkpoint before the kill, and when it was written."""
+    went_on: bool = False
+    """From a checkpoint that was there, and not from the beginning."""
 
 
-def went_on(ran: Ran) -> bool:
-    """Whether no checkpoint as old as the marked one was written again, as a new beginning would."""
-    name, times = ran.marked
-    return min(ran.checkpoints) == name and ran.checkpoints[name] == times
+class Watch:
+    """A training in a working copy, seen from outside: its processes, and when its checkpoints were written."""
 
-
-class Training:
-    """`python -m pipeline.train` in a working copy, watched."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "ALEXNET_", "RAY_"))}
-        self.said = io.BytesIO()
-        self.log = (folder / "said.txt").open("wb")
-        self.process = psutil.Popen(
-            [sys.executable, "-m", "pipeline.train"],
-            cwd=folder,
-            env=kept | {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"},
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
+    def __init__(self, folder: Path, process: psutil.Process) -> None:
+        self.folder, self.process = folder, process
+        # when each checkpoint was written, in ns; more than once if it was written again
         self.seen: dict[str, set[int]] = {}
+        # the oldest before the kill
         self.marked: tuple[str, set[int]] = ("", set())
 
     def look(self) -> None:
@@ -389,11 +374,16 @@ class Training:
         name = min(self.seen)
         self.marked = name, set(self.seen[name])
 
+    def went_on(self) -> bool:
+        """Whether no checkpoint as old as the marked one was written again, as a new beginning would."""
+        name, times = self.marked
+        return bool(name) and min(self.seen) == name and self.seen[name] == times
+
     def until(self, condition: Callable[[], bool], seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"it did not happen in time: {self.text()}"
-            assert self.process.poll() is None, self.text()
+            assert runs(self.process), self.text()
             self.look()
             time.sleep(0.02)
 
@@ -403,26 +393,41 @@ class Training:
         return bool(lists) and "checkpoint-" in lists[0].read_text()
 
     def below(self) -> list[psutil.Process]:
-        return self.process.children(recursive=True)
+        found: list[psutil.Process] = self.process.children(recursive=True)
+        return found
 
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
         return [process for process in self.below() if "RayTrainWorker" in "".join(words(process))]
 
+    def text(self) -> str:
+        return ""
+
+
+class Training(Watch):
+    """`python -m pipeline.train` in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "ALEXNET_", "RAY_"))}
+        self.log = (folder / "said.txt").open("wb")
+        self.begun = psutil.Popen(
+            [sys.executable, "-m", "pipeline.train"],
+            cwd=folder,
+            env=kept | {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        super().__init__(folder, self.begun)
+
     def end(self, seconds: float = 240) -> Ran:
         end = time.monotonic() + seconds
-        while self.process.poll() is None:
+        while self.begun.poll() is None:
             assert time.monotonic() < end, self.text()
             self.look()
             time.sleep(0.02)
         there = (self.folder / "data/model.pt").exists()
-        return Ran(
-            code=self.process.returncode,
-            said=self.text(),
-            outs=outs(self.folder) if there else {},
-            checkpoints=self.seen,
-            marked=self.marked,
-        )
+        made = outs(self.folder) if there else {}
+        return Ran(code=self.begun.returncode, said=self.text(), outs=made, went_on=self.went_on())
 
     def text(self) -> str:
         return (self.folder / "said.txt").read_text()
@@ -466,11 +471,11 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
     yield start
     for training in begun:
         training.log.close()
-        if training.process.poll() is None:
-            for process in [*training.below(), training.process]:
+        if training.begun.poll() is None:
+            for process in [*training.below(), training.begun]:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            training.process.wait()
+            training.begun.wait()
 
 
 @pytest.fixture(scope="module")
@@ -488,7 +493,7 @@ def undisturbed(first: Path, ray_session: None) -> Ran:
     said = trained(first)
     # kept, for what comes after deletes it
     shutil.copyfile(first / "data/model.pt", first / "undisturbed.pt")
-    return Ran(code=0, said=said, outs=outs(first), checkpoints={}, marked=("", set()))
+    return Ran(code=0, said=said, outs=outs(first))
 
 
 @pytest.mark.slow
@@ -521,27 +526,35 @@ def test_it_trains(undisturbed: Ran, first: Path) -> None:
 
 
 @pytest.mark.slow
-def test_made_again_with_a_worker_killed_it_ends_the_same(
-    undisturbed: Ran, first: Path, begin: Callable[[Path], Training]
-) -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_made_again_with_a_worker_killed_it_ends_the_same(undisturbed: Ran, first: Path) -> None:
     """DVC has recorded the outs and they are gone, as after `dvc repro --force`: so it trains anew."""
     md5 = hashlib.md5((first / "data/model.pt").read_bytes(), usedforsecurity=False).hexdigest()
     (first / "dvc.lock").write_text(f"stages:\n  train:\n    outs:\n    - path: data/model.pt\n      md5: {md5}\n")
     shutil.rmtree(first / "data/history")
     (first / "data/model.pt").unlink()
     (word,) = first.glob("runs/*/finished.json")
-    training = begin(first)
-    training.until(lambda: not word.parent.exists() or not (word.exists() or training.listed()))
-    training.until(training.listed)
-    training.mark()
-    victim = training.workers()[0]
-    assert not word.exists()
-    victim.kill()
-    ran = training.end()
-    assert ran.code == 0, ran.said
-    assert "taken over" not in ran.said
-    assert ran.outs == undisturbed.outs
-    assert went_on(ran)
+    watch, ended = Watch(first, psutil.Process()), threading.Event()
+
+    def kill() -> None:
+        watch.until(lambda: not word.parent.exists() or not (word.exists() or watch.listed()))
+        watch.until(watch.listed)
+        watch.mark()
+        assert not word.exists()
+        watch.workers()[0].kill()
+        while not ended.wait(0.02):
+            watch.look()
+
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill)
+        try:
+            said = trained(first)
+        finally:
+            ended.set()
+        killed.result()
+    assert "taken over" not in said
+    assert outs(first) == undisturbed.outs
+    assert watch.went_on()
 
 
 @pytest.fixture(scope="module")
@@ -554,8 +567,8 @@ def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
     idle = ("Agent", "setup_worker.py", "default_worker.py")
     below = [process for process in training.below() if not any(name in "".join(words(process)) for name in idle)]
     assert len(below) >= 4, "two workers, their controller, and Ray"
-    training.process.send_signal(signal.SIGKILL)
-    training.process.wait()
+    training.begun.kill()
+    training.begun.wait()
     end = time.monotonic() + 30
     while alive := [process for process in below if runs(process)]:
         assert time.monotonic() < end, f"Ray's processes go with the driver: {alive}"
@@ -570,7 +583,7 @@ def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
 def test_killed_and_started_again_it_ends_the_same(undisturbed: Ran, resumed: Ran) -> None:
     assert resumed.code == 0, resumed.said
     assert resumed.outs == undisturbed.outs
-    assert went_on(resumed)
+    assert resumed.went_on
 
 
 @pytest.mark.slow
@@ -583,7 +596,7 @@ def test_a_finished_run_is_taken_over(
     shutil.rmtree(second / "work/delivered")
     training = begin(second)
     ray = []
-    while training.process.poll() is None:
+    while training.begun.poll() is None:
         ray += [process for process in training.below() if "raylet" in "".join(words(process))]
         time.sleep(0.1)
     ran = training.end()
