@@ -58,9 +58,9 @@ def test_kernel_prints_two_ratios_the_difference_and_a_projection(folder: Path, 
 
 @pytest.mark.slow
 def test_stage_prints_its_share_of_the_bare_processes_speed(folder: Path, tmp_path: Path) -> None:
-    arguments = ("--pictures", "300", "--rounds", "1", "--workers", "2", "--work", str(tmp_path))
+    arguments = ("--pictures", "60", "--rounds", "1", "--workers", "2", "--work", str(tmp_path))
     text = printed("stage.py", str(folder), *arguments, where=tmp_path)
-    assert "300 of them in turn, 2 at once" in text
+    assert "60 of them in turn, 2 at once" in text
     assert text.count("\nround ") == 1
     for what in ("time", "processor time"):
         assert 0 < number(rf"reaches ([\d.]+)% of the bare processes' speed by {what} \(median of 1", text) < 300
