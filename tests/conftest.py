@@ -14,6 +14,11 @@ LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")
 """Files that take minutes. Begun first, they leave the other processes enough to do until they end."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make sources`: minutes more than all tests may take."""
+    parser.addoption("--whole", action="store_true", help="take each source through all stages, not to the mean alone")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first, whatever their names; within a file nothing moves."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
