@@ -40,7 +40,7 @@ mutants: .venv/installed ## breaks the code line by line and asks whether a test
 kills: .venv/installed ## kills every stage again and again and compares what comes of it
 	@python tests/kills.py
 
-sources: .venv/installed ## the whole workflow on a small set of each source; its tests stop at the mean
+sources: .venv/installed ## the whole workflow on a small set of each source, which make test takes to the mean
 	@pytest tests/test_sources.py --whole
 
 compare: .venv/installed ## EXPERIMENT=plateau: the variants in experiments/plateau.yaml beside each other

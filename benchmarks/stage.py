@@ -74,6 +74,7 @@ def main() -> None:
     for name in ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS"):
         os.environ.pop(name, None)
     os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
+    os.environ.update(cluster.MEMORY)  # which the stage's workers have: the bare processes are to have it too
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         small, large = Path(name) / "small", Path(name) / "large"
         # as many shards as workers, and short ones: each imports what it needs

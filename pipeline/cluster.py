@@ -30,9 +30,10 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # a worker is the work, not a background to it
 }
 
-# glibc's. A step frees and takes again most of its memory, in pieces of many megabytes, and by itself each would be mapped
-# anew and filled with zeros by the system, page by page: a third of the time of a training on 2 cores at full width
-# (128 pictures 3.5 s, so 2.3 s). What a worker has it keeps, in one heap for all of its threads. Other systems ignore them.
+# glibc's; other systems ignore them. A step frees and takes again most of its memory, in pieces of many megabytes. Left to
+# itself, glibc gives each back, and the system fills its pages with zeros when it comes again: a third of the time of a
+# training at full width on 2 cores (128 pictures: 3.5 s, and 2.3 s like this). So a worker keeps what it has, in one heap
+# for all of its threads.
 MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",

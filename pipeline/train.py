@@ -4,7 +4,7 @@ Run:    dvc repro train
 Reads:  data/shards/, data/mean.npz, and the network that `start` names
 Writes: data/model.pt, data/history/{steps,epochs}.csv; work in progress in runs/<fingerprint>/
 Takes:  model, start, augmentation, learning
-Expect: the sample, 4 million parameters: 2 minutes on 2 cores
+Expect: the sample, 4 million parameters: 3 minutes on 2 cores
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_an_experiment_is_compared_and_applied(workflow):
     workflow.run("dvc", "exp", "apply", "other-codes")
     try:
         assert "results.code_epochs" in workflow.run("dvc", "params", "diff")
-        assert "codes" in workflow.run("dvc", "metrics", "diff", "HEAD", "other-codes")
+        assert "neighbours.code_error" in workflow.run("dvc", "metrics", "diff", "HEAD", "other-codes")
         workflow.run("dvc", "plots", "diff", "HEAD", "other-codes")
     finally:
         workflow.run("git", "checkout", "--", ".")

@@ -410,24 +410,24 @@ class Training(Watch):
     def __init__(self, folder: Path) -> None:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "ALEXNET_", "RAY_"))}
         self.log = (folder / "said.txt").open("wb")
-        self.begun = psutil.Popen(
+        process = psutil.Popen(
             [sys.executable, "-m", "pipeline.train"],
             cwd=folder,
             env=kept | {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"},
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
-        super().__init__(folder, self.begun)
+        super().__init__(folder, process)
 
     def end(self, seconds: float = 240) -> Ran:
         end = time.monotonic() + seconds
-        while self.begun.poll() is None:
+        while self.process.poll() is None:
             assert time.monotonic() < end, self.text()
             self.look()
             time.sleep(0.02)
         there = (self.folder / "data/model.pt").exists()
         made = outs(self.folder) if there else {}
-        return Ran(code=self.begun.returncode, said=self.text(), outs=made, went_on=self.went_on())
+        return Ran(code=self.process.returncode, said=self.text(), outs=made, went_on=self.went_on())
 
     def text(self) -> str:
         return (self.folder / "said.txt").read_text()
@@ -471,11 +471,11 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
     yield start
     for training in begun:
         training.log.close()
-        if training.begun.poll() is None:
-            for process in [*training.below(), training.begun]:
+        if training.process.poll() is None:
+            for process in [*training.below(), training.process]:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            training.begun.wait()
+            training.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -567,8 +567,8 @@ def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
     idle = ("Agent", "setup_worker.py", "default_worker.py")
     below = [process for process in training.below() if not any(name in "".join(words(process)) for name in idle)]
     assert len(below) >= 4, "two workers, their controller, and Ray"
-    training.begun.kill()
-    training.begun.wait()
+    training.process.kill()
+    training.process.wait()
     end = time.monotonic() + 30
     while alive := [process for process in below if runs(process)]:
         assert time.monotonic() < end, f"Ray's processes go with the driver: {alive}"
@@ -580,6 +580,7 @@ def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # it may be the first to need a training here
 def test_killed_and_started_again_it_ends_the_same(undisturbed: Ran, resumed: Ran) -> None:
     assert resumed.code == 0, resumed.said
     assert resumed.outs == undisturbed.outs
@@ -587,6 +588,7 @@ def test_killed_and_started_again_it_ends_the_same(undisturbed: Ran, resumed: Ra
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # it may be the first to need a training here
 def test_a_finished_run_is_taken_over(
     undisturbed: Ran, resumed: Ran, second: Path, begin: Callable[[Path], Training]
 ) -> None:
@@ -596,7 +598,7 @@ def test_a_finished_run_is_taken_over(
     shutil.rmtree(second / "work/delivered")
     training = begin(second)
     ray = []
-    while training.begun.poll() is None:
+    while training.process.poll() is None:
         ray += [process for process in training.below() if "raylet" in "".join(words(process))]
         time.sleep(0.1)
     ran = training.end()
