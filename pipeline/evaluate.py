@@ -203,7 +203,7 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
         ]
         with Progress("evaluate", sum(task.shard.rows for task in tasks), "images") as progress:
             missing = [task for task in tasks if not (folder / task.name).exists()]
-            progress.add(sum(task.shard.rows for task in tasks) - sum(task.shard.rows for task in missing))
+            progress.begin(sum(task.shard.rows for task in tasks) - sum(task.shard.rows for task in missing))
             for task, table in cluster.each(of_shard, missing, settings, gpus=int(device == "cuda")):
                 made = folder / f"{task.name}.partial"
                 tables.write(table, table.schema, made, 128)

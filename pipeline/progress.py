@@ -21,9 +21,15 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         self.stream = stream or sys.stderr
         self.done = 0
+        self._before = 0
         self._moves = self.stream.isatty()
-        self._start = self._said = time.monotonic()
+        self._start = self._began = self._said = time.monotonic()
         self._width = 0
+
+    def begin(self, done: int) -> None:
+        """The work begins only now, with so many units done before: the rate is that of what follows."""
+        self.done = self._before = done
+        self._began = time.monotonic()
 
     def add(self, count: int, words: str = "") -> None:
         """Counts `count` further units, and says so if it is time to; `words` go at the end of the line."""
@@ -45,10 +51,10 @@ class Progress:
             print(file=self.stream, flush=True)
 
     def _line(self, now: float, words: str) -> str:
-        seconds = now - self._start
-        rate = self.done / seconds if seconds > 0 else 0.0
+        seconds = now - self._began
+        rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
         line = f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s"
-        if 0 < self.done < self.total:
+        if rate > 0 and self.done < self.total:
             line += f", {_clock((self.total - self.done) / rate)} left"
         return f"{line}, {words}" if words else line
 

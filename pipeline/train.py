@@ -276,9 +276,13 @@ def _listening(mailbox: Any, record: tracking.Run, images: int) -> Iterator[None
 
     def listen() -> None:
         with Progress("train", images, "images") as progress:
+            begun = False
             while True:
                 last = over.wait(1.0)
-                rows, done = ray.get(mailbox.take.remote())
+                rows, done, first = ray.get(mailbox.take.remote())
+                if first is not None and not begun:
+                    begun = True
+                    progress.begin(first)
                 record.log_all(_metrics(row) for row in rows)
                 loss = next((f"loss {row['loss']:.3f}" for row in reversed(rows) if "loss" in row), "")
                 progress.add(done - progress.done, loss)

@@ -72,17 +72,19 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.first: int | None = None
         self.images = 0
 
     def put(self, rows: list[dict[str, float]], images: float) -> None:
-        """From the worker: rows of history, and the pictures learned from so far."""
+        """From the worker: rows of history, and the pictures learned from so far; first when it is about to begin."""
         self.rows += rows
         self.images = int(images)
+        self.first = self.images if self.first is None else self.first
 
-    def take(self) -> tuple[list[dict[str, float]], int]:
-        """By the driver: what has come since it last asked."""
+    def take(self) -> tuple[list[dict[str, float]], int, int | None]:
+        """By the driver: the rows since it last asked, the pictures now, and those when the worker began, if it has."""
         rows, self.rows = self.rows, []
-        return rows, self.images
+        return rows, self.images, self.first
 
 
 @dataclass
@@ -105,6 +107,7 @@ def loop(config: dict[str, Task]) -> None:
     torch.set_num_threads(task.threads)
     worker = Worker(task)
     worker.restore()
+    worker.tell(*worker.progress.steps, *worker.progress.epochs)
     while worker.progress.epoch < task.learning.epochs:
         worker.epoch()
 
@@ -166,7 +169,7 @@ class Worker:
                 # a checkpoint falls only here, where no sum is open
                 row = {"step": progress.step, "epoch": progress.epoch, "rate": rate, **_means(*window)}
                 progress.steps.append(row)
-                self._tell(row | {"images_per_second": seen / (time.monotonic() - started)})
+                self.tell(row | {"images_per_second": seen / (time.monotonic() - started)})
                 window = [0.0, 0.0, 0.0]
                 if progress.step - self.saved_step >= task.checkpoint_steps:
                     self.save()
@@ -177,7 +180,7 @@ class Worker:
         if len(self.aside):
             row |= {f"held_out_{name}": value for name, value in self.measure(self.train, self.aside).items()}
         progress.epochs.append(row)
-        self._tell(row)
+        self.tell(row)
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
         self.save()
 
@@ -246,7 +249,8 @@ class Worker:
         assert seen == len(chosen), f"{seen} of {len(chosen)} pictures were seen"
         return {**_means(loss_sum, right, seen), "top5_error": 1 - right5 / seen}
 
-    def _tell(self, *rows: dict[str, float]) -> None:
+    def tell(self, *rows: dict[str, float]) -> None:
+        """Sends the driver rows of history, and how many pictures were learned from."""
         if self.rank == 0:
             done = self.progress.epoch * (len(self.train) - len(self.aside)) + self.progress.epoch_sums[2]
             self.task.mailbox.put.remote([*rows], done)
@@ -286,7 +290,6 @@ class Worker:
             self.rule.velocity[name].copy_(tensor)
         self.progress = Progress(**contents["progress"])
         self.saved_step = self.progress.step
-        self._tell(*self.progress.steps, *self.progress.epochs)
 
 
 def refuse_others(folder: Path, fingerprint: str) -> None:

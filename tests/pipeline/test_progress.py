@@ -51,6 +51,25 @@ def test_a_terminal_has_one_line_and_nothing_of_a_longer_one_stays(monkeypatch: 
     assert short.startswith("mean: 2 of 10 images")
 
 
+def test_what_was_done_before_is_done_but_was_not_done_this_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    log = io.StringIO()
+    with Progress("train", 1000, "images", log) as told:
+        now += 60  # until there is somebody to work
+        told.begin(500)
+        now += 10
+        told.add(100)
+        now += 40
+        told.add(400)
+    assert log.getvalue().splitlines() == [
+        "train: 600 of 1,000 images, 10/s, 0:40 left",
+        "train: 1,000 of 1,000 images, 10/s",
+        "train: 1,000 of 1,000 images, 10/s, 1:50",
+    ]
+
+
 def test_an_error_is_not_hidden_and_the_line_says_stopped() -> None:
     log = io.StringIO()
     with pytest.raises(ValueError, match="mine"), Progress("mean", 10, "images", log):
