@@ -14,7 +14,7 @@ ONLY ?=
 EXPERIMENT ?= ablations
 PORT ?= 5000
 
-.PHONY: help repro test fast lint mutants kills sources compare ablations ui lock clean
+.PHONY: help repro test fast lint mutants kills whole compare ablations ui lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -40,8 +40,8 @@ mutants: .venv/installed ## breaks the code line by line and asks whether a test
 kills: .venv/installed ## kills every stage again and again and compares what comes of it
 	@python tests/kills.py
 
-sources: .venv/installed ## the whole workflow on a small set of each source, which make test takes to the mean
-	@pytest tests/test_sources.py --whole
+whole: .venv/installed ## the whole workflow with each recipe at full width, and on a small set of each source
+	@pytest tests/test_whole.py --whole
 
 compare: .venv/installed ## EXPERIMENT=plateau: the variants in experiments/plateau.yaml beside each other
 	@python -m pipeline.compare "experiments/$(EXPERIMENT).yaml" $(ONLY)

@@ -27,7 +27,7 @@ CENTRE = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """params.yaml, `augmentation:` — §4.1, training only."""
+    """params.yaml, `augmentation:` — §4.1, and the mean of §2; of these, testing takes the mean alone."""
 
     patches: Literal["random", "centre", "resized"]
     """Where the 224×224 patch of a training picture lies. resized: a part of any size and shape, made 224×224, as usual

@@ -103,21 +103,9 @@ def mean_over_models(probabilities: Sequence[Tensor], weights: Sequence[float] |
     return (total / sum(weights)).to(probabilities[0].dtype)
 
 
-def best(scores_BK: Tensor, number: int) -> Tensor:
-    """The classes with the best scores, B×number, falling; of equal ones the lower comes first."""
-    return torch.sort(scores_BK, dim=1, descending=True, stable=True).indices[:, :number]
-
-
 def guesses(scores_BK: Tensor) -> Tensor:
     """The class with the best score, B; of equal ones the lowest; -1, no class, where a score is NaN."""
     return torch.where(scores_BK.isnan().any(1), -1, scores_BK.argmax(1))
-
-
-def confusion(guesses_B: Tensor, labels_B: Tensor, classes: int) -> Tensor:
-    """How often pictures of a class (row) were taken for a class (column), int64, K×(K + 1); the last: for none."""
-    columns = torch.where(guesses_B < 0, classes, guesses_B)
-    cells = torch.bincount(labels_B * (classes + 1) + columns, minlength=classes * (classes + 1))
-    return cells.reshape(classes, classes + 1)
 
 
 def per_class(credits_B: Tensor, labels_B: Tensor, classes: int) -> list[Count]:

@@ -137,6 +137,11 @@ class Rates:
     changes: tuple[RateChange, ...] = ()
     """In the order in which they came to hold."""
 
+    @property
+    def last(self) -> float:
+        """Of the weights of layer 8, which no schedule lets fall before another layer's: the one to show for all."""
+        return self.of("fc8.weight")
+
     def of(self, parameter: str) -> float:
         """Of a parameter, by its name, such as `conv1.weight`."""
         layer, _, kind = parameter.rpartition(".")
@@ -223,7 +228,7 @@ def step(
     loss, credit = sums.tolist()
     if loss != loss or loss == float("inf"):
         raise FloatingPointError(
-            f"the loss is {loss} in step {dropout.step}, at rate {rates.common:g}. A smaller learning.rate may keep it finite"
+            f"the loss is {loss} in step {dropout.step}, at rate {rates.last:g}. A smaller learning.rate may keep it finite"
         )
     rule.update(rates)
     return Measured(loss, credit, count)

@@ -261,7 +261,7 @@ class AlexNet(Network):
 
     @torch.no_grad()
     def draw_first_weights(self, seed: int) -> None:
-        """§5: weights from a normal distribution, biases as given; of the whole network, whatever is held here."""
+        """§5: weights and biases as `first_weights` says, drawn for the whole network, whatever is held here."""
         for place, name in enumerate(LAYERS):
             if name not in self.model.size and name != "fc8":
                 continue
@@ -341,7 +341,7 @@ class AlexNet(Network):
         return active
 
     def _pool(self, maps: Tensor) -> Tensor:
-        """§3.4: the largest of 3×3 places, every 2: the windows overlap."""
+        """§3.4: the largest of 3×3 places, every 2, so that the windows overlap; or of 2×2."""
         return F.max_pool2d(maps, *self.pool, ceil_mode=True)
 
     def _pooled(self, maps: tuple[int, int]) -> tuple[int, int]:

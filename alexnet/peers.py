@@ -93,8 +93,12 @@ def to_torchvision(network: AlexNet) -> dict[str, Tensor]:
     It takes pixels that are divided by `deviation` already; else it gives the same. `ValueError` for another network.
     """
     model = network.model
-    same = (model.columns, model.width, model.kernels, model.units, model.border, model.normalization, model.activation)
-    if same != (1, 1.0, (64, 192, 384, 256, 256, 0), (4096, 4096, 0), "padded", "none", "relu"):
+    same = (
+        model.columns, model.width, model.kernels, model.units, model.border, model.normalization, model.activation,
+        model.pooling, model.dropout_scale,
+    )  # fmt: skip
+    sizes = (64, 192, 384, 256, 256, 0), (4096, 4096, 0)
+    if same != (1, 1.0, *sizes, "padded", "none", "relu", "overlapping", "training"):
         raise ValueError(f"torchvision's alexnet is another network than {model}")
     state = network.state_dict()
     return {

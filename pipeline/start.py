@@ -10,14 +10,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet import pretraining
-from alexnet.augmentation import centre_view
+from alexnet.augmentation import Augmentation, centre_view, subtracted
 from alexnet.dataset import Mean
+from alexnet.learning import Learning
 from alexnet.model import LAYERS, AlexNet, Model, build
 from pipeline import machine, tracking
-from pipeline.batches import Order, Pictures, batches
+from pipeline.batches import Order, Pictures, batches, held_out
 from pipeline.machine import Machine
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
@@ -150,16 +152,27 @@ def _shape(weight: Tensor | None) -> str:
 
 
 def found(
-    section: Start, model: Model, seed: int, manifest: Manifest, mean: Mean, shards: AnyPath
+    section: Start,
+    model: Model,
+    augmentation: Augmentation,
+    learning: Learning,
+    manifest: Manifest,
+    mean: Mean,
+    shards: AnyPath,
 ) -> dict[str, Tensor]:
-    """The kernels of the first layers as `start.unsupervised` asks for, by name; a pure function of its arguments."""
+    """The kernels of the first layers as `start.unsupervised` asks for, by name; a pure function of its arguments.
+
+    They are those of the pictures that are learned from, less what the network will not see of them either.
+    """
     if section.unsupervised == "none":
         return {}
     pictures = Pictures(shards, [shard.file for shard in manifest.shards["train"]])
     # the first as stored are as good as any: they were shuffled before
-    number = min(len(pictures), -(-section.unsupervised_patches // pretraining.PER_PICTURE))
+    learned = np.flatnonzero(~held_out(len(pictures), learning))
+    learned = learned[: -(-section.unsupervised_patches // pretraining.PER_PICTURE)]
+    mean_CHW = subtracted(torch.from_numpy(mean.image_CHW), augmentation)
     network = AlexNet(model, len(manifest.classes))
-    network.draw_first_weights(seed)
+    network.draw_first_weights(learning.seed)
     layers = LAYERS[: section.unsupervised_layers]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them would move the last bits, by which a patch can change its cluster
@@ -168,11 +181,11 @@ def found(
             pretraining.cluster(
                 network,
                 layer,
-                _views(pictures, number, mean, model.patch, threads, layer),
-                pictures=number,
+                _views(pictures, learned, mean_CHW, model.patch, threads, layer),
+                pictures=len(learned),
                 patches=section.unsupervised_patches,
                 iterations=section.unsupervised_iterations,
-                seed=seed,
+                seed=learning.seed,
             )
     finally:
         torch.set_num_threads(threads)
@@ -181,10 +194,9 @@ def found(
 
 
 def _views(
-    pictures: Pictures, number: int, mean: Mean, side: int, threads: int, layer: str
+    pictures: Pictures, chosen: NDArray[np.int64], mean_CHW: Tensor, side: int, threads: int, layer: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    places, mean_CHW = np.arange(number), torch.from_numpy(mean.image_CHW)
-    with Progress(f"train: clusters for {layer}", number, "images") as progress:
-        for batch in batches(pictures, Order(places, np.zeros_like(places)), VIEWS, threads=threads):
+    with Progress(f"train: clusters for {layer}", len(chosen), "images") as progress:
+        for batch in batches(pictures, Order(chosen, np.zeros_like(chosen)), VIEWS, threads=threads):
             yield batch.places, centre_view(batch.images, mean_CHW, side)
             progress.add(batch.count)

@@ -33,9 +33,10 @@ from pipeline.machine import Machine
 from pipeline.tables import Manifest
 
 if TYPE_CHECKING:
-    import torch
     from mlflow import MlflowClient
     from mlflow.entities import Run as Record
+
+    from alexnet.model import Classifier, Model
 
 BATCH = 1000
 """Metrics to a request: the most that MLflow takes."""
@@ -113,14 +114,12 @@ class Run:
             else:
                 client.log_artifact(run_id, str(path), folder)
 
-    def model(
-        self, network: torch.nn.Module, classes: Iterable[tuple[str, str]], weights: bytes, side: int = 224
-    ) -> str:
+    def model(self, classifier: Classifier, classes: Iterable[tuple[str, str]], weights: bytes) -> str:
         """Adds the network as an MLflow model, with signature and example, and returns its URI `models:/m-…`.
 
-        `network` takes float32 B x 3 x side x side, RGB from 0 to 255, to probabilities B x K. `classes` are pairs of
-        WordNet id and words, by label; they go with the model as `classes.json`. So does model.pt, whose bytes `weights`
-        are: what is served is an exported program, with which no training can go on.
+        It takes float32 B×3×224×224 (227 where the network does), RGB from 0 to 255, to probabilities B×K. `classes` are
+        pairs of WordNet id and words, by label; they go with the model as `classes.json`. So does model.pt, whose bytes
+        `weights` are: what is served is an exported program, with which no training can go on.
         """
         import numpy as np
         import torch
@@ -128,7 +127,7 @@ class Run:
         assert self.manifest is not None, "a model is of some pictures"
         # The exported program keeps the mode, the device and the batch size it was traced with: so a copy, in eval
         # mode, on the CPU, with two pictures and a signature that leaves their number open.
-        served = copy.deepcopy(network).cpu().eval()
+        served, side = copy.deepcopy(classifier).cpu().eval(), classifier.network.model.patch
         rise = np.arange(side, dtype=np.float32) * (255 / max(1, side - 1))
         example = np.broadcast_to(rise, (2, 3, side, side)).copy()
         with torch.inference_mode():
@@ -162,16 +161,17 @@ class Run:
         return str(info.model_uri)
 
     def publish(
-        self, network: torch.nn.Module, classes: Iterable[tuple[str, str]], weights: bytes, error: float
+        self, classifier: Classifier, classes: Iterable[tuple[str, str]], weights: bytes, error: float
     ) -> tuple[str, ...]:
         """Registers the network as `candidate`, as `champion` too if it errs less than the one there is.
 
         `weights` are the bytes of its model.pt: what was registered once is not stored again. `error` is the top-1 error,
         from 0 to 1. Errors on different pictures do not compare: a champion of another manifest stays until a person
-        moves the alias. Drawn pictures have a registered model of their own. Returns the aliases given.
+        moves the alias. Each kind of network has a registered model of its own, and so have drawn pictures. Returns the
+        aliases given.
         """
         assert self.manifest is not None, "a model is of some pictures"
-        name, digest = model_name(self.manifest), hashlib.sha256(weights).hexdigest()
+        name, digest = model_name(classifier.network.model, self.manifest), hashlib.sha256(weights).hexdigest()
         tags = {
             "fingerprint": self.fingerprint,
             "manifest": self.manifest.digest,
@@ -187,7 +187,7 @@ class Run:
                 version = known[0].version
                 client.set_model_version_tag(name, version, "top1_error", tags["top1_error"])
             else:
-                version = mlflow.register_model(self.model(network, classes, weights), name, tags=tags).version
+                version = mlflow.register_model(self.model(classifier, classes, weights), name, tags=tags).version
             champion = _champion(client, name)
             aliases = ("candidate", "champion") if beats(tags, champion) else ("candidate",)
             for alias in aliases:
@@ -271,9 +271,9 @@ def weights(machine: Machine, model: str) -> bytes:
         return file.read_bytes()
 
 
-def model_name(manifest: Manifest) -> str:
-    """The registered model's name."""
-    return "alexnet-drawn" if manifest.drawn else "alexnet"
+def model_name(model: Model, manifest: Manifest) -> str:
+    """The registered model's name: alexnet, vgg16 or resnet50, and -drawn behind it for drawn pictures."""
+    return f"{model.network}-drawn" if manifest.drawn else model.network
 
 
 def beats(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:

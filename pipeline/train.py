@@ -141,7 +141,13 @@ def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -
             print(f"train: begins with {inputs.origin.said}")
         place = shards.locate(inputs.manifest, settings)
         first = inputs.origin.weights or start.found(
-            inputs.start, inputs.model, inputs.learning.seed, inputs.manifest, inputs.mean, place
+            inputs.start,
+            inputs.model,
+            inputs.augmentation,
+            inputs.learning,
+            inputs.manifest,
+            inputs.mean,
+            place,
         )
         mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         task = Task(

@@ -154,7 +154,7 @@ class Worker:
         task, progress = self.task, self.progress
         watched = "val_top1_error" if task.learning.watched == "validation" else "held_out_top1_error"
         rates = task.learning.rates(progress.epoch, [row.get(watched, np.inf) for row in progress.epochs])
-        rate = rates.common
+        rate = rates.last
         started, seen, window = time.monotonic(), 0, [0.0, 0.0, 0.0]
         for batch in self._batches(progress.epoch, progress.batch):
             measured = self._step(batch, rates)

@@ -1,6 +1,6 @@
 """Every source as a user runs it: a fresh copy, a small set in its real layout, the real dvc, shards and their mean.
 
-What comes after the mean knows shards and no source. `make sources` (--whole) asks it all the same: the whole workflow.
+What comes after the mean knows shards and no source; tests/test_whole.py asks it all the same.
 """
 
 import json
@@ -25,13 +25,12 @@ def copy(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in layouts.ALL if ", " not in name])  # one for each source
-def test_a_source_becomes_shards_and_their_mean(copy, name, ray_session, request):
+def test_a_source_becomes_shards_and_their_mean(copy, name, ray_session):
     layout = layouts.ALL[name](copy.folder / "data/store" / name)
     (copy.folder / "machine.yaml").write_text(json.dumps({"store": f"data/store/{name}", "workers": 1}))
     copy.replace("source", layout.section)
-    whole = request.config.getoption("--whole")
     # forced, since DVC sees the parameters and not the store: two of these sets have the same
-    said = copy.run("dvc", "repro", "--force", *([] if whole else ["mean"]), **here())
+    said = copy.run("dvc", "repro", "--force", "mean", **here())
     assert f"{layout.section['name']}: " in said
     manifest = check(copy.folder, layout)
     shards = [copy.folder / "data/shards" / shard.file for shard in manifest.shards["train"]]
@@ -40,12 +39,6 @@ def test_a_source_becomes_shards_and_their_mean(copy, name, ray_session, request
     ]
     with np.load(copy.folder / "data/mean.npz") as made:
         np.testing.assert_allclose(made["mean"], np.mean(pictures_BCHW, axis=0), atol=1e-3)
-    if whole:
-        metrics = json.loads((copy.folder / "metrics.json").read_text())
-        assert metrics["classes"] == len(layout.words)
-        assert metrics["images"] == manifest.rows("val") > 0
-        assert "drawn by a program" not in (copy.folder / "report/index.html").read_text()
-        assert "Data and pipelines are up to date" in copy.run("dvc", "status")
 
 
 def here():

@@ -70,6 +70,14 @@ def test_patches_are_cut_at_places_from_0_to_32_and_half_are_reflected():
     assert 8 < sum(reflected for *_, reflected in places) < 32
 
 
+def test_each_of_the_33_by_33_places_can_be_drawn():
+    y, x = torch.meshgrid(torch.arange(36), torch.arange(36), indexing="ij")
+    images = torch.stack([y, x, y]).to(torch.uint8).expand(30_000, -1, -1, -1)
+    nothing = Statistics(torch.zeros(3, 36, 36), torch.zeros(3), torch.eye(3))
+    corners = training_patches(images, torch.arange(30_000), nothing, PLAIN, SEED, EPOCH, side=4)[:, :2, 0, 0]
+    assert {tuple(place) for place in corners.tolist()} == {(y, x) for y in range(33) for x in range(33)}
+
+
 def test_a_chunk_shares_one_place_and_one_reflection():
     section = dataclasses.replace(PLAIN, reflections=True, chunk=8)
     places = [place_of(patch, picture) for patch, picture in zip(raw(section), pictures(), strict=True)]

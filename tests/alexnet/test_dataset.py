@@ -293,6 +293,13 @@ def test_resizes_as_pillow_does(height: int, width: int, how: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_warped_it_is_the_whole_picture_in_a_square(height: int, width: int) -> None:
+    picture = scene(height, width)
+    theirs = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert psnr(resize(tensor(picture), 64, "bilinear", "warp"), theirs) > 50  # one level off in some pixels
+
+
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (16, 23), (31, 16), (9, 14)])
 def test_area_is_the_mean_of_what_is_covered(height: int, width: int) -> None:
     side = 7

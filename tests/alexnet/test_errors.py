@@ -106,19 +106,9 @@ def test_mean_over_models() -> None:
         errors.mean_over_models([a, b[:4]])
 
 
-def test_best_and_guess_prefer_the_lower_class() -> None:
+def test_the_guess_is_the_lower_of_two_classes() -> None:
     scores = torch.tensor([[1.0, 2, 2, 0], [0, 0, 0, 0]])
-    assert errors.best(scores, 3).tolist() == [[1, 2, 0], [0, 1, 2]]
     assert errors.guesses(scores).tolist() == [1, 0]
-    assert errors.best(torch.zeros(1, 5000), 5).tolist() == [[0, 1, 2, 3, 4]]
-
-
-def test_confusion_counts_every_picture() -> None:
-    guesses, labels = torch.tensor([0, 1, 1, -1, 2, 2]), torch.tensor([0, 0, 1, 1, 2, 0])
-    expected = np.zeros((3, 4), dtype=int)
-    for guess, label in zip(guesses.tolist(), labels.tolist(), strict=True):
-        expected[label, 3 if guess < 0 else guess] += 1
-    np.testing.assert_array_equal(errors.confusion(guesses, labels, 3), expected)
 
 
 def test_per_class_adds_up() -> None:

@@ -28,7 +28,7 @@ def train(network, steps=5, learning=LEARNING, count=4):
 
 
 def test_the_rate_falls_at_the_given_epochs():
-    assert [LEARNING.rates(epoch).common for epoch in range(5)] == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
+    assert [LEARNING.rates(epoch).last for epoch in range(5)] == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
 
 
 def test_five_steps_are_the_rule_as_printed_across_two_falls_of_the_rate():
@@ -103,12 +103,12 @@ def test_the_rate_falls_when_the_error_has_stalled():
         errors = (torch.rand(20, generator=generator) * torch.linspace(1, 0.6, 20)).tolist()
         assert [plateaus(errors[:end], learning) for end in range(21)] == [by_hand(errors[:end]) for end in range(21)]
     stalled = [0.5, 0.4, 0.4, 0.4, 0.4, 0.39, 0.39, 0.39, 0.39]
-    rates = [learning.rates(epoch, stalled[:epoch]).common for epoch in range(10)]
+    rates = [learning.rates(epoch, stalled[:epoch]).last for epoch in range(10)]
     assert rates == pytest.approx([0.01] * 5 + [0.001] * 4 + [0.0001])
 
 
 def test_without_a_plateau_no_error_changes_the_rate():
-    assert LEARNING.rates(0, [0.5] * 90).common == LEARNING.rate
+    assert LEARNING.rates(0, [0.5] * 90).last == LEARNING.rate
 
 
 def test_a_change_holds_for_its_layers_from_its_epoch_on():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from alexnet.model import LAYERS, AlexNet, Classifier, Dropout, load, save
+from tests.alexnet.test_normalization import equation
 from tests.sections import PAPER
 
 NARROW = dataclasses.replace(PAPER, width=1 / 16)
@@ -96,6 +97,39 @@ def test_layer_1_normalizes_before_the_relu_in_2012_and_after_it_in_print():
         outputs[kind] = network(patches())
         assert (seen["lowest"] < 0) == (kind == "original")
     assert not torch.allclose(outputs["printed"], outputs["original"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha", "k", "columns"),
+    [("printed", 1e-4, 2, 2), ("original", 2e-5, 2, 2), ("one-weird-trick", 2e-5, 2, 2), ("caffe", 2e-5, 1, 1)],
+)
+def test_layers_1_and_2_are_normalized_as_the_source_has_it(kind, alpha, k, columns):
+    """From the patch to what layer 3 sees. Printed: §3.3; the others: layers-145.cfg and layer.py, cuda-convnet2's
+    layers-imagenet-1gpu.cfg, bvlc_alexnet's train_val.prototxt."""
+
+    def across_kernels(a):
+        return equation(a, columns, alpha, k)
+
+    def across_space(a):
+        squares = F.pad(a**2, (2, 2, 2, 2))
+        side = a.shape[-1]
+        total = sum(squares[..., y : y + side, x : x + side] for y in range(5) for x in range(5))
+        return a / (1 + 1e-3 / 25 * total) ** 0.75
+
+    def pool(a):
+        return F.max_pool2d(a, 3, 2)
+
+    network = narrow(normalization=kind).eval().double()
+    seen = {}
+    network.conv3.register_forward_pre_hook(lambda _, ins: seen.update(x=ins[0]))
+    network(patches().double())
+    conv1, conv2 = network.conv1, network.conv2
+    x = F.conv2d(F.pad(patches().double(), (0, 3, 0, 3)), conv1.weight, conv1.bias, stride=4)
+    relu_last = kind in ("original", "one-weird-trick")
+    x = pool(across_kernels(x)).relu() if relu_last else pool(across_kernels(x.relu()))
+    x = across_kernels(F.conv2d(x, conv2.weight, conv2.bias, padding=2, groups=2).relu())
+    x = pool(across_space(x) if kind == "original" else x)
+    torch.testing.assert_close(seen["x"], x, rtol=1e-12, atol=1e-12)
 
 
 def test_first_weights_have_the_given_spread_and_bias():

@@ -98,11 +98,32 @@ def test_drawn_pictures_are_said_to_be_drawn(here: Manifest) -> None:
     assert "not comparable" in page(here)
     photographed = dataclasses.replace(here, drawn=False)
     assert "drawn by a program" not in page(photographed)
-    assert "other pictures or classes than ILSVRC-2012" in page(photographed)
+    assert "other pictures or classes than the paper's of ILSVRC-2012" in page(photographed)
     whole = dataclasses.replace(photographed, classes=tuple(Synset(wnid=f"n{k}", words="x") for k in range(1000)))
     assert "compar" not in page(whole, images=50_000)
     assert "40.7\u00a0%" in page(whole, images=50_000)
+    assert "not comparable" in page(whole, images=5_000)
     assert "not comparable" in page(dataclasses.replace(whole, drawn=True), images=50_000)
+
+
+def test_pictures_of_2010_are_set_beside_table_1(here: Manifest) -> None:
+    whole = dataclasses.replace(
+        as_test(here), drawn=False, classes=tuple(Synset(wnid=f"n{k}", words="x") for k in range(1000))
+    )
+    metrics = json.loads(Path("metrics.json").read_text()) | {"images": 150_000}
+    pngs = dict.fromkeys(("curves", "first-layer", "confusion"), b"png")
+    page = report.render(metrics, "test", whole, pngs, {"source": {"name": "ilsvrc2010"}})
+    assert "compar" not in page
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r'<tr class="paper">.*?</tr>', page, re.S)]
+    assert [[word for word in row if re.match(r"\d+\.\d", word)] for row in rows] == [
+        ["37.5", "17.0"],
+        ["39.0", "18.3"],
+    ]
+    assert "40.7" not in page
+    # other pictures than those of the table: its validation set, and the test pictures of another year
+    other = report.render(metrics, "val", whole, pngs, {"source": {"name": "ilsvrc2010"}})
+    assert "not comparable" in other
+    assert "not comparable" in report.render(metrics, "test", whole, pngs, {"source": {"name": "ilsvrc2012"}})
 
 
 def test_the_numbers_are_those_of_the_metrics(here: Manifest) -> None:

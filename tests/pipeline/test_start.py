@@ -16,16 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 from alexnet import dataset, figures, pretraining
-from alexnet.augmentation import centre_view
+from alexnet.augmentation import Augmentation, centre_view
 from alexnet.dataset import Mean
 from alexnet.model import AlexNet, Model, save
-from pipeline import start
+from pipeline import batches, start
 from pipeline.machine import Machine
 from pipeline.sources import sample
 from pipeline.start import Start
 from pipeline.tables import Manifest
 from tests.pipeline import miniature
 from tests.pipeline.test_train import SECTIONS
+from tests.sections import AUGMENTATION, LEARNING
 
 MODEL = Model(**{name: tuple(item) if isinstance(item, list) else item for name, item in SECTIONS["model"].items()})
 NONE = Start(**SECTIONS["start"])
@@ -196,8 +197,12 @@ def test_a_layer_that_does_not_fit_is_said_with_the_file(manifest: Manifest, fol
 # Clusters
 
 
-def found(section: Start, manifest: Manifest, folder: Path, seed: int = 0) -> dict[str, Tensor]:
-    return start.found(section, MODEL, seed, manifest, Mean.load(folder / "data/mean.npz"), folder / "data/shards")
+def found(
+    section: Start, manifest: Manifest, folder: Path, augmentation: Augmentation = AUGMENTATION, **learning: Any
+) -> dict[str, Tensor]:
+    mean = Mean.load(folder / "data/mean.npz")
+    rule = dataclasses.replace(LEARNING, **learning)
+    return start.found(section, MODEL, augmentation, rule, manifest, mean, folder / "data/shards")
 
 
 def test_the_clusters_do_not_depend_on_the_threads(manifest: Manifest, folder: Path) -> None:
@@ -211,26 +216,36 @@ def test_the_clusters_do_not_depend_on_the_threads(manifest: Manifest, folder: P
         torch.set_num_threads(before)
     assert list(made[0]) == ["conv1.weight", "conv2.weight"]
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-    assert not torch.equal(made[0]["conv1.weight"], found(KMEANS, manifest, folder, 1)["conv1.weight"])
+    assert not torch.equal(made[0]["conv1.weight"], found(KMEANS, manifest, folder, seed=1)["conv1.weight"])
     (only,) = found(dataclasses.replace(KMEANS, unsupervised_layers=1), manifest, folder).values()
     assert torch.equal(only, made[0]["conv1.weight"])
 
 
 def test_without_clusters_no_picture_is_read(manifest: Manifest, folder: Path) -> None:
     mean = Mean.load(folder / "data/mean.npz")
-    assert start.found(NONE, MODEL, 0, manifest, mean, Path("nowhere")) == {}
+    assert start.found(NONE, MODEL, AUGMENTATION, LEARNING, manifest, mean, Path("nowhere")) == {}
 
 
-def test_they_are_clusters_of_the_training_pictures_less_the_mean(manifest: Manifest, folder: Path) -> None:
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+@pytest.mark.parametrize("mean", ["centre", "channels"])
+def test_they_are_clusters_of_the_pictures_learned_from_less_the_mean(
+    manifest: Manifest, folder: Path, mean: Any, held_out: float
+) -> None:
     """The same from the pictures themselves, all in one block."""
-    mean = Mean.load(folder / "data/mean.npz")
-    pictures = torch.stack([dataset.decode(miniature.jpeg(number, 256)) for number in range(24)])
+    mean_CHW = torch.from_numpy(Mean.load(folder / "data/mean.npz").image_CHW)
+    if mean == "channels":
+        mean_CHW = mean_CHW.mean((1, 2))[:, None, None].repeat(1, 256, 256)
+    aside = batches.held_out(24, dataclasses.replace(LEARNING, held_out=held_out))
+    learned = [number for number in range(24) if not aside[number]][:20]
+    assert learned != [*range(20)] or not held_out
+    pictures = torch.stack([dataset.decode(miniature.jpeg(number, 256)) for number in learned])
     network = AlexNet(MODEL, 3)
     network.draw_first_weights(0)
-    block = torch.arange(20), centre_view(pictures, torch.from_numpy(mean.image_CHW))[:20]
+    block = torch.arange(len(learned)), centre_view(pictures, mean_CHW)
     for layer in ("conv1", "conv2"):
-        pretraining.cluster(network, layer, [block], pictures=20, patches=200, iterations=2, seed=0)
-    for name, kernels in found(KMEANS, manifest, folder).items():
+        pretraining.cluster(network, layer, [block], pictures=len(learned), patches=200, iterations=2, seed=0)
+    augmentation = dataclasses.replace(AUGMENTATION, mean=mean)
+    for name, kernels in found(KMEANS, manifest, folder, augmentation, held_out=held_out).items():
         torch.testing.assert_close(kernels, network.state_dict()[name])
 
 

@@ -326,9 +326,14 @@ def test_a_database_on_another_machine_is_said(tmp_path: Path) -> None:
         tracking.Run(f"sqlite:///{tmp_path}/nowhere/mlflow.db", "1", "", manifest()).log(0, {"loss": 1.0})
 
 
-def classifier(normalization: Any, seed: int) -> Classifier:
+def classifier(normalization: Any, seed: int, border: Any = "overhang") -> Classifier:
     model = dataclasses.replace(
-        PAPER, width=0.0625, normalization=normalization, first_std=(0.05,) * 10, first_bias=(0.1,) * 10
+        PAPER,
+        width=0.0625,
+        border=border,
+        normalization=normalization,
+        first_std=(0.05,) * 10,
+        first_bias=(0.1,) * 10,
     )
     network = AlexNet(model, classes=2)
     network.draw_first_weights(seed)
@@ -336,11 +341,14 @@ def classifier(normalization: Any, seed: int) -> Classifier:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["printed", "original"])
-def test_the_served_model_is_the_network(store: Any, normalization: str) -> None:
+@pytest.mark.parametrize(
+    ("normalization", "border", "side"),
+    [("printed", "overhang", 224), ("original", "overhang", 224), ("caffe", "exact", 227)],
+)
+def test_the_served_model_is_the_network(store: Any, normalization: str, border: str, side: int) -> None:
     import mlflow
 
-    network = classifier(normalization, 1)
+    network = classifier(normalization, 1, border)
     pictures = manifest(drawn=False)
     with tracking.run(MACHINE, f"served {normalization}", {}, pictures, "evaluate", adopt=True) as run:
         uri = run.model(network, [("n1", "a"), ("n2", "b")], b"weights")
@@ -348,12 +356,18 @@ def test_the_served_model_is_the_network(store: Any, normalization: str) -> None
     served = mlflow.pyfunc.load_model(uri)
     generator = np.random.default_rng(0)
     for count in (1, 2, 5):
-        patches = generator.uniform(0, 255, (count, 3, 224, 224)).astype(np.float32)
+        patches = generator.uniform(0, 255, (count, 3, side, side)).astype(np.float32)
         with torch.inference_mode():
             expected = network.eval()(torch.from_numpy(patches)).numpy()
         np.testing.assert_allclose(served.predict(patches), expected, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(expected.sum(1), 1, rtol=1e-5)
-    assert served.metadata.signature.inputs.inputs[0].shape == (-1, 3, 224, 224)
+    assert served.metadata.signature.inputs.inputs[0].shape == (-1, 3, side, side)
+
+
+def test_each_kind_of_network_has_a_champion_of_its_own() -> None:
+    kinds = [dataclasses.replace(PAPER, network=network) for network in ("alexnet", "vgg16", "resnet50")]
+    named = [tracking.model_name(kind, manifest(drawn=drawn)) for kind in kinds for drawn in (False, True)]
+    assert named == ["alexnet", "alexnet-drawn", "vgg16", "vgg16-drawn", "resnet50", "resnet50-drawn"]
 
 
 @pytest.mark.slow

@@ -509,7 +509,7 @@ def test_it_trains(undisturbed: Ran, first: Path) -> None:
     assert [int(row["step"]) for row in epochs] == [steps * (epoch + 1) for epoch in range(EPOCHS)]
     watched = [float(row["held_out_top1_error"]) for row in epochs]
     assert all(0 <= error <= 1 for error in watched)
-    rates = [learning.rates(epoch, watched[:epoch]).common for epoch in range(EPOCHS)]
+    rates = [learning.rates(epoch, watched[:epoch]).last for epoch in range(EPOCHS)]
     assert [float(row["rate"]) for row in epochs] == rates
     assert rates[-1] <= 0.0002
     with (first / "data/history/steps.csv").open(newline="") as file:

@@ -1,0 +1,71 @@
+"""Every source and every recipe through all six stages, by the command that a user types. `make whole`: a quarter of an hour.
+
+`make test` has parts of it: each source up to the mean, each recipe's two steps in one process.
+"""
+
+import csv
+import json
+
+import pytest
+from ruamel.yaml import YAML
+
+from alexnet.model import Model, load
+from pipeline import params
+from tests.pipeline import layouts
+from tests.test_recipes import ROOT, section
+from tests.test_sources import Copy, check, here
+
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
+
+TWO_STEPS = {
+    "source": {"name": "sample", "seed": 0, "train_images": 20, "val_images": 10},
+    "resize": {"max_rejected": 0.5},
+    "learning": {"epochs": 1, "batch_size": 10, "log_steps": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    copy = Copy(tmp_path_factory.mktemp("whole"))
+    with (copy.folder / "recipes/sources/two-steps.yaml").open("w") as file:
+        YAML().dump(TWO_STEPS, file)
+    copy.run("git", "add", "-A")
+    copy.run("git", "commit", "-qm", "pictures for two steps")
+    return copy
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml")))
+def test_a_recipe_makes_two_steps_at_full_width_and_is_tested_and_reported(copy, name, ray_session):
+    copy.run("python", "-m", "pipeline.recipe", name, "--source", "two-steps", **here())
+    assert copy.run("git", "status", "--porcelain") == ""
+    refs = copy.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (ref,) = (ref for ref in refs if ref.endswith(f"/{name}-two-steps"))
+    copy.run("git", "checkout", ref, "--", "params.yaml", "dvc.lock", "metrics.json")
+    try:
+        copy.run("dvc", "checkout", "data/history", "data/model.pt", "report")
+        assert params.load(copy.folder / "params.yaml")["model"] == params.load(ROOT / f"recipes/{name}.yaml")["model"]
+        with (copy.folder / "data/history/steps.csv").open(newline="") as file:
+            assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+        with (copy.folder / "data/model.pt").open("rb") as file:
+            network, _ = load(file)
+        assert network.model == section(name, "model", Model)
+        assert network.model.width == 1
+        assert json.loads((copy.folder / "metrics.json").read_text())["images"] == 10
+        assert "drawn by a program" in (copy.folder / "report/index.html").read_text()
+    finally:
+        copy.run("git", "reset", "-q", "--hard")
+
+
+@pytest.mark.parametrize("name", [name for name in layouts.ALL if ", " not in name])  # one for each source
+def test_a_source_is_learned_from_tested_and_reported(copy, name, ray_session):
+    layout = layouts.ALL[name](copy.folder / "data/store" / name)
+    (copy.folder / "machine.yaml").write_text(json.dumps({"store": f"data/store/{name}", "workers": 1}))
+    copy.replace("source", layout.section)
+    # forced, since DVC sees the parameters and not the store: two of these sets have the same
+    copy.run("dvc", "repro", "--force", **here())
+    manifest = check(copy.folder, layout)
+    metrics = json.loads((copy.folder / "metrics.json").read_text())
+    assert metrics["classes"] == len(layout.words)
+    assert metrics["images"] == manifest.rows("val") > 0
+    assert "drawn by a program" not in (copy.folder / "report/index.html").read_text()
+    assert "Data and pipelines are up to date" in copy.run("dvc", "status")
