@@ -82,6 +82,18 @@ def test_index_prints_what_a_large_set_costs_beside_its_pictures(tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_neighbours_prints_minutes_memory_and_that_a_plain_search_agrees(tmp_path: Path) -> None:
+    arguments = ("--rows", "300", "--queries", "8", "--code-bits", "16", "--folder", str(tmp_path))
+    text = printed("neighbours.py", *arguments, where=tmp_path)
+    assert text.startswith("300 rows of 4096 features in 0.00 GiB")
+    assert "float64 for 2 of the queries: 0 neighbours differ" in text
+    for what in ("neighbours", "with codes of 16 bits"):
+        line = rf"{what}: [\d,]+ rows/s, ([\d.]+) minutes, [\d.]+ of a core; memory ([\d.]+) GiB at most"
+        assert number(line, text) < 10
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+@pytest.mark.slow
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     program = [sys.executable, str(ROOT / "benchmarks/kernel.py"), str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True)
