@@ -80,6 +80,17 @@ def test_a_run_has_the_base_s_parameters_but_for_its_changes_and_its_seed(monkey
         compare.wanted(comparison(), wrong, 0)
 
 
+def test_the_ablations_are_of_the_size_that_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    ablations = params.check(params.load(Path("experiments/ablations.yaml")), Comparison, Path("ablations.yaml"))
+    base = params.load(Path(ablations.base))
+    assert (base["source"]["name"], base["source"]["classes"]) == ("tiny_imagenet", 25)
+    assert base["model"]["width"] == 0.25
+    assert len(ablations.seeds) == 3
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "at a quarter of its width, on 25 classes of Tiny ImageNet, three seeds each" in text
+
+
 def test_variants_are_chosen_by_name() -> None:
     assert [variant.name for variant in compare.select(comparison(), ["other"], Path("file"))] == ["other"]
     assert len(compare.select(comparison(), [], Path("file"))) == 3
