@@ -285,6 +285,39 @@ def losses(runs: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
 
 
 @_as_png
+def differences(
+    runs: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple[float, float]], printed: Mapping[str, float]
+) -> Figure:
+    """What each variant adds to an error, in points: a dot for a run, a bar for an interval, a diamond as the paper has it.
+
+    A name that has no interval, or is not in the paper, has none drawn.
+    """
+    names = [*runs]
+    figure = Figure(figsize=(6.4, 0.9 + 0.32 * max(1, len(names))), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color=PALE, lw=0.8, ls=":")
+    kinds: dict[str, Any] = {}
+    for row, name in enumerate(names):
+        if name in intervals:
+            kinds["95 % interval of the mean"] = axes.plot(intervals[name], (row, row), color=WRONG, lw=5, alpha=0.35)[
+                0
+            ]
+        kinds["a seed"] = axes.plot(runs[name], [row] * len(runs[name]), "o", color=WRONG, ms=4)[0]
+        if name in printed:
+            kinds["the paper, ImageNet"] = axes.plot(printed[name], row, "D", color=RIGHT, ms=5)[0]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set(xlabel="top-1 error less the base's, points")
+    axes.grid(axis="x", color="#e6e6e6", lw=0.6)
+    axes.set_axisbelow(True)
+    if kinds:
+        axes.legend([*kinds.values()], [*kinds], fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+@_as_png
 def confusion(matrix_KK: NDArray[np.integer[Any]], names: Sequence[str]) -> Figure:
     """How often pictures of a class (row) were taken for a class (column), as shares of the row.
 

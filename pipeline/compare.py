@@ -3,7 +3,7 @@
 Run:    make ablations [ONLY="one-column no-dropout"]   (python -m pipeline.compare experiments/ablations.yaml [VARIANT …])
 Reads:  a list of variants, and the params file that they vary
 Writes: records/<record>/runs.csv, a row for each finished run, its curves as <variant>-<seed>-<steps or epochs>.csv,
-        losses.png and table.md
+        losses.png, table.md, and where they were tested differences.png
 Expect: as long as the runs take, one after another; what runs.csv has is not run again, so it can be stopped anywhere
 """
 
@@ -44,6 +44,8 @@ class Variant:
     """Of the paper."""
     paper: str
     """What the paper says of it, in a few words; empty if it says nothing."""
+    adds: float | None = None
+    """Of that, what it adds to the top-1 error, in points; none: no number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,9 +186,7 @@ def table(comparison: Comparison) -> str:
     The differences are taken seed by seed; their interval is Student's, so that a variant of one seed has none.
     """
     views = "centre_" if comparison.target == "train" else ""
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    for row in rows(comparison):
-        found.setdefault(row["variant"], {})[row["seed"]] = row
+    found = by_variant(comparison)
     base = found.get(comparison.variants[0].name, {})
     lines = [
         "| variant | § | n | top-1 error, % | top-5 error, % | top-1 less the base's, 95 % | the paper |",
@@ -194,9 +194,8 @@ def table(comparison: Comparison) -> str:
     ]
     for variant in comparison.variants:
         if runs := found.get(variant.name):
-            pairs = [(seed, run) for seed, run in runs.items() if seed in base] if runs is not base else []
             one, five = f"{views}top1_error", f"{views}top5_error"
-            differences = [100 * (float(run[one]) - float(base[seed][one])) for seed, run in pairs]
+            differences = less(runs, base, one) if runs is not base else []
             cells = [
                 variant.name,
                 variant.section,
@@ -223,8 +222,21 @@ def table(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+def by_variant(comparison: Comparison) -> dict[str, dict[str, dict[str, str]]]:
+    """The finished runs, by variant and seed."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows(comparison):
+        found.setdefault(row["variant"], {})[row["seed"]] = row
+    return found
+
+
+def less(runs: Mapping[str, Mapping[str, str]], base: Mapping[str, Mapping[str, str]], error: str) -> list[float]:
+    """An error of some runs less that of the base with the same seed, in points; of the seeds that both have."""
+    return [100 * (float(run[error]) - float(base[seed][error])) for seed, run in runs.items() if seed in base]
+
+
 def draw(comparison: Comparison) -> None:
-    """The table and the curves of what is there, beside runs.csv."""
+    """The table and the figures of what is there, beside runs.csv."""
     from alexnet import figures
 
     runs: dict[str, list[tuple[list[float], list[float]]]] = {}
@@ -241,21 +253,35 @@ def draw(comparison: Comparison) -> None:
         made.write_bytes(figures.losses(runs, math.log(classes)))
     with stage.whole(folder / "table.md") as made:
         made.write_text(table(comparison) + "\n")
+    if comparison.target == "train":
+        return
+    found, adds = by_variant(comparison), {variant.name: variant.adds for variant in comparison.variants}
+    base, *others = (variant.name for variant in comparison.variants)
+    tested = {name: less(found[name], found.get(base, {}), "top1_error") for name in others if name in found}
+    intervals = {name: ends for name, values in tested.items() if (ends := interval(values)) is not None}
+    printed = {name: points for name, points in adds.items() if points is not None}
+    with stage.whole(folder / "differences.png") as made:
+        made.write_bytes(figures.differences(tested, intervals, printed))
 
 
 def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def _interval(differences: Sequence[float]) -> str:
+def interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of their mean; none of fewer than two."""
     count = len(differences)
-    if not count:
+    if count < 2:
+        return None
+    mean, half = statistics.mean(differences), T95.get(count, 1.96) * statistics.stdev(differences) / math.sqrt(count)
+    return mean - half, mean + half
+
+
+def _interval(differences: Sequence[float]) -> str:
+    if not differences:
         return ""
-    mean = statistics.mean(differences)
-    if count == 1:
-        return f"{mean:+.2f}"
-    half = T95.get(count, 1.96) * statistics.stdev(differences) / math.sqrt(count)
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    ends = interval(differences)
+    return f"{statistics.mean(differences):+.2f}" + (f" ({ends[0]:+.2f} to {ends[1]:+.2f})" if ends else "")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,10 @@ def of_losses() -> bytes:
     )
 
 
+def of_differences() -> bytes:
+    return figures.differences({"one": [1.0, 2.0, 2.5], "other": [0.5]}, {"one": (0.2, 3.4)}, {"other": 1.7, "none": 9.0})
+
+
 def of_activations() -> bytes:
     runs = [[0.9, 0.5, 0.2], [0.9, 0.4, 0.3]]
     return figures.relu_and_tanh(
@@ -67,7 +71,17 @@ def of_activations() -> bytes:
 
 @pytest.mark.parametrize(
     "draw",
-    [of_guesses, of_saliency, of_neighbours, of_kernels, of_curves, of_confusion, of_losses, of_activations],
+    [
+        of_guesses,
+        of_saliency,
+        of_neighbours,
+        of_kernels,
+        of_curves,
+        of_confusion,
+        of_losses,
+        of_differences,
+        of_activations,
+    ],
 )
 def test_same_bytes_and_no_trace(draw: Callable[[], bytes]) -> None:
     before = dict(matplotlib.rcParams)

@@ -57,6 +57,7 @@ def test_the_table_has_means_deviations_and_paired_intervals(tmp_path: Path, mon
         f"+5.33 ({low:+.2f} to {high:+.2f})",
         "worse",
     ]
+    assert compare.interval(differences.tolist()) == pytest.approx((low, high), rel=1e-3)
     assert lines[2][5].startswith("+2.00")
 
 
