@@ -105,7 +105,7 @@ def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
         with paths.opened(file) as source:
             yield source
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"{file}: gone or damaged: {error}. Run: dvc repro --force resize") from None
+        raise OSError(f"{file}: gone or damaged: {error}. Run: dvc repro --force --single-item resize") from None
 
 
 def held_out(count: int, learning: Learning) -> NDArray[np.bool_]:

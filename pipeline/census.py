@@ -85,9 +85,11 @@ class Census:
         try:
             return cls(**json.loads(file.read_text()))
         except FileNotFoundError:
-            raise FileNotFoundError(f"{file}: not there. Run: dvc repro --force resize") from None
+            raise FileNotFoundError(f"{file}: not there. Run: dvc repro --force --single-item resize") from None
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{file}: no counts of ours ({error}). Run: dvc repro --force resize") from None
+            raise ValueError(
+                f"{file}: no counts of ours ({error}). Run: dvc repro --force --single-item resize"
+            ) from None
 
 
 def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:

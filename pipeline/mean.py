@@ -61,11 +61,11 @@ def of_shard(file: AnyPath) -> Sums:
             try:
                 pictures.append(decode(image["bytes"]).numpy())
             except Undecodable as error:
-                raise ValueError(f"{file}: {name}: {error}. Run: dvc repro --force resize") from None
+                raise ValueError(f"{file}: {name}: {error}. Run: dvc repro --force --single-item resize") from None
         images_BCHW = np.stack(pictures)
         sums = (sums or Sums.none(images_BCHW.shape[-1])).add(images_BCHW)
     if sums is None:
-        raise ValueError(f"{file}: holds no picture. Run: dvc repro --force resize")
+        raise ValueError(f"{file}: holds no picture. Run: dvc repro --force --single-item resize")
     return sums
 
 

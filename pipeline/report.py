@@ -202,7 +202,7 @@ def fetch(
     if wanted - found.keys():
         raise ValueError(
             f"{folder}: no picture {min(wanted - found.keys())} in {split}, but data/evaluation names it. "
-            "Run: dvc repro --force evaluate"
+            "Run: dvc repro --force --single-item evaluate"
         )
     return found
 

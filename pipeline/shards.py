@@ -22,11 +22,11 @@ def locate(manifest: Manifest, machine: Machine) -> AnyPath:
     there = dict(paths.files(folder)) if folder.is_dir() else {}
     for shard in (shard for shards in manifest.shards.values() for shard in shards):
         if shard.file not in there:
-            raise ValueError(f"{folder / shard.file}: not there. Run: dvc repro --force resize")
+            raise ValueError(f"{folder / shard.file}: not there. Run: dvc repro --force --single-item resize")
         if there[shard.file] != shard.bytes:
             raise ValueError(
                 f"{folder / shard.file}: has {there[shard.file]} bytes, was made with {shard.bytes}. "
-                "Run: dvc repro --force resize"
+                "Run: dvc repro --force --single-item resize"
             )
     return folder
 
@@ -74,5 +74,5 @@ def inputs(machine: Machine) -> tuple[Manifest, Path]:
             )
         manifest, mean = Manifest.read(folder), folder / MEAN.name
     if not mean.exists():
-        raise FileNotFoundError(f"{mean}: not there. Run: dvc repro --force mean")
+        raise FileNotFoundError(f"{mean}: not there. Run: dvc repro --force --single-item mean")
     return manifest, mean

@@ -120,7 +120,9 @@ class Manifest:
             }
             return cls(**fields)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file}: no manifest of ours ({error}). Run: dvc repro --force resize") from None
+            raise ValueError(
+                f"{file}: no manifest of ours ({error}). Run: dvc repro --force --single-item resize"
+            ) from None
 
 
 def with_classes(schema: pa.Schema, classes: Iterable[Synset], **metadata: str) -> pa.Schema:

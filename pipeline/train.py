@@ -83,6 +83,7 @@ def run() -> None:
     with FileLock(folder.with_suffix(".lock")):
         if finished(folder) and _delivered(folder):
             # what it made was here once; that the stage runs again means that it is to be made anew
+            print(f"train: {folder} was finished and had its results here; it is removed, and made anew")
             shutil.rmtree(folder)
         _say_code(folder)
         done = finished(folder)
@@ -105,7 +106,7 @@ def read_inputs(settings: Machine) -> Inputs:
     augmentation, learning = params.read("augmentation", Augmentation), params.read("learning", Learning)
     manifest, mean = shards.inputs(settings)
     if manifest.rows("train") == 0:
-        raise ValueError("data/shards has no training picture. Run: dvc repro --force resize")
+        raise ValueError("data/shards has no training picture. Run: dvc repro --force --single-item resize")
     digest = hashlib.sha256(mean.read_bytes()).hexdigest()
     return Inputs(
         model=model,

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.sources.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RECORDS = (ROOT / "records/README.md").read_text()
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
@@ -163,9 +165,63 @@ def test_readme_says_for_each_source_what_to_type_and_it_is_valid():
     assert read == set(SOURCES) - {Sample}
 
 
+def test_what_readme_says_to_type_for_a_source_can_be_typed(tmp_path):
+    shown = re.search(r"## Where pictures come from\n(.*?)\n## ", README, re.S).group(1)
+    lines = re.findall(r"(?:mkdir -p \S+ && )?ln -s .*", shown)
+    assert len(lines) >= 8
+    for line in [re.search(r"`(mkdir -p data/store)`", shown).group(1), *lines]:
+        subprocess.run(line, shell=True, check=True, cwd=tmp_path)
+    assert len([link for link in (tmp_path / "data/store").rglob("*") if link.is_symlink()]) == len(lines)
+
+
+def test_no_advice_makes_more_anew_than_it_says():
+    """`dvc repro --force X` forces all that is above X as well; only download has nothing above it."""
+    files = [*(ROOT / "pipeline").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    forced = [
+        found for file in files for found in re.findall(r"dvc repro --force( --single-item)? (\w+)", file.read_text())
+    ]
+    assert len(forced) > 10
+    assert {name for single, name in forced if not single} == {"download"}
+
+
+def test_every_link_and_every_module_in_readme_is_there():
+    headings = {
+        re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", README, re.M)
+    }
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links
+    for link in links:
+        assert link[1:] in headings if link.startswith("#") else (ROOT / link).exists(), link
+    for module in re.findall(r"python -m ((?:pipeline|alexnet)[\w.]*)", README):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_every_row_of_the_ledger_has_its_test():
+    rows = re.search(r"## Where the paper and its code differ\n(.*)", README, re.S).group(1).split("| --- |")[-1]
+    rows = [line for line in rows.splitlines() if line.startswith("| ")]
+    assert len(rows) > 15
+    assert [row for row in rows if not re.search(r"\| `test_\w+`[^|]*\|$", row)] == []
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(each for each in (ROOT / "records").iterdir() if each.is_dir()), ids=lambda folder: folder.name
+)
+def test_a_record_is_dated_listed_and_whole(folder):
+    assert re.match(r"20\d\d-\d\d-\d\d-", folder.name)
+    (row,) = re.findall(rf"^\| \[{folder.name}\]\({folder.name}/\) \| (.*) \|$", RECORDS, re.M)
+    assert {"README.md", "params.yaml", "log.txt"} <= {file.name for file in folder.iterdir()}
+    assert [*folder.glob("*.csv"), *folder.glob("*.json")]
+    text = (folder / "README.md").read_text()
+    missing = [number for number in re.findall(r"(?<![\w.])\d*\.\d+", row) if number.lstrip("0") not in text]
+    assert missing == [], "the row says what the record does not"
+    for words in (r"\*\*Question\.\*\*", r"\*\*Verdict", r"\*\*Commands?\*\*", r"\*\*Machine\*\*", "commit"):
+        assert re.search(words, text), words
+    assert not re.search(r"/(work|root|home|tmp)/", text + (folder / "log.txt").read_text())
+
+
 def test_every_program_that_readme_says_to_run_is_there():
     named = re.findall(r"^python ([\w/]+\.py)", README, re.M)
-    assert {f"benchmarks/{name}.py" for name in ("kernel", "stage", "index")} <= set(named)
+    assert {f"benchmarks/{name}.py" for name in ("kernel", "stage", "index", "neighbours")} <= set(named)
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 

@@ -7,6 +7,7 @@ import csv
 import json
 
 import pytest
+from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from alexnet.model import Model, load
@@ -54,6 +55,16 @@ def test_a_recipe_makes_two_steps_at_full_width_and_is_tested_and_reported(copy,
         assert "drawn by a program" in (copy.folder / "report/index.html").read_text()
     finally:
         copy.run("git", "reset", "-q", "--hard")
+
+
+def test_they_stand_beside_each_other_in_one_view_of_mlflow(copy):
+    """README: by `model.network` and `ten_views/top1_error`. After the tests above, in their copy."""
+    client = MlflowClient(f"sqlite:///{copy.folder}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("alexnet").experiment_id])
+    tested = [run.data.params["model.network"] for run in runs if "ten_views/top1_error" in run.data.metrics]
+    assert sorted(tested) == ["alexnet"] * 5 + ["resnet50", "vgg16"]
+    registered = {model.name for model in client.search_registered_models()}
+    assert registered == {"alexnet-drawn", "resnet50-drawn", "vgg16-drawn"}
 
 
 @pytest.mark.parametrize("name", [name for name in layouts.ALL if ", " not in name])  # one for each source

@@ -129,12 +129,18 @@ def official(
         published.there(remote, folder / remote.name, complete=True)
         md5[remote.name] = remote.md5
     known = devkit(folder / year.devkit, year)
-    said = {"classes": len(known.classes), "train": sum(known.train_images), "val": len(known.val_wnids)}
-    for what, count in said.items():
+    said = [
+        (year.devkit, "classes", len(known.classes)),
+        (year.devkit, "train", sum(known.train_images)),
+        (year.devkit, "val", len(known.val_wnids)),
+    ]
+    if year.test_truth:
+        truth = folder / year.test_truth
+        said.append((year.test_truth, "test", len(_truth(truth.read_bytes(), str(truth), known.wnids))))
+    for name, what, count in said:
         if count != counts[what]:
             raise ValueError(
-                f"{folder / year.devkit}: says {count:,} {what}, ILSVRC-{year.number} has {counts[what]:,}. Fetch it "
-                f"again{PART}"
+                f"{folder / name}: says {count:,} {what}, ILSVRC-{year.number} has {counts[what]:,}. Fetch it again{PART}"
             )
     found = contents(folder, store, year, classes)
     for archive in found.archives.to_pylist():

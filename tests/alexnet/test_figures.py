@@ -59,7 +59,9 @@ def of_losses() -> bytes:
 
 
 def of_differences() -> bytes:
-    return figures.differences({"one": [1.0, 2.0, 2.5], "other": [0.5]}, {"one": (0.2, 3.4)}, {"other": 1.7, "none": 9.0})
+    return figures.differences(
+        {"one": [1.0, 2.0, 2.5], "other": [0.5]}, {"one": (0.2, 3.4)}, {"other": 1.7, "none": 9.0}
+    )
 
 
 def of_activations() -> bytes:

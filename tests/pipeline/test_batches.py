@@ -257,7 +257,9 @@ def test_a_damaged_shard_is_named_with_what_to_do(tmp_path: Path, fault: str) ->
     else:
         data[middle] ^= 1
     file.write_bytes(data)
-    with pytest.raises(OSError, match=r"train-0\.parquet: gone or damaged.*Run: dvc repro --force resize"):
+    with pytest.raises(
+        OSError, match=r"train-0\.parquet: gone or damaged.*Run: dvc repro --force --single-item resize"
+    ):
         list(batches.batches(pictures, order(pictures, learning(), 0), 8))
 
 

@@ -66,7 +66,9 @@ def test_the_lines_say_the_counts() -> None:
 def test_what_was_written_is_read_and_what_is_not_ours_is_named(tmp_path: Path) -> None:
     census = counted(list(itertools.chain(*KINDS.values())))
     file = tmp_path / "pictures.json"
-    with pytest.raises(FileNotFoundError, match=r"pictures\.json: not there\. Run: dvc repro --force resize"):
+    with pytest.raises(
+        FileNotFoundError, match=r"pictures\.json: not there\. Run: dvc repro --force --single-item resize"
+    ):
         Census.read(file)
     file.write_text(census.to_json())
     assert Census.read(file) == census

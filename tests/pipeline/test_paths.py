@@ -339,7 +339,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(local: Path, s3: Ob
         with s3.system.open_output_stream(key) as out:
             out.write(b"PAR1")
     said = "not there" if how == "gone" else f"has 4 bytes, was made with {shard.bytes}"
-    with pytest.raises(ValueError, match=rf"^s3://{key}: {said}\. Run: dvc repro --force resize$"):
+    with pytest.raises(ValueError, match=rf"^s3://{key}: {said}\. Run: dvc repro --force --single-item resize$"):
         shards.locate(manifest, settings)
 
 

@@ -239,7 +239,7 @@ def test_pictures_are_found_in_their_shards(here: Manifest) -> None:
     found = report.fetch(stored, "train", here, Path("data/shards"))
     assert {name: label for name, (_, label) in found.items()} == stored
     assert {picture.shape for picture, _ in found.values()} == {(256, 256, 3)}
-    with pytest.raises(ValueError, match=r"no picture zebra in val, .* Run: dvc repro --force evaluate"):
+    with pytest.raises(ValueError, match=r"no picture zebra in val, .* Run: dvc repro --force --single-item evaluate"):
         report.fetch(["zebra"], "val", here, Path("data/shards"))
 
 

@@ -458,7 +458,7 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet"}
     assert list((storage / "shards/work").iterdir()) == []
     stage.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
-    with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force mean"):
+    with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force --single-item mean"):
         shards.inputs(machine)
     folder = shards.prepared(machine)
     assert folder is not None

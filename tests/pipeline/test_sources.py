@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import download, fetch, params
 from pipeline.fetch import Remote
-from pipeline.sources import cifar10, huggingface, ilsvrc2012, imagenette, tars, tiny_imagenet
+from pipeline.sources import cifar10, huggingface, ilsvrc2010, ilsvrc2012, imagenette, tars, tiny_imagenet
 from pipeline.sources.contents import Contents
 from tests.pipeline import layouts
 from tests.pipeline.layouts import Layout
@@ -234,6 +234,20 @@ def test_the_test_pictures_of_2010_may_be_missing_from_a_part(store: Path) -> No
     (store / "ilsvrc2010/patch_images.tar").unlink()
     found = contents(store, layout.section)
     assert Counter(found.pictures["split"].to_pylist()) == {"train": 12, "val": 6}
+
+
+def test_all_test_pictures_of_2010_have_to_be_there(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = layouts.ilsvrc(store, 2010)
+    section = layout.section | {"complete": True}
+    test = layouts.TEST * len(layouts.WNIDS)
+    counts = {"classes": 3, "train": 12, "val": 6, "test": 7}
+    monkeypatch.setattr(ilsvrc2010, "COUNTS", counts)
+    with pytest.raises(
+        ValueError, match=rf"ILSVRC2010_test_ground_truth\.txt: says {test} test, ILSVRC-2010 has 7\. Fetch it"
+    ):
+        contents(store, section)
+    monkeypatch.setattr(ilsvrc2010, "COUNTS", counts | {"test": test})
+    assert rows(contents(store, section), store) == layout.rows
 
 
 def hub(server: Server, folder: Path, token: str | None = None) -> dict[str, bytes]:

@@ -167,7 +167,7 @@ def test_a_manifest_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError, match="dvc repro resize"):
         Manifest.read(tmp_path)
     (tmp_path / "manifest.json").write_text('{"side": 256}')
-    with pytest.raises(ValueError, match=r"manifest\.json: .*Run: dvc repro --force resize"):
+    with pytest.raises(ValueError, match=r"manifest\.json: .*Run: dvc repro --force --single-item resize"):
         Manifest.read(tmp_path)
 
 
