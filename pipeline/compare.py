@@ -72,12 +72,10 @@ def main() -> None:
     try:
         comparison = params.check(params.load(file), Comparison, file)
         variants = select(comparison, chosen, file)
-        check_cache()
-        for variant in variants:
-            for seed in comparison.seeds:
-                run(comparison, variant, seed)
+        ran = [run(comparison, variant, seed) for variant in variants for seed in comparison.seeds]
         print(table(comparison))
-        draw(comparison)
+        if any(ran):
+            draw(comparison)
     except (ValueError, OSError) as error:
         raise SystemExit(f"compare: {error}") from None
 
@@ -123,11 +121,12 @@ def key(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run(comparison: Comparison, variant: Variant, seed: int) -> None:
-    """Runs one variant with one seed, unless its row is there; appends the row."""
+def run(comparison: Comparison, variant: Variant, seed: int) -> bool:
+    """Runs one variant with one seed and appends the row; false if it was there."""
     document = wanted(comparison, variant, seed)
     if any(row["key"] == key(document) for row in rows(comparison)):
-        return
+        return False
+    check_cache()
     name = recipe.unused(f"{Path(comparison.record).name}-{variant.name}-{seed}")
     command = recipe.command(Path(comparison.base), document, name, comparison.target)
     print(f"compare: {variant.name}, seed {seed}: {' '.join(command)}", flush=True)
@@ -136,6 +135,7 @@ def run(comparison: Comparison, variant: Variant, seed: int) -> None:
     if done.returncode:
         raise ValueError(f"{variant.name}, seed {seed}: dvc exp run ended with {done.returncode}; what is done is kept")
     record(comparison, variant, seed, document, name, (time.monotonic() - began) / 60)
+    return True
 
 
 def record(

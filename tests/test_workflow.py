@@ -191,6 +191,11 @@ def test_variants_are_run_once_recorded_and_compared(workflow):
     file.write_text("\n".join(lines) + "\n")
     workflow.run("git", "add", "-A")
     workflow.run("git", "commit", "-qm", "a comparison")
+    shutil.move(workflow.folder / ".dvc/cache", workflow.folder / "away")
+    code, said_too = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml", check=False)
+    shutil.move(workflow.folder / "away", workflow.folder / ".dvc/cache")
+    assert code == 1
+    assert "not in DVC's cache. Run first: make repro, or dvc pull" in said_too
     said = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml", "other")
     assert "compare: other, seed" in said and "compare: one, seed" not in said
     said = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml")
@@ -198,15 +203,13 @@ def test_variants_are_run_once_recorded_and_compared(workflow):
     error = 100 * json.loads((workflow.folder / "metrics.json").read_text())["ten_views"]["top1_error"]
     assert f"| other |  | 1 | {error:.2f} |" in said
     assert "| +0.00 |" in said
-    shutil.move(workflow.folder / ".dvc/cache", workflow.folder / "away")
-    code, said_too = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml", check=False)
-    shutil.move(workflow.folder / "away", workflow.folder / ".dvc/cache")
-    assert code == 1
-    assert "not in DVC's cache. Run first: make repro, or dvc pull" in said_too
     record = workflow.folder / "records/two"
     assert (record / "table.md").read_text().strip() in said
     assert all((record / f"{name}.png").stat().st_size > 1000 for name in ("losses", "differences"))
     assert (record / f"one-{seed}-steps.csv").read_bytes() == (workflow.folder / "data/history/steps.csv").read_bytes()
+    (record / "losses.png").unlink()
+    assert workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml").strip() in said
+    assert not (record / "losses.png").exists(), "a finished record is printed, not written"
     shutil.rmtree(record)
     workflow.run("git", "reset", "-q", "--hard", "HEAD~1")
 
