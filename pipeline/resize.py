@@ -36,10 +36,8 @@ from pipeline.census import Census
 from pipeline.machine import Machine, read, store
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
-from pipeline.shards import SHARDS, elsewhere, locate, prepared, stored
+from pipeline.shards import SHARDS, elsewhere, prepared, stored
 from pipeline.tables import Manifest, Shard, Synset
-
-__all__ = ["Resize", "locate", "prepared", "run"]
 
 INDEX = Path("data/index")
 

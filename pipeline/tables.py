@@ -125,12 +125,12 @@ class Manifest:
             ) from None
 
 
-def with_classes(schema: pa.Schema, classes: Iterable[Synset], **metadata: str) -> pa.Schema:
-    """`schema` with `label` marked as Hugging Face's ClassLabel and `image` as its Image, and further metadata."""
+def with_classes(schema: pa.Schema, classes: Iterable[Synset]) -> pa.Schema:
+    """`schema` with `label` marked as Hugging Face's ClassLabel and `image` as its Image."""
     names = [synset.wnid for synset in classes]
     features: dict[str, object] = {field.name: _feature(field, names) for field in schema}
     huggingface = json.dumps({"info": {"features": features}}, sort_keys=True)
-    return schema.with_metadata({"huggingface": huggingface, **metadata})
+    return schema.with_metadata({"huggingface": huggingface})
 
 
 def _feature(field: pa.Field, names: list[str]) -> dict[str, object]:

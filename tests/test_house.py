@@ -14,7 +14,7 @@ import torch
 from ruamel.yaml import YAML
 
 from alexnet import dataset
-from pipeline import params, recipe
+from pipeline import params
 from pipeline.download import SOURCES
 from pipeline.machine import Machine
 from pipeline.sources.sample import Sample
@@ -241,12 +241,6 @@ def test_machine_example_has_every_key_and_only_those():
     example = params.load(ROOT / "machine.example.yaml")
     assert set(example) == {field.name for field in dataclasses.fields(Machine)}
     assert params.check(example, Machine, Path("machine.example.yaml")) == Machine()
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_recipe_is_a_complete_params_file(file):
-    keys, here = (set(recipe.flat(params.load(each))) for each in (file, ROOT / "params.yaml"))
-    assert {key for key in keys ^ here if not key.startswith(recipe.OPEN)} == set()
 
 
 def test_the_lock_is_hashed_and_names_no_index():

@@ -100,7 +100,6 @@ def test_what_cannot_be_is_refused_with_file_and_key(here: Path, text: str, word
     assert word in refusal(here, text)
 
 
-@pytest.mark.skipif(not EXAMPLE.exists(), reason="there is no machine.example.yaml")
 def test_the_example_is_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALEXNET_MACHINE", str(EXAMPLE))
     assert isinstance(machine.read(), Machine)
