@@ -699,7 +699,10 @@ def test_it_begins_with_clusters_in_the_first_layers(
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     inputs = train.read_inputs(Machine())
-    found = start.found(inputs.start, inputs.model, 0, inputs.manifest, inputs.mean, folder / "data/shards")
+    place = folder / "data/shards"
+    found = start.found(
+        inputs.start, inputs.model, inputs.augmentation, inputs.learning, inputs.manifest, inputs.mean, place
+    )
     for name, weight in learned(folder).items():
         assert torch.equal(weight, found.get(name, drawn.state_dict()[name])), name
         assert (name in found) == (not torch.equal(weight, drawn.state_dict()[name]))
