@@ -299,12 +299,12 @@ def differences(
     kinds: dict[str, Any] = {}
     for row, name in enumerate(names):
         if name in intervals:
-            kinds["95 % interval of the mean"] = axes.plot(intervals[name], (row, row), color=WRONG, lw=5, alpha=0.35)[
-                0
-            ]
-        kinds["a seed"] = axes.plot(runs[name], [row] * len(runs[name]), "o", color=WRONG, ms=4)[0]
+            (kinds["95 % interval of the mean"],) = axes.plot(
+                intervals[name], (row, row), color=WRONG, lw=5, alpha=0.35
+            )
+        (kinds["a seed"],) = axes.plot(runs[name], [row] * len(runs[name]), "o", color=WRONG, ms=4)
         if name in printed:
-            kinds["the paper, ImageNet"] = axes.plot(printed[name], row, "D", color=RIGHT, ms=5)[0]
+            (kinds["the paper, ImageNet"],) = axes.plot(printed[name], row, "D", color=RIGHT, ms=5)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)

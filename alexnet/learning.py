@@ -139,7 +139,7 @@ class Rates:
 
     @property
     def last(self) -> float:
-        """Of the weights of layer 8, which no schedule lets fall before another layer's: the one to show for all."""
+        """Of the weights of layer 8: the one to show where a single one is shown. In 2012 it was the last to fall."""
         return self.of("fc8.weight")
 
     def of(self, parameter: str) -> float:
