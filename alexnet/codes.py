@@ -156,7 +156,9 @@ def _mean_and_scale(blocks: Callable[[], Iterable[Floats]]) -> tuple[Tensor, flo
         sum_F = sum_F + wide_NF.sum(0)
         squares += wide_NF.square().sum().item()
     if not rows:
-        raise ValueError("there is no row of finite features to learn codes from")
+        raise ValueError(
+            "there is no row of finite features to learn codes from: the network has diverged. Train it at a smaller rate"
+        )
     mean_F = sum_F / rows
     variance = squares / rows / len(mean_F) - mean_F.square().mean().item()
     return mean_F.float(), max(variance, 0.0) ** 0.5 or 1.0

@@ -48,9 +48,13 @@ class AcrossSpace(nn.Module):
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """B×C×H×W → the same shape."""
-        side = SPATIAL_SIDE
-        # the divisor stays 25 at the borders, as in 2012
-        return normalize(maps_BCHW, lambda maps: F.avg_pool2d(maps, side, 1, side // 2), SPATIAL_K, SPATIAL_ALPHA)
+        return normalize(maps_BCHW, _mean_near, SPATIAL_K, SPATIAL_ALPHA)
+
+
+def _mean_near(maps_BCHW: Tensor) -> Tensor:
+    """The mean over 5×5 places, zeros outside: the divisor stays 25 at the borders, as in 2012. First down, then across."""
+    side, half = SPATIAL_SIDE, SPATIAL_SIDE // 2
+    return F.avg_pool2d(F.avg_pool2d(maps_BCHW, (side, 1), 1, (half, 0)), (1, side), 1, (0, half))
 
 
 def normalize(maps: Tensor, total: Sum, k: float, scale: float) -> Tensor:

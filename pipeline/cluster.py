@@ -141,7 +141,9 @@ def each(
     elsewhere. What it raises is raised here; `OSError` if its workers keep dying.
     """
     most = workers(machine, len(items))
-    task = ray.remote(num_cpus=min(1, cpus() / most), num_gpus=gpus, max_retries=3)(work)
+    # 0: a worker takes one task after another. Left to itself Ray ends it after each task on a GPU, and the next has to
+    # import torch and wake the GPU again, some 4 s for each shard
+    task = ray.remote(num_cpus=min(1, cpus() / most), num_gpus=gpus, max_retries=3, max_calls=0)(work)
     running: dict[ray.ObjectRef[Result], Item] = {}
     for item in items:
         running[task.remote(item)] = item

@@ -10,7 +10,9 @@ Expect: as long as the runs take, one after another; what runs.csv has is not ru
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
+import io
 import json
 import math
 import statistics
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from pipeline import params, recipe, stage
 
 RECORDS = Path("records")
 
-COLUMNS = ("variant", "seed", "key", "experiment", "commit", "minutes", "classes", "top1_error", "top5_error",
-           "centre_top1_error", "centre_top5_error", "images")  # fmt: skip
+ERRORS = ("top1_error", "top5_error", "centre_top1_error", "centre_top5_error")
+
+COLUMNS = ("variant", "seed", "key", "experiment", "commit", "minutes", "classes", *ERRORS, "images")
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's 97.5 % point for a mean of so many differences."""
@@ -60,8 +63,18 @@ class Comparison:
     """The stage up to which each run goes."""
     seeds: tuple[int, ...]
     """Values of learning.seed."""
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant, ...] = ()
     """The first is what the others are compared with."""
+    variants_of: str = ""
+    """Another such file, whose variants are these: the same question on another base."""
+    besides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the name of one of those, what has to change on this base besides."""
+
+    def __post_init__(self) -> None:
+        if bool(self.variants) == bool(self.variants_of):
+            raise ValueError("either variants or variants_of has to be given")
+        if self.besides and not self.variants_of:
+            raise ValueError("besides is for the variants of another file, which variants_of has to name")
 
 
 def main() -> None:
@@ -70,7 +83,7 @@ def main() -> None:
         raise SystemExit("usage: python -m pipeline.compare FILE [VARIANT ...]")
     file, chosen = Path(sys.argv[1]), sys.argv[2:]
     try:
-        comparison = params.check(params.load(file), Comparison, file)
+        comparison = read(file)
         variants = select(comparison, chosen, file)
         ran = [run(comparison, variant, seed) for variant in variants for seed in comparison.seeds]
         print(table(comparison))
@@ -78,6 +91,19 @@ def main() -> None:
             draw(comparison)
     except (ValueError, OSError) as error:
         raise SystemExit(f"compare: {error}") from None
+
+
+def read(file: Path) -> Comparison:
+    """A file in experiments/, with the variants of another one if it names that."""
+    comparison = params.check(params.load(file), Comparison, file)
+    if not comparison.variants_of:
+        return comparison
+    variants = {variant.name: variant for variant in read(Path(comparison.variants_of)).variants}
+    for name, changes in comparison.besides.items():
+        if name not in variants:
+            raise ValueError(f"{file}: besides: there is no variant {name!r}; there are {', '.join(variants)}")
+        variants[name] = dataclasses.replace(variants[name], changes={**variants[name].changes, **changes})
+    return dataclasses.replace(comparison, variants=(*variants.values(),), variants_of="", besides={})
 
 
 def select(comparison: Comparison, chosen: Sequence[str], file: Path) -> list[Variant]:
@@ -134,41 +160,66 @@ def run(comparison: Comparison, variant: Variant, seed: int) -> bool:
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise ValueError(f"{variant.name}, seed {seed}: dvc exp run ended with {done.returncode}; what is done is kept")
-    record(comparison, variant, seed, document, name, (time.monotonic() - began) / 60)
+    minutes = f"{(time.monotonic() - began) / 60:.1f}"
+    steps, epochs, facts = of_experiment(comparison, name)
+    record(comparison, variant, seed, document, steps, epochs, {**facts, "commit": commit(), "minutes": minutes})
     return True
 
 
 def record(
-    comparison: Comparison, variant: Variant, seed: int, document: Mapping[str, Any], name: str, minutes: float
+    comparison: Comparison,
+    variant: Variant,
+    seed: int,
+    document: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    epochs: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
 ) -> None:
-    """Writes down what a finished experiment came to."""
-    import dvc.api
-
+    """Writes down what a finished run came to: its curves, and its row, of which `facts` are the cells beside its name."""
     folder = RECORDS / comparison.record
     folder.mkdir(parents=True, exist_ok=True)
-    for curve in ("steps", "epochs"):
-        text = dvc.api.read(f"data/history/{curve}.csv", rev=name)
+    for curve, points in (("steps", steps), ("epochs", epochs)):
         with stage.whole(folder / f"{variant.name}-{seed}-{curve}.csv") as made:
-            made.write_text(text)
-    row: dict[str, Any] = {
-        "variant": variant.name, "seed": seed, "key": key(document), "experiment": name, "minutes": f"{minutes:.1f}",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip(),
-    }  # fmt: skip
-    row["classes"] = len(json.loads(dvc.api.read("data/shards/manifest.json", rev=name))["classes"])
+            _write(made, list(points[0]) if points else ["step"], points)
+    row = {"variant": variant.name, "seed": seed, "key": key(document), **facts}
     if comparison.target == "train":
-        with (folder / f"{variant.name}-{seed}-epochs.csv").open(newline="") as handle:
-            last = list(csv.DictReader(handle))[-1]
-        row |= {f"centre_top{top}_error": last[f"val_top{top}_error"] for top in (1, 5)}
-    else:
-        metrics = json.loads(dvc.api.read("metrics.json", rev=name))
-        row |= {"images": metrics["images"]}
-        row |= {f"top{top}_error": metrics["ten_views"][f"top{top}_error"] for top in (1, 5)}
-        row |= {f"centre_top{top}_error": metrics["centre"][f"top{top}_error"] for top in (1, 5)}
+        row |= {f"centre_top{top}_error": epochs[-1][f"val_top{top}_error"] for top in (1, 5)}
     known = rows(comparison)
-    with stage.whole(folder / "runs.csv") as made, made.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n", restval="")
+    with stage.whole(folder / "runs.csv") as made:
+        _write(made, COLUMNS, [*known, row])
+
+
+def of_experiment(
+    comparison: Comparison, name: str
+) -> tuple[list[dict[str, str]], list[dict[str, str]], dict[str, Any]]:
+    """Of a finished experiment the history by step and by epoch, and the cells of its row."""
+    import dvc.api
+
+    steps, epochs = (
+        list(csv.DictReader(io.StringIO(dvc.api.read(f"data/history/{curve}.csv", rev=name))))
+        for curve in ("steps", "epochs")
+    )
+    facts: dict[str, Any] = {"experiment": name}
+    facts["classes"] = len(json.loads(dvc.api.read("data/shards/manifest.json", rev=name))["classes"])
+    if comparison.target == "evaluate":
+        metrics = json.loads(dvc.api.read("metrics.json", rev=name))
+        facts["images"] = metrics["images"]
+        facts |= {f"top{top}_error": metrics["ten_views"][f"top{top}_error"] for top in (1, 5)}
+        facts |= {f"centre_top{top}_error": metrics["centre"][f"top{top}_error"] for top in (1, 5)}
+    return steps, epochs, facts
+
+
+def commit() -> str:
+    """The commit that is checked out; empty outside of git."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def _write(file: Path, head: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    with file.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, head, lineterminator="\n", restval="")
         writer.writeheader()
-        writer.writerows([*known, row])
+        writer.writerows(lines)
 
 
 def rows(comparison: Comparison) -> list[dict[str, str]]:

@@ -34,8 +34,8 @@ class Start:
     """params.yaml, `start:` — what takes the place of the first weights that `model` asks for."""
 
     network: str
-    """none, or a trained network to go on from: a model.pt, or an MLflow model as models:/alexnet@champion,
-    models:/alexnet/3, models:/m-… or runs:/…/model. The paper: one trained on Fall 2011 (§6)."""
+    """none, or a trained network to go on from: a model.pt, a run's checkpoint.pt, or an MLflow model as
+    models:/alexnet@champion, models:/alexnet/3, models:/m-… or runs:/…/model. The paper: one trained on Fall 2011 (§6)."""
     layers: Literal["fitting"] | tuple[str, ...]
     """Which of its layers are taken over; the others are drawn. fitting: each that has the same shapes here, but the last
     one only if it tells the same classes apart."""
@@ -89,13 +89,14 @@ def origin(section: Start, model: Model, manifest: Manifest, settings: Machine) 
         if not file.is_file():
             raise FileNotFoundError(
                 f"params.yaml: start.network: {file}: no such file. It has to be a model.pt, such as data/model.pt "
-                "of another working copy, or an MLflow model, such as models:/alexnet@champion"
+                "of another working copy, a run's checkpoint.pt, or an MLflow model, such as models:/alexnet@champion"
             )
         where, data = str(file), file.read_bytes()
     try:
         # not model.load: this code need not be able to build that network, of which it takes some layers
         contents = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        theirs, facts, run = contents["weights"], contents["facts"], contents["facts"]["fingerprint"]
+        theirs, facts = contents["weights"], contents.get("facts", contents)  # a checkpoint says its facts itself
+        run = facts["fingerprint"]
         same = [wnid for wnid, _ in facts["classes"]] == [synset.wnid for synset in manifest.classes]
     except Exception as error:  # a file of anything can raise anything in torch's reader, whose words are not for here
         fault = type(error).__name__

@@ -48,6 +48,8 @@ WEIGHTS = PurePosixPath("extra_files/model.pt")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# An exported program keeps its device, and ours is the CPU; where there is a GPU, MLflow would try that
+os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
 
 
 @dataclass

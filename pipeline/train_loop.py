@@ -1,37 +1,31 @@
-"""What every worker of `train` does: its place in the network and the batch, its steps, and the checkpoints."""
+"""What Ray's every worker of `train` does: it finds its place, learns, tells its driver, and leaves checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import json
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from ray.train import Checkpoint
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from alexnet.augmentation import Augmentation, Statistics, centre_view, subtracted, training_patches
-from alexnet.columns import Apart, Link, Together, gather
+from alexnet.augmentation import Augmentation
+from alexnet.columns import Apart, Together
 from alexnet.dataset import Mean
-from alexnet.errors import credits
-from alexnet.learning import Learning, Measured, Momentum, Rates, Reduce, precision, step
-from alexnet.model import Dropout, Model, build
+from alexnet.learning import Learning
+from alexnet.model import Model
 from pipeline import stage
-from pipeline.batches import Batch, Order, Pictures, batches, held_out, order
+from pipeline.batches import Pictures, batches
+from pipeline.learner import Learner, Lesson, Place
 from pipeline.paths import AnyPath
 from pipeline.tables import Manifest
 
@@ -39,9 +33,6 @@ CHECKPOINT = "checkpoint.pt"
 
 LIST = "checkpoint_manager_snapshot.json"
 """Ray's list of a run's checkpoints."""
-
-VALIDATION_BATCH = 64
-"""Pictures at a time. It decides only the last bits of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +78,6 @@ class Mailbox:
         return rows, self.images, self.first
 
 
-@dataclass
-class Progress:
-    """How far the learning is, and what it measured: all that a checkpoint holds beside tensors."""
-
-    epoch: int = 0
-    batch: int = 0
-    """The next one in the epoch."""
-    step: int = 0
-    steps: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    epochs: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    epoch_sums: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Of the epoch so far: loss, right, count."""
-
-
 def loop(config: dict[str, Task]) -> None:
     """Ray Train's function for a worker. What it leaves is its last checkpoint, after the last epoch."""
     task = config["task"]
@@ -108,169 +85,51 @@ def loop(config: dict[str, Task]) -> None:
     worker = Worker(task)
     worker.restore()
     worker.tell(*worker.progress.steps, *worker.progress.epochs)
-    while worker.progress.epoch < task.learning.epochs:
-        worker.epoch()
+    worker.learn()
 
 
-class Worker:
+class Worker(Learner):
     """One process of the training: one or both columns of the network, for a share of each batch."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         context = ray.train.get_context()
-        self.rank, size = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
-        self.link, self.replica, self.replicas, self.reduce = _place(self.rank, size, task)
-        self.network = build(task.model, len(task.manifest.classes), self.link)
-        self.network.draw_first_weights(task.learning.seed)
-        if self.replicas > 1 and any(isinstance(layer, _BatchNorm) for layer in self.network.modules()):
-            raise ValueError(
-                "params.yaml: model: batch normalization takes its means over the whole batch, and each of several replicas "
-                "sees a part of it. Set placement: one in machine.yaml"
-            )
-        self.network.load_state_dict(self.network.state_dict() | self.network.part(ray.get(task.first)))
-        dtype = torch.float64 if task.learning.precision == "float64" else torch.float32
-        self.network.to(self.device, dtype)
-        self.rule = Momentum(self.network, task.learning)
-        mean, values, vectors = (
-            torch.from_numpy(array).to(self.device, dtype)
-            for array in (task.mean.image_CHW, task.mean.eigenvalues_C, task.mean.eigenvectors_CC)
+        self.rank = context.get_world_rank()
+        lesson = Lesson(
+            model=task.model,
+            augmentation=task.augmentation,
+            learning=task.learning,
+            mean=task.mean,
+            classes=len(task.manifest.classes),
+            first=ray.get(task.first),
         )
-        self.statistics = Statistics(subtracted(mean, task.augmentation), values, vectors)
-        self.dtype = dtype
-        self.train = self._pictures("train")
-        self.aside = np.flatnonzero(held_out(len(self.train), task.learning))
-        self.progress = Progress()
-
-    def _pictures(self, split: str) -> Pictures:
-        return Pictures(self.task.shards, [shard.file for shard in self.task.manifest.shards[split]])
-
-    def epoch(self) -> None:
-        """The rest of an epoch, and its validation."""
-        task, progress = self.task, self.progress
-        watched = "val_top1_error" if task.learning.watched == "validation" else "held_out_top1_error"
-        rates = task.learning.rates(progress.epoch, [row.get(watched, np.inf) for row in progress.epochs])
-        rate = rates.last
-        started, seen, window = time.monotonic(), 0, [0.0, 0.0, 0.0]
-        for batch in self._batches(progress.epoch, progress.batch):
-            measured = self._step(batch, rates)
-            for sums in (window, progress.epoch_sums):
-                sums[0] += measured.loss_sum
-                sums[1] += measured.right
-                sums[2] += measured.count
-            seen += measured.count
-            progress.step += 1
-            progress.batch += 1
-            if progress.step % task.learning.log_steps == 0:
-                # a checkpoint falls only here, where no sum is open
-                row = {"step": progress.step, "epoch": progress.epoch, "rate": rate, **_means(*window)}
-                progress.steps.append(row)
-                self.tell(row | {"images_per_second": seen / (time.monotonic() - started)})
-                window = [0.0, 0.0, 0.0]
-                if progress.step - self.saved_step >= task.checkpoint_steps:
-                    self.save()
-        row = {"epoch": progress.epoch, "step": progress.step, "rate": rate}
-        row |= {f"train_{name}": value for name, value in _means(*progress.epoch_sums).items()}
-        pictures = self._pictures("val")
-        row |= {f"val_{name}": value for name, value in self.measure(pictures, np.arange(len(pictures))).items()}
-        if len(self.aside):
-            row |= {f"held_out_{name}": value for name, value in self.measure(self.train, self.aside).items()}
-        progress.epochs.append(row)
-        self.tell(row)
-        progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
-        self.save()
-
-    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        learning = self.task.learning
-        return batches(
-            self.train,
-            order(self.train, learning, epoch),
-            learning.batch_size,
-            first=first,
-            replica=self.replica,
-            replicas=self.replicas,
-            threads=self.task.threads,
+        train, val = (
+            Pictures(task.shards, [shard.file for shard in task.manifest.shards[split]]) for split in ("train", "val")
         )
-
-    def _step(self, batch: Batch, rates: Rates) -> Measured:
-        task, progress = self.task, self.progress
-        places, labels = batch.places.to(self.device), batch.labels.to(self.device)
-        patches = torch.empty(0, device=self.device)
-        if len(labels):
-            images = batch.images.to(self.device)
-            patches = training_patches(
-                images, places, self.statistics, task.augmentation, task.learning.seed, progress.epoch, self.dtype,
-                task.model.patch,
-            )  # fmt: skip
-        dropout = Dropout(task.learning.seed, progress.step, places - batch.number * task.learning.batch_size)
-        return step(
-            self.network,
-            self.rule,
-            patches,
-            labels,
-            rates=rates,
-            dropout=dropout,
-            count=batch.count,
-            reduce=self.reduce,
-        )
-
-    @torch.no_grad()
-    def measure(self, pictures: Pictures, chosen: NDArray[np.int64]) -> dict[str, float]:
-        """Loss, top-1 and top-5 error on the centre patches of the chosen pictures, each exactly once."""
-        as_stored = Order(chosen, np.arange(len(chosen)) % self.replicas)
-        self.network.eval()
-        sums = torch.zeros(4, dtype=torch.float64)
-        for batch in batches(
-            pictures,
-            as_stored,
-            VALIDATION_BATCH,
-            replica=self.replica,
-            replicas=self.replicas,
-            threads=self.task.threads,
-        ):
-            if len(batch.labels):
-                labels = batch.labels.to(self.device)
-                images = batch.images.to(self.device)
-                patches = centre_view(images, self.statistics.mean_CHW, self.task.model.patch)
-                with precision(self.task.learning, self.device):
-                    logits = self.network(patches)
-                logits = logits.to(self.dtype)
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                rights = [credits(logits, labels, top).sum() for top in (1, 5)]
-                sums += torch.stack([loss.double(), *rights, loss.new_tensor(len(labels)).double()]).cpu()
-        sums = sums.to(self.device)
-        if self.reduce is not None:
-            self.reduce([sums])
-        loss_sum, right, right5, seen = sums.tolist()
-        assert seen == len(chosen), f"{seen} of {len(chosen)} pictures were seen"
-        return {**_means(loss_sum, right, seen), "top5_error": 1 - right5 / seen}
+        read = functools.partial(batches, threads=task.threads)
+        place = _place(self.rank, context.get_world_size(), task)
+        super().__init__(lesson, train, val, read, ray.train.torch.get_device(), place)
+        self.saved_step = 0
 
     def tell(self, *rows: dict[str, float]) -> None:
         """Sends the driver rows of history, and how many pictures were learned from."""
         if self.rank == 0:
-            done = self.progress.epoch * (len(self.train) - len(self.aside)) + self.progress.epoch_sums[2]
+            done = self.progress.epoch * (len(self.pictures) - len(self.aside)) + self.progress.epoch_sums[2]
             self.task.mailbox.put.remote([*rows], done)
 
+    def pause(self) -> None:
+        """A checkpoint at the end of an epoch, and within one when enough steps have gone by."""
+        if self.progress.batch == 0 or self.progress.step - self.saved_step >= self.task.checkpoint_steps:
+            self.save()
+
     def save(self) -> None:
-        """A checkpoint of the whole tensors and the progress: any placement can go on from it."""
-        weights, velocity = (
-            gather(tensors, self.link, self.network.undivided)
-            for tensors in (self.network.state_dict(), self.rule.velocity)
-        )
+        """Leaves a checkpoint."""
+        classes = [[synset.wnid, synset.words] for synset in self.task.manifest.classes]
+        contents = {"fingerprint": self.task.fingerprint, "classes": classes, **self.contents()}
         self.saved_step = self.progress.step
         if self.rank != 0:
             ray.train.report({})
             return
-        contents = {
-            "fingerprint": self.task.fingerprint,
-            "weights": {name: tensor.cpu() for name, tensor in weights.items()},
-            "velocity": {name: tensor.cpu() for name, tensor in velocity.items()},
-            "progress": dataclasses.asdict(self.progress),
-        }
         with tempfile.TemporaryDirectory() as folder:
             torch.save(contents, Path(folder, CHECKPOINT))
             name = f"checkpoint-{self.progress.step:09d}-{self.progress.epoch:04d}"
@@ -278,18 +137,12 @@ class Worker:
 
     def restore(self) -> None:
         """Goes on from the last checkpoint of this run, if there is one."""
-        self.saved_step = 0
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None and self.task.start is not None:
             checkpoint = Checkpoint.from_directory(self.task.start)
-        if checkpoint is None:
-            return
-        contents = read(checkpoint)
-        self.network.load_state_dict(self.network.part(contents["weights"]))
-        for name, tensor in self.network.part(contents["velocity"]).items():
-            self.rule.velocity[name].copy_(tensor)
-        self.progress = Progress(**contents["progress"])
-        self.saved_step = self.progress.step
+        if checkpoint is not None:
+            self.go_on(read(checkpoint))
+            self.saved_step = self.progress.step
 
 
 def refuse_others(folder: Path, fingerprint: str) -> None:
@@ -335,17 +188,13 @@ def read(checkpoint: Checkpoint) -> dict[str, Any]:
     return contents
 
 
-def _means(loss_sum: float, right: float, count: float) -> dict[str, float]:
-    return {"loss": loss_sum / count, "top1_error": 1 - right / count}
-
-
-def _place(rank: int, size: int, task: Task) -> tuple[Link, int, int, Reduce | None]:
-    """A worker's link to the other column, its replica, how many there are, and how to add up over them."""
+def _place(rank: int, size: int, task: Task) -> Place:
+    """A worker's place among them all."""
     columns = 2 if task.apart else 1
     replica, replicas = rank // columns, size // columns
-    link: Link = Apart(rank % 2, rank ^ 1) if task.apart else Together(task.model.columns)
+    link = Apart(rank % 2, rank ^ 1) if task.apart else Together(task.model.columns)
     if replicas == 1:
-        return link, 0, 1, None
+        return Place(link=link)
     # every process has to make every group, its own or not
     groups: list[Any] = [dist.new_group([*range(column, size, columns)]) for column in range(columns)]
 
@@ -355,4 +204,4 @@ def _place(rank: int, size: int, task: Task) -> tuple[Link, int, int, Reduce | N
             assert work is not None
             work.wait()
 
-    return link, replica, replicas, add_up
+    return Place(link=link, replica=replica, replicas=replicas, reduce=add_up)

@@ -94,6 +94,27 @@ def test_neighbours_prints_minutes_memory_and_that_a_plain_search_agrees(tmp_pat
 
 
 @pytest.mark.slow
+def test_step_prints_a_rate_for_each_recipe_and_precision(tmp_path: Path) -> None:
+    arguments = (
+        "--recipes",
+        "paper",
+        "caffe",
+        "--precisions",
+        "bfloat16",
+        "--steps",
+        "1",
+        "--rounds",
+        "2",
+        "--batch",
+        "2",
+    )
+    text = printed("step.py", *arguments, where=tmp_path)
+    assert "batches of 2, 2 rounds of 1 steps" in text
+    for recipe in ("paper", "caffe"):
+        assert number(rf"{recipe} bfloat16 +([\d,.]+) images/s \(.* of the floor's ", text) > 0
+
+
+@pytest.mark.slow
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     program = [sys.executable, str(ROOT / "benchmarks/kernel.py"), str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import sys
 from typing import Any, Literal
 
@@ -190,3 +192,21 @@ def faults() -> int:
 def test_a_worker_keeps_the_memory_that_it_frees(ray_session: None) -> None:
     assert faults() > 2**14 // 2, "as by itself: a page is 4 kB"
     assert ray.get(ray.remote(faults).remote()) < 100
+
+
+@pytest.mark.slow
+def test_a_worker_takes_one_task_on_a_gpu_after_another() -> None:
+    """Of a Ray that is told of a GPU: which process takes a task does not depend on there being one."""
+    program = """
+import os, ray
+from pipeline import cluster
+from pipeline.machine import Machine
+os.environ.update(cluster.ENVIRONMENT)
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+def process(number):
+    return os.getpid()
+print(len({pid for _, pid in cluster.each(process, [1, 2, 3], Machine(), gpus=1)}), "process")
+"""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert "1 process" in done.stdout

@@ -83,13 +83,30 @@ def test_a_run_has_the_base_s_parameters_but_for_its_changes_and_its_seed(monkey
 
 def test_the_ablations_are_of_the_size_that_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    ablations = params.check(params.load(Path("experiments/ablations.yaml")), Comparison, Path("ablations.yaml"))
+    ablations = compare.read(Path("experiments/ablations.yaml"))
     base = params.load(Path(ablations.base))
     assert (base["source"]["name"], base["source"]["classes"]) == ("tiny_imagenet", 25)
     assert base["model"]["width"] == 0.25
     assert len(ablations.seeds) == 3
     text = " ".join((ROOT / "README.md").read_text().split())
     assert "at a quarter of its width, on 25 classes of Tiny ImageNet, three seeds each" in text
+
+
+def test_variants_are_given_here_or_there_and_not_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = "record: x\nbase: params.yaml\ntarget: train\nseeds: [0]\n"
+    file = tmp_path / "other.yaml"
+    file.write_text(text + "variants_of: experiments/plateau.yaml\n")
+    found = compare.read(file)
+    assert found.variants == compare.read(Path("experiments/plateau.yaml")).variants
+    assert (found.record, found.base) == ("x", "params.yaml")
+    for wrong in (
+        "",
+        "variants_of: experiments/plateau.yaml\nvariants: [{name: a, section: '', paper: '', changes: {}}]\n",
+    ):
+        file.write_text(text + wrong)
+        with pytest.raises(ValueError, match="either variants or variants_of has to be given"):
+            compare.read(file)
 
 
 def test_variants_are_chosen_by_name() -> None:
@@ -102,6 +119,6 @@ def test_variants_are_chosen_by_name() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_comparisons_that_are_here_can_be_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = params.check(params.load(file), Comparison, file)
+    found = compare.read(file)
     keys = [compare.key(compare.wanted(found, variant, 0)) for variant in found.variants]
     assert len(set(keys)) == len(keys)

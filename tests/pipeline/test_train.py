@@ -631,6 +631,21 @@ def test_both_columns_in_one_process_give_the_same_weights(
 
 
 @pytest.mark.slow
+def test_a_checkpoint_is_a_network_to_begin_with(whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = whole
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    inputs = train.read_inputs(Machine())
+    file = max(folder.glob("runs/*/checkpoint-*/checkpoint.pt"))
+    section = start.Start(**{**SECTIONS["start"], "network": str(file)})
+    found = start.origin(section, inputs.model, inputs.manifest, Machine())
+    last = learned(folder)
+    assert found.weights.keys() == last.keys(), "the last layer too, since it tells the same classes apart"
+    assert all(torch.equal(found.weights[name], weight) for name, weight in last.items())
+    assert f"(run {inputs.fingerprint})" in found.said
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_of_another_run_is_refused(whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = whole

@@ -1,0 +1,245 @@
+"""A comparison's runs on one device that holds all pictures: no Ray, no DVC, no MLflow.
+
+Run:    python -m pipeline.resident experiments/full-width.yaml [VARIANT …] [--at-once 1]
+Reads:  the comparison and its base; data/shards/ and data/mean.npz of the base's source and resize (dvc repro mean)
+Writes: what pipeline.compare writes, but for its figures and table: run that afterwards
+Expect: a network at full width learns from some nine thousand pictures a second on an H200
+
+What learns is what learns in `train` (pipeline/learner.py), from the same batches; only where they come from is another
+place. Runs that share a GPU hinder each other: four at once learned from six thousand pictures a second, all together. On CPUs
+a run has one core, and there are as many at once as there should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alexnet.augmentation import CENTRE, Augmentation, ten_views
+from alexnet.dataset import Mean
+from alexnet.errors import credits, mean_over_views
+from alexnet.features import features_and_logits
+from alexnet.learning import Learning
+from alexnet.model import Model
+from pipeline import compare, machine, params, shards, start
+from pipeline.batches import Batch, Order, Pictures, batches
+from pipeline.compare import Comparison, Variant
+from pipeline.learner import Learner, Lesson
+from pipeline.paths import AnyPath
+from pipeline.start import Start
+from pipeline.tables import Manifest
+
+TESTED = 128
+"""Pictures tested at once, with all their views. It decides only the last bits."""
+
+
+class Resident:
+    """Pictures in a device's memory, decoded once. To be read as `batches.batches` reads those in shards."""
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._held: dict[Pictures, tuple[Tensor, Tensor]] = {}
+
+    def hold(self, stored: Pictures, side: int) -> None:
+        """Brings them there; `ValueError` if there is no room."""
+        size = len(stored) * 3 * side * side
+        if self.device.type == "cuda" and size > (free := torch.cuda.mem_get_info(self.device)[0]):
+            raise ValueError(f"{stored.folder}: {size:,} bytes of pixels, and {free:,} are free on the GPU")
+        images = torch.empty((len(stored), 3, side, side), dtype=torch.uint8, device=self.device)
+        labels = torch.empty(len(stored), dtype=torch.int64, device=self.device)
+        as_stored = Order(np.arange(len(stored)), np.zeros(len(stored), dtype=np.int64))
+        for batch in batches(stored, as_stored, 512, threads=self.threads):
+            images[batch.places] = batch.images.to(self.device)
+            labels[batch.places] = batch.labels.to(self.device)
+        self._held[stored] = images, labels
+
+    def __call__(
+        self, stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from batch `first` on, on the device."""
+        images, labels = self._held[stored]
+        pictures = torch.from_numpy(epoch.pictures).to(self.device)
+        streams = torch.from_numpy(epoch.streams).to(self.device)
+        for number in range(first, -(-len(pictures) // size)):
+            places = torch.arange(number * size, min((number + 1) * size, len(pictures)), device=self.device)
+            own = places[streams[places] % replicas == replica] if replicas > 1 else places
+            chosen = pictures[own]
+            yield Batch(number, len(places), own, images[chosen], labels[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """What every process needs: the pictures, and where."""
+
+    manifest: Manifest
+    shards: AnyPath
+    mean: Path
+    device: str
+    threads: int
+    """For decoding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a run came to."""
+
+    steps: list[dict[str, float]]
+    epochs: list[dict[str, float]]
+    errors: dict[str, float]
+    minutes: float
+
+
+class Process:
+    """A process that makes one run after another."""
+
+    def __init__(self, here: Here) -> None:
+        self.here = here
+        self.resident = Resident(torch.device(here.device), here.threads)
+        self.train, self.val = (
+            Pictures(here.shards, [shard.file for shard in here.manifest.shards[split]]) for split in ("train", "val")
+        )
+        for pictures in (self.train, self.val):
+            self.resident.hold(pictures, here.manifest.side)
+
+    def run(self, document: dict[str, Any], base: Path, test: bool) -> Done:
+        """Learns as a params file says, and takes ten views of every validation picture if it is to be tested."""
+        began = time.monotonic()
+        learner = Learner(self.lesson(document, base), self.train, self.val, self.resident, self.resident.device)
+        learner.learn()
+        errors = self.test(learner) if test else {}
+        minutes = (time.monotonic() - began) / 60
+        return Done(steps=learner.progress.steps, epochs=learner.progress.epochs, errors=errors, minutes=minutes)
+
+    def lesson(self, document: dict[str, Any], base: Path) -> Lesson:
+        """What the params file says, as `train` understands it."""
+        model = params.check(document["model"], Model, base, "model")
+        augmentation = params.check(document["augmentation"], Augmentation, base, "augmentation")
+        learning = params.check(document["learning"], Learning, base, "learning")
+        section = params.check(document["start"], Start, base, "start")
+        manifest, mean = self.here.manifest, Mean.load(self.here.mean)
+        first = start.origin(section, model, manifest, machine.read()).weights or start.found(
+            section, model, augmentation, learning, manifest, mean, self.here.shards
+        )
+        return Lesson(
+            model=model,
+            augmentation=augmentation,
+            learning=learning,
+            mean=mean,
+            classes=len(manifest.classes),
+            first=first,
+        )
+
+    @torch.no_grad()
+    def test(self, learner: Learner) -> dict[str, float]:
+        """The columns of runs.csv: errors on all validation pictures, of ten views and of the centre."""
+        learner.network.eval()
+        side, sums = learner.lesson.model.patch, dict.fromkeys(compare.ERRORS, 0.0)
+        as_stored = Order(np.arange(len(self.val)), np.zeros(len(self.val), dtype=np.int64))
+        for batch in self.resident(self.val, as_stored, TESTED):
+            views = ten_views(batch.images, learner.statistics.mean_CHW, side)
+            _, logits = features_and_logits(learner.network, views.flatten(0, 1))
+            logits = logits.float().reshape(*views.shape[:2], -1)
+            for name, some in (("", logits), ("centre_", logits[:, CENTRE : CENTRE + 1])):
+                for top in (1, 5):
+                    sums[f"{name}top{top}_error"] += float(credits(mean_over_views(some), batch.labels, top).sum())
+        count = len(self.val)
+        return {name: (count - right) / count for name, right in sums.items()} | {"images": count}
+
+
+_process: Process
+
+
+def _begin(here: Here) -> None:
+    global _process
+    torch.set_num_threads(1)
+    _process = Process(here)
+
+
+def _run(document: dict[str, Any], base: Path, test: bool) -> Done:
+    return _process.run(document, base, test)
+
+
+def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
+    """Makes the runs that are missing, first seed first; `ValueError` at the end if some of them failed."""
+    base = Path(comparison.base)
+    check_pictures(base)
+    settings = machine.read()
+    manifest, mean = shards.inputs(settings)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    place = shards.locate(manifest, settings)
+    here = Here(manifest=manifest, shards=place, mean=mean, device=device, threads=threads)
+    known = {row["key"] for row in compare.rows(comparison)}
+    missing = {}
+    for seed in comparison.seeds:
+        for variant in variants:
+            document = compare.wanted(comparison, variant, seed)
+            if compare.key(document) not in known:
+                missing[variant.name, seed] = variant, seed, document
+    faults = []
+    context = multiprocessing.get_context("spawn")  # CUDA bears no fork
+    with ProcessPoolExecutor(min(at_once, max(1, len(missing))), context, _begin, (here,)) as pool:
+        futures = {
+            pool.submit(_run, document, base, comparison.target == "evaluate"): (variant, seed, document)
+            for variant, seed, document in missing.values()
+        }
+        for future in as_completed(futures):
+            variant, seed, document = futures[future]
+            try:
+                done = future.result()
+            except (ValueError, FloatingPointError) as error:
+                faults.append(f"{variant.name}, seed {seed}: {error}")
+                print(f"resident: {faults[-1]}", flush=True)
+                continue
+            facts = {"commit": compare.commit(), "minutes": f"{done.minutes:.1f}", "classes": len(manifest.classes)}
+            compare.record(comparison, variant, seed, document, done.steps, done.epochs, {**facts, **done.errors})
+            last = done.epochs[-1]
+            print(
+                f"resident: {variant.name}, seed {seed}: {done.minutes:.1f} minutes, loss {last['train_loss']:.3f}, "
+                f"top-1 error {done.errors.get('top1_error', last['val_top1_error']):.1%}",
+                flush=True,
+            )
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def check_pictures(base: Path) -> None:
+    """`ValueError` unless params.yaml, which made data/shards, has the same pictures as the base."""
+    ours, theirs = params.load(params.PARAMS), params.load(base)
+    for section in ("source", "resize"):
+        if ours.get(section) != theirs.get(section):
+            raise ValueError(
+                f"{params.PARAMS}: {section}: is not that of {base}. "
+                f"In a copy of the repository: cp {base} {params.PARAMS}, and dvc repro mean"
+            )
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.resident")
+    parser.add_argument("file", type=Path, help="such as experiments/full-width.yaml")
+    parser.add_argument("variants", nargs="*", help="all if none is named")
+    parser.add_argument("--at-once", type=int, default=1, help="runs that learn at the same time")
+    options = parser.parse_args()
+    try:
+        comparison = compare.read(options.file)
+        run(comparison, compare.select(comparison, options.variants, options.file), options.at_once)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"resident: {error}") from None
+
+
+if __name__ == "__main__":
+    from pipeline import resident as importable  # its processes know this module by its name, not as `__main__`
+
+    importable.main()

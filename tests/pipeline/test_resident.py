@@ -1,0 +1,234 @@
+"""Pictures held on the device make the network that pictures read from shards make; and a comparison run on them."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from alexnet.columns import Together
+from alexnet.dataset import Mean
+from alexnet.learning import Learning
+from alexnet.model import Dropout
+from pipeline import batches, compare, evaluate, resident
+from pipeline import learner as learner_module
+from pipeline.batches import Pictures
+from pipeline.compare import Comparison, Variant
+from pipeline.learner import Learner, Lesson, Place
+from pipeline.resident import Resident
+from tests.pipeline import miniature
+from tests.sections import AUGMENTATION, LEARNING, PAPER
+
+CPU = torch.device("cpu")
+
+MODEL = dataclasses.replace(PAPER, width=1 / 16)
+SHORT = dataclasses.replace(LEARNING, batch_size=10, epochs=2, rate=0.002, held_out=0.2, log_steps=1, streams=4)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    miniature.prepared(tmp_path, train=24, val=12, classes=3)
+    return tmp_path
+
+
+def pictures(folder: Path) -> tuple[Pictures, Pictures]:
+    shards = folder / "data/shards"
+    return Pictures(shards, ["train-0.parquet", "train-1.parquet"]), Pictures(shards, ["val-0.parquet"])
+
+
+def held(train: Pictures, val: Pictures) -> Resident:
+    made = Resident(CPU, 2)
+    for each in (train, val):
+        made.hold(each, 256)
+    return made
+
+
+@pytest.mark.parametrize("order", ["shuffled", "cyclic"])
+def test_the_batches_are_those_of_the_shards(here: Path, order: str) -> None:
+    train, val = pictures(here)
+    learning = dataclasses.replace(SHORT, order=order)
+    epoch = batches.order(train, learning, 1)
+    for replicas in (1, 2):
+        for replica in range(replicas):
+            share = {"first": 1, "replica": replica, "replicas": replicas}
+            ours = list(held(train, val)(train, epoch, 7, **share))
+            theirs = list(batches.batches(train, epoch, 7, **share))
+            assert len(ours) == len(theirs) == 2
+            for one, other in zip(ours, theirs, strict=True):
+                assert (one.number, one.count) == (other.number, other.count)
+                for name in ("places", "labels", "images"):
+                    assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_what_is_learned_is_equal_to_the_bit(here: Path) -> None:
+    train, val = pictures(here)
+    lesson = Lesson(
+        model=MODEL,
+        augmentation=AUGMENTATION,
+        learning=SHORT,
+        mean=Mean.load(here / "data/mean.npz"),
+        classes=3,
+        first={},
+    )
+    place = Place(link=Together(2))
+    learners = [
+        Learner(lesson, train, val, read, CPU, place)
+        for read in (functools.partial(batches.batches, threads=2), held(train, val))
+    ]
+    for learner in learners:
+        learner.learn()
+    ours, theirs = (learner.contents() for learner in learners)
+    assert ours["progress"] == theirs["progress"]
+    assert len(ours["progress"]["epochs"]) == 2
+    for kind in ("weights", "velocity"):
+        for name, tensor in theirs[kind].items():
+            assert torch.equal(ours[kind][name], tensor), name
+
+
+def lesson_of(here: Path, learning: Learning, **changes: Any) -> Lesson:
+    mean = Mean.load(here / "data/mean.npz")
+    model = dataclasses.replace(MODEL, **changes)
+    return Lesson(model=model, augmentation=AUGMENTATION, learning=learning, mean=mean, classes=3, first={})
+
+
+def test_what_is_learned_goes_on_from_a_pause_to_the_bit(here: Path) -> None:
+    train, val = pictures(here)
+    read, kept = held(train, val), []
+
+    class Pausing(Learner):
+        def pause(self) -> None:
+            contents = self.contents()
+            kept.append(copy.deepcopy(contents))
+
+    learning = dataclasses.replace(SHORT, epochs=3)
+    whole = Pausing(lesson_of(here, learning), train, val, read, CPU)
+    whole.learn()
+    assert {contents["progress"]["batch"] for contents in kept} == {0, 1, 2}
+    for contents in kept[:-1]:
+        other = Learner(lesson_of(here, learning), train, val, read, CPU)
+        other.go_on(copy.deepcopy(contents))
+        other.learn()
+        assert other.progress == whole.progress
+        for kind in ("weights", "velocity"):
+            for name, tensor in kept[-1][kind].items():
+                assert torch.equal(other.contents()[kind][name], tensor), name
+    for number, row in enumerate(whole.progress.epochs):
+        steps = [step for step in whole.progress.steps if step["epoch"] == number]
+        sizes = [10] * (len(steps) - 1)
+        sizes.append(len(train) - len(whole.aside) - sum(sizes))
+        mean = sum(size * step["loss"] for size, step in zip(sizes, steps, strict=True)) / sum(sizes)
+        assert row["train_loss"] == pytest.approx(mean, rel=1e-9)
+
+
+def test_a_batch_s_dropout_is_drawn_by_its_rows_and_its_step(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(*arguments: Any, dropout: Dropout, **others: Any) -> Any:
+        seen.append((dropout.step, dropout.rows_B.tolist()))
+        return plain(*arguments, dropout=dropout, **others)
+
+    plain = learner_module.step
+    monkeypatch.setattr(learner_module, "step", noted)
+    train, val = pictures(here)
+    made = Learner(lesson_of(here, dataclasses.replace(SHORT, held_out=0.0)), train, val, held(train, val), CPU)
+    made.learn()
+    assert seen == [(step, list(range(size))) for step, size in enumerate([10, 10, 4] * 2)]
+
+
+def document() -> dict[str, Any]:
+    start = {
+        "network": "none", "layers": "fitting", "unsupervised": "none", "unsupervised_layers": 1,
+        "unsupervised_patches": 200, "unsupervised_iterations": 2,
+    }  # fmt: skip
+    sections = {"model": MODEL, "augmentation": AUGMENTATION, "learning": SHORT}
+    named = {name: dataclasses.asdict(section) for name, section in sections.items()}
+    return {"source": {"name": "sample"}, "resize": {"side": 256}, **named, "start": start}
+
+
+def write(file: Path, contents: dict[str, Any]) -> None:
+    with file.open("w") as handle:
+        YAML().dump(contents, handle)
+
+
+COMPARISON = Comparison(
+    record="x",
+    base="base.yaml",
+    target="evaluate",
+    seeds=(0, 1),
+    variants=(
+        Variant(name="base", changes={}, section="", paper=""),
+        Variant(name="clusters", changes={"start.unsupervised": "kmeans"}, section="§7", paper=""),
+    ),
+)
+
+
+@pytest.mark.slow
+def test_a_comparison_has_a_row_for_each_run_and_makes_none_twice(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base.yaml", "params.yaml"):
+        write(here / name, document())
+    resident.run(COMPARISON, [*COMPARISON.variants], at_once=2)
+    rows = compare.rows(COMPARISON)
+    assert sorted((row["variant"], row["seed"]) for row in rows) == [
+        ("base", "0"), ("base", "1"), ("clusters", "0"), ("clusters", "1")
+    ]  # fmt: skip
+    (row,) = [row for row in rows if (row["variant"], row["seed"]) == ("base", "1")]
+    learning = dataclasses.replace(SHORT, seed=1)
+    train, val = pictures(here)
+    mean = Mean.load(here / "data/mean.npz")
+    lesson = Lesson(model=MODEL, augmentation=AUGMENTATION, learning=learning, mean=mean, classes=3, first={})
+    learner = Learner(lesson, train, val, functools.partial(batches.batches, threads=2), CPU)
+    learner.learn()
+    with (here / "records/x/base-1-steps.csv").open(newline="") as handle:
+        points = [{key: float(value) for key, value in point.items()} for point in csv.DictReader(handle)]
+    assert points == [pytest.approx(row, rel=1e-4) for row in learner.progress.steps]
+    # the errors against evaluate's own way with a network
+    learner.network.eval()
+    table = evaluate.through(
+        learner.network,
+        torch.from_numpy(mean.image_CHW),
+        evaluate.pictures(here / "data/shards/val-0.parquet", 4),
+        True,
+    )
+    counts = evaluate.Counts(3)
+    counts.add(table)
+    assert int(row["images"]) == counts.images == 12
+    for name, column in (("", "probabilities"), ("centre_", "centre")):
+        expected = counts.summary(column)
+        for top in (1, 5):
+            assert float(row[f"{name}top{top}_error"]) == pytest.approx(expected[f"top{top}_error"], abs=1e-9)
+    capsys.readouterr()
+    resident.run(COMPARISON, [*COMPARISON.variants], at_once=2)
+    assert compare.rows(COMPARISON) == rows
+    assert "resident:" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_said_and_the_others_are_made(here: Path) -> None:
+    for name in ("base.yaml", "params.yaml"):
+        write(here / name, document())
+    wild = Variant(name="wild", changes={"learning.rate": 1e30}, section="", paper="")
+    variants = (wild, COMPARISON.variants[0])
+    comparison = dataclasses.replace(COMPARISON, variants=variants, seeds=(0,), target="train")
+    with pytest.raises(ValueError, match=r"wild, seed 0: the loss is .* in step \d"):
+        resident.run(comparison, [*variants], at_once=1)
+    (row,) = compare.rows(comparison)
+    assert row["variant"] == "base"
+    assert row["centre_top1_error"]
+
+
+def test_other_pictures_than_the_base_s_are_refused(here: Path) -> None:
+    write(here / "base.yaml", document())
+    write(here / "params.yaml", {**document(), "resize": {"side": 128}})
+    with pytest.raises(ValueError, match=r"params.yaml: resize: is not that of base.yaml"):
+        resident.run(COMPARISON, [*COMPARISON.variants], at_once=1)
