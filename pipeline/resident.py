@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -54,8 +55,13 @@ class Resident:
     def hold(self, stored: Pictures, side: int) -> None:
         """Brings them there; `ValueError` if there is no room."""
         size = len(stored) * 3 * side * side
-        if self.device.type == "cuda" and size > (free := torch.cuda.mem_get_info(self.device)[0]):
-            raise ValueError(f"{stored.folder}: {size:,} bytes of pixels, and {free:,} are free on the GPU")
+        on_gpu = self.device.type == "cuda"
+        free = torch.cuda.mem_get_info(self.device)[0] if on_gpu else psutil.virtual_memory().available
+        if size > free:
+            raise ValueError(
+                f"{stored.folder}: {size:,} bytes of pixels, and {free:,} are free in the memory of the {self.device.type}. "
+                "Take fewer classes, or fewer runs --at-once, each of which holds them all"
+            )
         images = torch.empty((len(stored), 3, side, side), dtype=torch.uint8, device=self.device)
         labels = torch.empty(len(stored), dtype=torch.int64, device=self.device)
         as_stored = Order(np.arange(len(stored)), np.zeros(len(stored), dtype=np.int64))

@@ -52,6 +52,14 @@ def held(train: Pictures, val: Pictures) -> Resident:
     return made
 
 
+def test_pictures_for_which_there_is_no_room_are_refused(here: Path) -> None:
+    train, _ = pictures(here)
+    with pytest.raises(
+        ValueError, match=r"72,000,000,000,000 bytes of pixels, and [\d,]+ are free in the memory of the cpu"
+    ):
+        Resident(CPU, 1).hold(train, 10**6)
+
+
 @pytest.mark.parametrize("order", ["shuffled", "cyclic"])
 def test_the_batches_are_those_of_the_shards(here: Path, order: str) -> None:
     train, val = pictures(here)
