@@ -100,6 +100,13 @@ def test_variants_are_given_here_or_there_and_not_both(tmp_path: Path, monkeypat
     found = compare.read(file)
     assert found.variants == compare.read(Path("experiments/plateau.yaml")).variants
     assert (found.record, found.base) == ("x", "params.yaml")
+    file.write_text(text + "variants_of: experiments/plateau.yaml\nbesides: {paper-with-03: {learning.rate: 0.02}}\n")
+    others = compare.read(file).variants
+    assert others[2].changes == {**found.variants[2].changes, "learning.rate": 0.02}
+    assert (*others[:2], *others[3:]) == (*found.variants[:2], *found.variants[3:])
+    file.write_text(text + "variants_of: experiments/plateau.yaml\nbesides: {papre: {learning.rate: 0.02}}\n")
+    with pytest.raises(ValueError, match="besides: there is no variant 'papre'"):
+        compare.read(file)
     for wrong in (
         "",
         "variants_of: experiments/plateau.yaml\nvariants: [{name: a, section: '', paper: '', changes: {}}]\n",
