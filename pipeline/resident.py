@@ -2,7 +2,7 @@
 
 Run:    python -m pipeline.resident experiments/full-width.yaml [VARIANT …] [--at-once 1]
 Reads:  the comparison and its base; data/shards/ and data/mean.npz of the base's source and resize (dvc repro mean)
-Writes: what pipeline.compare writes, but for its figures and table: run that afterwards
+Writes: what pipeline.compare writes
 Expect: a network at full width learns from some nine thousand pictures a second on an H200
 
 What learns is what learns in `train` (pipeline/learner.py), from the same batches; only where they come from is another
@@ -241,6 +241,8 @@ def main() -> None:
     try:
         comparison = compare.read(options.file)
         run(comparison, compare.select(comparison, options.variants, options.file), options.at_once)
+        print(compare.table(comparison))
+        compare.draw(comparison)
     except (ValueError, OSError) as error:
         raise SystemExit(f"resident: {error}") from None
 

@@ -79,14 +79,7 @@ def test_the_batches_are_those_of_the_shards(here: Path, order: str) -> None:
 
 def test_what_is_learned_is_equal_to_the_bit(here: Path) -> None:
     train, val = pictures(here)
-    lesson = Lesson(
-        model=MODEL,
-        augmentation=AUGMENTATION,
-        learning=SHORT,
-        mean=Mean.load(here / "data/mean.npz"),
-        classes=3,
-        first={},
-    )
+    lesson = lesson_of(here, SHORT)
     place = Place(link=Together(2))
     learners = [
         Learner(lesson, train, val, read, CPU, place)
@@ -102,10 +95,9 @@ def test_what_is_learned_is_equal_to_the_bit(here: Path) -> None:
             assert torch.equal(ours[kind][name], tensor), name
 
 
-def lesson_of(here: Path, learning: Learning, **changes: Any) -> Lesson:
+def lesson_of(here: Path, learning: Learning) -> Lesson:
     mean = Mean.load(here / "data/mean.npz")
-    model = dataclasses.replace(MODEL, **changes)
-    return Lesson(model=model, augmentation=AUGMENTATION, learning=learning, mean=mean, classes=3, first={})
+    return Lesson(model=MODEL, augmentation=AUGMENTATION, learning=learning, mean=mean, classes=3, first={})
 
 
 def test_what_is_learned_goes_on_from_a_pause_to_the_bit(here: Path) -> None:
@@ -194,8 +186,7 @@ def test_a_comparison_has_a_row_for_each_run_and_makes_none_twice(
     learning = dataclasses.replace(SHORT, seed=1)
     train, val = pictures(here)
     mean = Mean.load(here / "data/mean.npz")
-    lesson = Lesson(model=MODEL, augmentation=AUGMENTATION, learning=learning, mean=mean, classes=3, first={})
-    learner = Learner(lesson, train, val, functools.partial(batches.batches, threads=2), CPU)
+    learner = Learner(lesson_of(here, learning), train, val, functools.partial(batches.batches, threads=2), CPU)
     learner.learn()
     with (here / "records/x/base-1-steps.csv").open(newline="") as handle:
         points = [{key: float(value) for key, value in point.items()} for point in csv.DictReader(handle)]
@@ -219,6 +210,16 @@ def test_a_comparison_has_a_row_for_each_run_and_makes_none_twice(
     resident.run(COMPARISON, [*COMPARISON.variants], at_once=2)
     assert compare.rows(COMPARISON) == rows
     assert "resident:" not in capsys.readouterr().out
+    plain = dataclasses.asdict(COMPARISON) | {
+        "seeds": [0, 1],
+        "variants": [*map(dataclasses.asdict, COMPARISON.variants)],
+    }
+    write(here / "x.yaml", plain)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["resident", "x.yaml"])
+        resident.main()
+    assert compare.table(COMPARISON) in capsys.readouterr().out
+    assert {"table.md", "losses.png", "differences.png"} <= {file.name for file in (here / "records/x").iterdir()}
 
 
 @pytest.mark.slow
