@@ -250,3 +250,16 @@ def test_the_lock_is_hashed_and_names_no_index():
     pins = re.findall(r"^([\w.-]+)==", lock, re.M)
     assert len(pins) > 150
     assert len(re.findall(r"--hash=sha256:", lock)) >= len(pins)
+
+
+def test_every_breakage_fits_the_code_and_names_tests_that_are_there():
+    """`make mutants` takes too long for every day, and an entry that no longer fits would go stale unseen."""
+    stale = []
+    for entry in YAML(typ="safe").load(ROOT / "tests/mutants.yaml"):
+        named = [entry["test"]] if isinstance(entry["test"], str) else entry["test"]
+        for file, _, name in (test.partition("::") for test in named):
+            if f"def {name.partition('[')[0]}(" not in (ROOT / file).read_text():
+                stale.append((entry["why"], name))
+        if (ROOT / entry["file"]).read_text().count(entry["old"]) != 1:
+            stale.append((entry["why"], entry["old"]))
+    assert stale == []
