@@ -1,9 +1,11 @@
 """The house: README, dvc.yaml, settings and imports say the same as the code."""
 
 import ast
+import csv
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import subprocess
 import tomllib
@@ -217,6 +219,23 @@ def test_a_record_is_dated_listed_and_whole(folder):
     for words in (r"\*\*Question\.\*\*", r"\*\*Verdict", r"\*\*Commands?\*\*", r"\*\*Machine\*\*", "commit"):
         assert re.search(words, text), words
     assert not re.search(r"/(work|root|home|tmp)/", text + (folder / "log.txt").read_text())
+
+
+def test_readme_s_plateaus_are_those_of_the_record():
+    folder, learned = ROOT / "records/2026-11-26-plateau", {}
+    for name in ("paper", "original-2012"):
+        for file in folder.glob(f"{name}-[0-9]-steps.csv"):
+            with file.open(newline="") as handle:
+                losses = {int(row["step"]): float(row["loss"]) for row in csv.DictReader(handle)}
+            first = next(step for step, loss in losses.items() if loss < math.log(200) - 0.1)
+            learned.setdefault(name, []).append(first)
+    printed, run = sorted(learned["paper"]), sorted(learned["original-2012"])
+    assert len(printed) == len(run) == 3
+    said = re.search(
+        r"`paper` learned nothing for its first\n([\d,]+) to ([\d,]+) steps.*`original-2012` for (\d+)", README
+    )
+    assert [int(number.replace(",", "")) for number in said.groups()] == [printed[0], printed[-1], run[0]]
+    assert run[0] == run[-1]
 
 
 def test_every_program_that_readme_says_to_run_is_there():
