@@ -27,8 +27,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline import evaluate, tables
+from pipeline import neighbours, tables, vectors
 from pipeline.progress import Progress
+from pipeline.results import Results
 
 FEATURES = 4096
 GROUP = 128
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--code-bits", type=int, default=0, help="of short codes, learned in one epoch; 0: none")
     parser.add_argument("--folder", type=Path, default=None, help="where there is room: 8 kB for each row")
     arguments = parser.parse_args()
-    section = evaluate.Results(
+    section = Results(
         split="val",
         neighbours=arguments.neighbours,
         queries=arguments.queries,
@@ -74,10 +75,10 @@ def main() -> None:
     raise SystemExit(int(wrong > 0 or far > 1e-9))
 
 
-def measured(folder: Path, section: evaluate.Results, rows: int) -> None:
+def measured(folder: Path, section: Results, rows: int) -> None:
     """Looks up, and prints what it took."""
     begun, used = time.perf_counter(), time.process_time()
-    summary = evaluate.write_neighbours(folder, section)
+    summary = neighbours.write(folder, section)
     seconds, cores = time.perf_counter() - begun, time.process_time() - used
     what = f"with codes of {section.code_bits} bits" if section.code_bits else "neighbours"
     print(
@@ -87,7 +88,7 @@ def measured(folder: Path, section: evaluate.Results, rows: int) -> None:
 
 
 def write(file: Path, rows: int, kind: str, seed: int) -> None:
-    """A table like the one that `evaluate.join` writes."""
+    """A table like the one that `vectors.join` writes."""
     generator = np.random.default_rng(seed)
     ids, writer = (f"n{row:08}" for row in range(rows)), None
     with Progress(f"making {file.name}", rows, "rows") as progress:
@@ -97,10 +98,10 @@ def write(file: Path, rows: int, kind: str, seed: int) -> None:
             columns: dict[str, Any] = {
                 "id": pa.array([next(ids) for _ in range(number)]),
                 "label": pa.array(generator.integers(1000, size=number)),
-                "features": evaluate._lists(torch.from_numpy(values), kind),
+                "features": vectors.lists(torch.from_numpy(values), kind),
             }
             table = pa.table(columns)
-            writer = writer or evaluate.writer(file, table.schema)
+            writer = writer or vectors.writer(file, table.schema)
             writer.write_table(table)
             progress.add(number)
     assert writer is not None
@@ -114,7 +115,7 @@ def checked(folder: Path, number: int) -> tuple[int, float]:
     ids = tables.read(folder / "features-train.parquet", ["id"])["id"].to_pylist()
     squares: list[list[np.ndarray]] = [[] for _ in found]
     for group in tables.groups(folder / "features-train.parquet", ["features"]):
-        rows = evaluate.matrix(group["features"]).numpy().astype(np.float64)
+        rows = vectors.matrix(group["features"]).numpy().astype(np.float64)
         for row, parts in zip(found, squares, strict=True):
             parts.append(((rows - np.array(tested[row["id"]])) ** 2).sum(axis=1))
     wrong, far = 0, 0.0

@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import machine, stage, tracking
-from pipeline.evaluate import OUT, matrix
+from pipeline.evaluate import OUT
+from pipeline.vectors import matrix
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,20 +26,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline import cluster, machine, params, shards, stage, tables, tracking
+from pipeline import cluster, machine, neighbours, params, shards, stage, tables, tracking, vectors
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
+from pipeline.results import Results
 from pipeline.tables import Manifest, Shard, Synset
 
 if TYPE_CHECKING:
-    import numpy as np
     import ray
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from alexnet.codes import Encoder
     from alexnet.errors import Count
     from alexnet.model import Network
 
@@ -52,49 +49,6 @@ KERNEL = 1
 
 PICTURES = {"cpu": 16, "cuda": 128}
 """Pictures that go through the network at once, with all their views. It decides the last bits, so it is fixed."""
-
-BLOCK = 4096
-"""Rows of features in memory at once. Learning the codes shuffles within a block, so it decides their bits."""
-
-QUERIES = 2
-"""Keeps the choice of the queries apart from the report's two, which may have the same seed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Results:
-    """params.yaml, `results:` — what is measured of a finished network, and on which pictures."""
-
-    split: Literal["val", "test"]
-    """The pictures it is tested on. §6: test of ILSVRC-2010, val of ILSVRC-2012, whose test split has no labels."""
-    neighbours: int
-    """So many training pictures nearest to each query are looked up, as for Figure 4; the paper shows 6. They need a
-    pass over the training set, and 8 kB for each of its pictures. 0: none, no such pass, and no codes."""
-    queries: int
-    """So many of the tested pictures, chosen by lot, are the queries. 2012 (findsimilar.py): 128."""
-    seed: int
-    """Of the choice of the queries, and of the codes' first weights and order."""
-    code_bits: int
-    """§6.1: bits of the short codes that stand for the features; a multiple of 8. 0: none."""
-    code_hidden: int
-    """Units of the layers between the features and the code."""
-    code_epochs: int
-    """Times through the training pictures' features in learning the codes."""
-    code_batch_size: int
-    """Rows of features per update of the codes' weights."""
-    code_rate: float
-    """The codes' learning rate."""
-
-    def __post_init__(self) -> None:
-        for name in ("neighbours", "seed", "code_bits"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} has to be 0 or more, is {getattr(self, name)}")
-        for name in ("queries", "code_hidden", "code_epochs", "code_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} has to be at least 1, is {getattr(self, name)}")
-        if self.code_bits % 8:
-            raise ValueError(f"code_bits has to be a multiple of 8, is {self.code_bits}")
-        if self.code_rate <= 0:
-            raise ValueError(f"code_rate has to be above 0, is {self.code_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,14 +212,8 @@ def through(network: Network, mean_CHW: Tensor, batches: Iterable[list[dict[str,
     for name in ("features", "probabilities", "centre"):
         if columns[name]:
             half = name == "features" and not tested  # of the training pictures there are many
-            made[name] = _lists(torch.cat(columns[name]), "float16" if half else "float32")
+            made[name] = vectors.lists(torch.cat(columns[name]), "float16" if half else "float32")
     return pa.table(made)
-
-
-def _lists(values_BN: Tensor, kind: str) -> pa.Array:
-    """Rows of numbers as a column of lists of one length."""
-    flat = pa.array(values_BN.numpy().astype(kind).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values_BN.shape[1])
 
 
 def pictures(file: AnyPath, number: int) -> Iterator[list[dict[str, Any]]]:
@@ -284,13 +232,13 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
     """Writes the tables to `folder` and returns what metrics.json says: counts are added up and divided once."""
     counts, classes = Counts(len(manifest.classes)), manifest.classes
     wanted = ["id", "label", "probabilities", "centre"]
-    join(parts[section.split], wanted, folder / "predictions.parquet", counts.add)
-    join(parts[section.split], ["id", "label", "features"], folder / f"features-{section.split}.parquet")
+    vectors.join(parts[section.split], wanted, folder / "predictions.parquet", counts.add)
+    vectors.join(parts[section.split], ["id", "label", "features"], folder / f"features-{section.split}.parquet")
     likeness: dict[str, Any] = {}
     if section.neighbours:
-        seen = join(parts["train"], ["id", "label", "features"], folder / "features-train.parquet")
+        seen = vectors.join(parts["train"], ["id", "label", "features"], folder / "features-train.parquet")
         assert seen == manifest.rows("train"), f"{seen} of {manifest.rows('train')} training pictures were seen"
-        likeness["neighbours"] = write_neighbours(folder, section)
+        likeness["neighbours"] = neighbours.write(folder, section)
     tested = manifest.rows(section.split)
     assert counts.images == tested, f"{counts.images} of {tested} pictures were seen"
     words = names(classes)
@@ -308,145 +256,6 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
         "centre": counts.summary("centre"),
         **likeness,
     }
-
-
-def write_neighbours(folder: Path, section: Results) -> dict[str, float]:
-    """For some tested pictures the training pictures nearest by their features, nearest first, and by codes if wanted.
-
-    Returns what metrics.json says of them. The features of the training set are read block by block: they may be larger
-    than the memory.
-    """
-    from alexnet import codes, features
-
-    trained, tested = (folder / f"features-{split}.parquet" for split in ("train", section.split))
-    queries, base = picked(tested, section.queries, section.seed, QUERIES), tables.read(trained, ["id", "label"])
-    features_QF = matrix(queries["features"]).numpy()
-    passes = 3 + section.code_epochs if section.code_bits else 1
-    with Progress("evaluate: neighbours", passes * base.num_rows, "rows") as progress:
-        rows_QK, distances_QK = features.nearest(features_QF, blocks(trained, progress), section.neighbours)
-        table = {"id": queries["id"]} | _found(base["id"], rows_QK, distances_QK, ("nearest", "distance"))
-        summary = {"queries": queries.num_rows, "same_class": _same_class(queries, base, rows_QK)}
-        if section.code_bits:
-            encoder, error = learn_codes(trained, section, folder / "encoder.npz", progress)
-            write_codes(encoder, tested, folder / f"codes-{section.split}.parquet")
-            codes_NY = write_codes(encoder, trained, folder / "codes-train.parquet", progress)
-            parts = (codes_NY[start : start + BLOCK] for start in range(0, len(codes_NY), BLOCK))
-            by_code_QK, bits_QK = codes.nearest(encoder.encode(features_QF), parts, section.neighbours)
-            table |= _found(base["id"], by_code_QK, bits_QK, ("nearest_by_code", "bits_apart"))
-            both = [set(near) & set(coded) - {-1} for near, coded in zip(rows_QK, by_code_QK, strict=True)]
-            summary |= {
-                "same_class_by_code": _same_class(queries, base, by_code_QK),
-                "found_by_code": sum(map(len, both)) / max(1, int((rows_QK >= 0).sum())),
-                "code_error": error,
-            }
-    tables.write(pa.table(table), pa.table(table).schema, folder / "neighbours.parquet")
-    return summary
-
-
-def learn_codes(trained: Path, section: Results, file: Path, progress: Progress) -> tuple[Encoder, float]:
-    """Learns the codes of a table's features and writes their encoder; gives it and the error of the last epoch."""
-    from alexnet import codes
-
-    encoder, errors = codes.train(
-        lambda: blocks(trained, progress),
-        bits=section.code_bits,
-        hidden=section.code_hidden,
-        epochs=section.code_epochs,
-        batch_size=section.code_batch_size,
-        rate=section.code_rate,
-        seed=section.seed,
-    )
-    with file.open("wb") as handle:
-        encoder.save(handle)
-    return encoder, errors[-1]
-
-
-def write_codes(encoder: Encoder, source: Path, file: Path, progress: Progress | None = None) -> NDArray[np.uint8]:
-    """Writes the code of each row of a table of features, in its order, and returns them, N x bytes."""
-    import numpy as np
-
-    codes_NY = np.concatenate([encoder.encode(block) for block in blocks(source, progress)])
-    packed = pa.py_buffer(codes_NY.tobytes())
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(codes_NY.shape[1]), len(codes_NY), [None, packed])
-    table = tables.read(source, ["id", "label"]).append_column("code", column)
-    tables.write(table, table.schema, file, BLOCK)
-    return codes_NY
-
-
-def blocks(file: Path, progress: Progress | None = None) -> Iterator[NDArray[np.floating[Any]]]:
-    """The features of a table in its order, N x F: so many row groups at a time that they have `BLOCK` rows."""
-    import numpy as np
-
-    kept: list[NDArray[np.floating[Any]]] = []
-    for group in tables.groups(file, ["features"]):
-        kept.append(matrix(group["features"]).numpy())
-        if sum(map(len, kept)) >= BLOCK:
-            yield np.concatenate(kept)
-            kept = []
-        if progress:
-            progress.add(group.num_rows)
-    if kept:
-        yield np.concatenate(kept)
-
-
-def _found(
-    ids: pa.ChunkedArray, rows_QK: NDArray[np.int64], distances_QK: NDArray[Any], names: tuple[str, str]
-) -> dict[str, pa.Array]:
-    """Two columns of lists: the ids of the rows found for each query, and how far they are."""
-    import numpy as np
-
-    found_QK = rows_QK >= 0
-    ends = pa.array(np.concatenate([[0], found_QK.sum(axis=1).cumsum()]), pa.int32())
-    near = ids.take(pa.array(rows_QK[found_QK])).combine_chunks()
-    return {
-        name: pa.ListArray.from_arrays(ends, values)
-        for name, values in zip(names, (near, pa.array(distances_QK[found_QK])), strict=True)
-    }
-
-
-def _same_class(queries: pa.Table, base: pa.Table, rows_QK: NDArray[np.int64]) -> float:
-    """The share of the rows found that are of their query's class."""
-    same_QK = base["label"].to_numpy()[rows_QK] == queries["label"].to_numpy()[:, None]
-    found_QK = rows_QK >= 0
-    return float((same_QK & found_QK).sum() / max(1, found_QK.sum()))
-
-
-def picked(file: Path, number: int, seed: int, use: int) -> pa.Table:
-    """Rows of a table, chosen by lot among all ids, in the order of the lot; the table may be larger than the memory."""
-    import pyarrow.compute as pc
-
-    ids = sorted(tables.read(file, ["id"])["id"].to_pylist())
-    wanted = pa.array([ids[place] for place in choose(len(ids), number, seed, use)], pa.string())
-    found = pa.concat_tables(group.filter(pc.is_in(group["id"], wanted)) for group in tables.groups(file))
-    return found.take(pc.index_in(wanted, value_set=found["id"]))
-
-
-def choose(count: int, number: int, seed: int, use: int) -> list[int]:
-    """Up to `number` of `count` rows, by lot, in the order of the lot; `use` keeps two choices of one seed apart."""
-    import numpy as np
-
-    # Philox's raw numbers are the same in every version of numpy
-    lots = np.random.Philox(key=np.array([seed, use], np.uint64)).random_raw(count)
-    return [int(row) for row in np.argsort(lots, kind="stable")[:number]]
-
-
-def join(parts: Iterable[Path], columns: list[str], file: Path, add: Any = lambda _: None) -> int:
-    """Joins the parts' columns in one file, a row group at a time, shows each to `add`; returns the number of rows."""
-    opened, rows = None, 0
-    for part in parts:
-        for group in tables.groups(part, columns):
-            opened = opened or writer(file, group.schema)
-            opened.write_table(group)
-            add(group)
-            rows += group.num_rows
-    assert opened is not None, "there is at least one part, and it has a picture"
-    opened.close()
-    return rows
-
-
-def writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Of a table that comes in row groups; without dictionaries, since no two floats are the same."""
-    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label"], write_page_checksum=True)
 
 
 class Counts:
@@ -471,8 +280,8 @@ class Counts:
         self.images += len(labels)
         self.labels.append(labels)
         for (name, top), credits in self.credits.items():
-            credits.append(errors.credits(matrix(table[name]), labels, top))
-        guesses = errors.guesses(matrix(table["probabilities"]))
+            credits.append(errors.credits(vectors.matrix(table[name]), labels, top))
+        guesses = errors.guesses(vectors.matrix(table["probabilities"]))
         self.answers += zip(labels.tolist(), guesses.tolist(), strict=True)
 
     def summary(self, name: str) -> dict[str, float]:
@@ -493,15 +302,6 @@ class Counts:
         labels = self._cat(self.labels)
         one, five = (per_class(self._cat(self.credits["probabilities", top]), labels, self.classes) for top in (1, 5))
         return one, five
-
-
-def matrix(column: pa.ChunkedArray) -> Tensor:
-    """A column of lists of one length as a matrix."""
-    import numpy as np
-    import torch
-
-    chunks = [chunk for chunk in column.chunks if len(chunk)]
-    return torch.from_numpy(np.concatenate([chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks]))
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:

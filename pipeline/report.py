@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from pipeline import machine, params, shards, stage, tables, tracking
+from pipeline import lots, machine, params, shards, stage, tables, tracking
 from pipeline.census import Census, ranked
-from pipeline.evaluate import METRICS, MODEL, Results, load, names, picked, read_model
+from pipeline.evaluate import METRICS, MODEL, load, names, read_model
 from pipeline.evaluate import OUT as EVALUATION
 from pipeline.paths import AnyPath
+from pipeline.results import Results
 from pipeline.tables import Manifest
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def draw(
     }
     folder = shards.locate(manifest, settings)
     predictions = _there(EVALUATION / "predictions.parquet", "evaluate")
-    shown = picked(predictions, section.pictures, section.seed, 0).to_pylist()
+    shown = lots.picked(predictions, section.pictures, section.seed, 0).to_pylist()
     if shown:
         found = fetch([row["id"] for row in shown], split, manifest, folder)
         pictures = _stack([found[row["id"]][0] for row in shown])
@@ -127,7 +128,7 @@ def draw(
         drawn["guesses"] = figures.guesses(pictures, labels, shares, classes)
         drawn["saliency"] = _saliency(network, mean_CHW, pictures, labels, shares, classes)
     if (EVALUATION / "neighbours.parquet").exists():
-        queries = picked(EVALUATION / "neighbours.parquet", section.queries, section.seed, 1).to_pylist()
+        queries = lots.picked(EVALUATION / "neighbours.parquet", section.queries, section.seed, 1).to_pylist()
         if queries:
             drawn["neighbours"] = _neighbours(queries, split, manifest, folder, classes)
     return drawn

@@ -19,7 +19,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from pipeline import ensemble, evaluate
+from pipeline import ensemble, vectors
 from pipeline.ensemble import Given, Member
 
 PICTURES, CLASSES = 300, 7
@@ -45,7 +45,7 @@ def written(
     order = np.arange(len(shares)) if order is None else order
     ids = [f"val_{number:05}" for number in range(len(shares))] if ids is None else ids
     given = labels(len(shares)) if given is None else given
-    lists = evaluate._lists(torch.from_numpy(shares[order]), "float32")
+    lists = vectors.lists(torch.from_numpy(shares[order]), "float32")
     rows = {"id": [ids[row] for row in order], "label": [given[row] for row in order]}
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({**rows, "probabilities": lists, "centre": lists}), file, row_group_size=group)
@@ -153,7 +153,7 @@ def test_what_is_no_table_of_predictions_is_said(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     file = tmp_path / "flipped.parquet"
-    lists = evaluate._lists(torch.from_numpy(answers(0)), "float32")
+    lists = vectors.lists(torch.from_numpy(answers(0)), "float32")
     table = pa.table({"id": IDS, "label": labels(), "probabilities": lists, "centre": lists})
     pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
     data = bytearray(file.read_bytes())

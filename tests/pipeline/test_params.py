@@ -16,10 +16,10 @@ from alexnet.learning import Learning
 from alexnet.model import Model
 from pipeline import params
 from pipeline.download import SOURCES
-from pipeline.evaluate import Results
 from pipeline.params import ParamsError
 from pipeline.report import Report
 from pipeline.resize import Resize
+from pipeline.results import Results
 from pipeline.start import Start
 
 ROOT = Path(__file__).parents[2]

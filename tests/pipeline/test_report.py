@@ -18,7 +18,7 @@ from pipeline.census import Census
 from pipeline.machine import Machine
 from pipeline.report import Report
 from pipeline.tables import Manifest, Synset
-from tests.pipeline.test_evaluate import CLASSES, RESULTS, as_test, parts, world
+from tests.pipeline.noise import CLASSES, RESULTS, as_test, parts, rows_of, world
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,8 +233,6 @@ def test_what_a_network_has_no_guess_for_has_no_map(here: Manifest) -> None:
 
 
 def test_pictures_are_found_in_their_shards(here: Manifest) -> None:
-    from tests.pipeline.test_evaluate import rows_of
-
     stored = {row["id"]: row["label"] for row in rows_of(Path(), "train")}
     found = report.fetch(stored, "train", here, Path("data/shards"))
     assert {name: label for name, (_, label) in found.items()} == stored

@@ -1,0 +1,21 @@
+"""What `evaluate` writes, for the tests of it and of what it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import evaluate
+from pipeline.tables import Manifest
+from tests.pipeline.noise import RESULTS, parts, world
+
+
+@pytest.fixture(scope="module")
+def summarized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("world")
+    manifest = world(folder)
+    out = folder / "data/evaluation"
+    out.mkdir()
+    return folder, manifest, evaluate.summarize(parts(folder, manifest), manifest, RESULTS, out)

@@ -1,0 +1,124 @@
+"""A working copy as it is before `evaluate`: pictures of noise, and a network that was never trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from ruamel.yaml import YAML
+
+from alexnet import dataset
+from alexnet import model as models
+from alexnet.model import AlexNet
+from pipeline import evaluate, tables
+from pipeline.results import Results
+from pipeline.tables import Manifest, Shard, Synset
+from tests.sections import PAPER
+
+CLASSES = tuple(Synset(wnid=f"n{k}", words=f"class {k}, other word") for k in range(7))
+
+MODEL = dataclasses.replace(
+    PAPER,
+    width=0.0625,
+    normalization="printed",
+    first_std=(*(0.05,) * 9, 0.0005),  # of a small last layer: probabilities that are not just 0 and 1
+    first_bias=(0.1,) * 10,
+)
+
+
+SIZES = {"val": (9, 4), "train": (8, 3)}
+
+
+RESULTS = Results(
+    split="val",
+    neighbours=3,
+    queries=5,
+    seed=0,
+    code_bits=16,
+    code_hidden=8,
+    code_epochs=3,
+    code_batch_size=4,
+    code_rate=0.01,
+)
+
+
+def world(folder: Path) -> Manifest:
+    """A working copy whose pictures are noise and whose network was never trained, but answers differently to each."""
+    (folder / "data/shards").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    made: dict[str, tuple[Shard, ...]] = {}
+    for split, sizes in SIZES.items():
+        done = []
+        for place, size in enumerate(sizes):
+            name = f"{split}-{place:05}-of-{len(sizes):05}.parquet"
+            file = folder / "data/shards" / name
+            labels = generator.integers(len(CLASSES), size=size).tolist()
+            rows = [_row(generator, f"{split}{place}_{row:03}", label) for row, label in enumerate(labels)]
+            table = pa.Table.from_pylist(rows, schema=tables.IMAGES)
+            tables.write(table, tables.with_classes(tables.IMAGES, CLASSES), file, 4)
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            done.append(Shard(file=name, rows=size, bytes=file.stat().st_size, sha256=digest))
+        made[split] = tuple(done)
+    indexed = sum(map(sum, SIZES.values())) + 1
+    manifest = Manifest(side=256, classes=CLASSES, shards=made, indexed=indexed, rejected=1, drawn=True)
+    (folder / "data/shards/manifest.json").write_text(manifest.to_json())
+    lost = dict.fromkeys(("id", "split", "wnid", "archive"), "x") | {"label": 0, "offset": 0, "length": 1}
+    lost["reason"] = "<b>cut short</b>"
+    tables.write(
+        pa.Table.from_pylist([lost], schema=tables.REJECTED), tables.REJECTED, folder / "data/shards/rejected.parquet"
+    )
+    (folder / "data/mean.npz").touch()
+    with (folder / "data/model.pt").open("wb") as handle:
+        save(handle)
+    sections = {
+        "results": dataclasses.asdict(RESULTS),
+        "report": {"pictures": 3, "queries": 2, "seed": 0},
+        "learning": {"rate": 0.1},
+    }
+    YAML().dump(sections, folder / "params.yaml")
+    return manifest
+
+
+def _row(generator: np.random.Generator, name: str, label: int) -> dict[str, Any]:
+    coarse = generator.integers(256, size=(3, 8, 8), dtype=np.uint8).repeat(32, 1).repeat(32, 2)
+    image = {"bytes": dataset.encode(torch.from_numpy(coarse), 95), "path": f"{name}.jpg"}
+    return {"image": image, "label": label, "wnid": f"n{label}", "id": name, "width": 9, "height": 9, "sha256": ""}
+
+
+def save(handle: Any) -> None:
+    network = AlexNet(MODEL, len(CLASSES))
+    network.draw_first_weights(3)
+    classes = [[synset.wnid, synset.words] for synset in CLASSES]
+    mean = torch.linspace(90, 150, 3 * 256 * 256).reshape(3, 256, 256)
+    models.save(handle, network, fingerprint="f" * 16, classes=classes, drawn=True, manifest="", mean=mean)
+
+
+def parts(folder: Path, manifest: Manifest) -> dict[str, list[Path]]:
+    """The parts that the workers would make, made here."""
+    network, facts = evaluate.load((folder / "data/model.pt").read_bytes(), manifest, "val")
+    made: dict[str, list[Path]] = {"val": [], "train": []}
+    for split, shards in manifest.shards.items():
+        for shard in shards:
+            batches = evaluate.pictures(folder / "data/shards" / shard.file, 3)
+            table = evaluate.through(network, facts["mean"], batches, split == "val")
+            made[split].append(folder / f"part-{shard.file}")
+            tables.write(table, table.schema, made[split][-1], 4)
+    return made
+
+
+def as_test(manifest: Manifest) -> Manifest:
+    """The same pictures, those of val as the test split."""
+    return dataclasses.replace(
+        manifest, shards={"train": manifest.shards["train"], "val": (), "test": manifest.shards["val"]}
+    )
+
+
+def rows_of(folder: Path, split: str) -> list[dict[str, Any]]:
+    files = sorted((folder / "data/shards").glob(f"{split}-*"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
