@@ -70,7 +70,7 @@ clean: ## the environment and the work in progress; no archive, no run
 	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
 		echo "make: $$python cannot make environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1
 	fi
-	echo "making .venv with $$("$$python" --version): some minutes, 6 GB"
+	echo "making .venv with $$("$$python" --version): some minutes, 7 GB"
 	"$$python" -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@

@@ -25,6 +25,10 @@ CENTRE = 2
 """Which of the ten views is the centre patch, not reflected."""
 
 
+Subtracted = Literal["centre", "patch", "channels"]
+"""See `Augmentation.mean`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
     """params.yaml, `augmentation:` — §4.1, and the mean of §2; of these, testing takes the mean alone."""
@@ -36,7 +40,7 @@ class Augmentation:
     """So many pictures in a row share one place and one reflection. The paper says nothing; run in 2012: 32."""
     reflections: bool
     """Whether half of the patches are reflected, left to right."""
-    mean: Literal["centre", "patch", "channels"]
+    mean: Subtracted
     """What is subtracted: the mean image's centre, as run in 2012, its part at the patch's place, or one number for each
     colour."""
     colour: Literal["none", "eigenvalues", "deviations"]
@@ -136,17 +140,20 @@ def centre_view(images_BCHW: Tensor, mean_CHW: Tensor, side: int = PATCH) -> Ten
     return centre(images_BCHW, side).to(mean_CHW.dtype) - centre(mean_CHW, side)
 
 
-def ten_views(images_BCHW: Tensor, mean_CHW: Tensor, side: int = PATCH) -> Tensor:
+def ten_views(images_BCHW: Tensor, mean_CHW: Tensor, side: int = PATCH, kind: Subtracted = "centre") -> Tensor:
     """The four corner patches and the centre, then the same reflected: B×10×3×224×224, the mean subtracted.
 
     In the order of 2012 (convdata.py): upper left, upper right, centre, lower left, lower right. What is subtracted is the
-    centre of the mean, not reflected, for a reflected view too.
+    centre of the mean, not reflected, for a reflected view too; or, as in training, the mean at the view's own place.
     """
     last = images_BCHW.shape[-1] - side
     middle = last // 2
     offsets = ((0, 0), (0, last), (middle, middle), (last, 0), (last, last))
+    five = [images_BCHW[..., y : y + side, x : x + side].to(mean_CHW.dtype) for y, x in offsets]
+    if kind == "patch":
+        five = [patch - mean_CHW[:, y : y + side, x : x + side] for patch, (y, x) in zip(five, offsets, strict=True)]
+        return torch.stack(five + [patch.flip(-1) for patch in five], dim=1)
     mean = centre(mean_CHW, side)
-    five = [images_BCHW[..., y : y + side, x : x + side].to(mean.dtype) for y, x in offsets]
     return torch.stack([patch - mean for patch in five] + [patch.flip(-1) - mean for patch in five], dim=1)
 
 

@@ -300,7 +300,7 @@ def differences(
     for row, name in enumerate(names):
         if name in intervals:
             (kinds["95 % interval of the mean"],) = axes.plot(
-                intervals[name], (row, row), color=WRONG, lw=5, alpha=0.35
+                intervals[name], (row, row), color=WRONG, lw=5, alpha=0.35, solid_capstyle="butt"
             )
         (kinds["a seed"],) = axes.plot(runs[name], [row] * len(runs[name]), "o", color=WRONG, ms=4)
         if name in printed:

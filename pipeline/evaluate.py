@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import ray
     from torch import Tensor
 
+    from alexnet.augmentation import Subtracted
     from alexnet.errors import Count
     from alexnet.model import Network
 
@@ -177,12 +178,15 @@ def of_shard(task: Task) -> pa.Table:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     network, facts = models.load(io.BytesIO(ray.get(task.model)))
     batches = pictures(task.folder / task.shard.file, PICTURES[task.device])
-    table = through(network.to(task.device), facts["mean"].to(task.device), batches, task.split != "train")
+    mean_CHW, tested = facts["mean"].to(task.device), task.split != "train"
+    table = through(network.to(task.device), mean_CHW, facts["mean_kind"], batches, tested)
     assert table.num_rows == task.shard.rows, (table.num_rows, task.shard)
     return table
 
 
-def through(network: Network, mean_CHW: Tensor, batches: Iterable[list[dict[str, Any]]], tested: bool) -> pa.Table:
+def through(
+    network: Network, mean_CHW: Tensor, kind: Subtracted, batches: Iterable[list[dict[str, Any]]], tested: bool
+) -> pa.Table:
     """Each picture's id, label and features of its centre patch.
 
     Where `tested`, the probabilities as well: the mean over ten views, and those of the centre patch.
@@ -198,7 +202,7 @@ def through(network: Network, mean_CHW: Tensor, batches: Iterable[list[dict[str,
     for rows in batches:
         images = torch.stack([decode(row["image"]["bytes"]) for row in rows]).to(mean_CHW.device)
         side = network.model.patch
-        views = ten_views(images, mean_CHW, side) if tested else centre_view(images, mean_CHW, side)[:, None]
+        views = ten_views(images, mean_CHW, side, kind) if tested else centre_view(images, mean_CHW, side)[:, None]
         answers = features_and_logits(network, views.flatten(0, 1))
         features, logits = (each.float().reshape(*views.shape[:2], -1) for each in answers)
         middle = CENTRE if tested else 0

@@ -153,7 +153,7 @@ class Process:
         side, sums = learner.lesson.model.patch, dict.fromkeys(compare.ERRORS, 0.0)
         as_stored = Order(np.arange(len(self.val)), np.zeros(len(self.val), dtype=np.int64))
         for batch in self.resident(self.val, as_stored, TESTED):
-            views = ten_views(batch.images, learner.statistics.mean_CHW, side)
+            views = ten_views(batch.images, learner.statistics.mean_CHW, side, learner.lesson.augmentation.mean)
             _, logits = features_and_logits(learner.network, views.flatten(0, 1))
             logits = logits.float().reshape(*views.shape[:2], -1)
             for name, some in (("", logits), ("centre_", logits[:, CENTRE : CENTRE + 1])):

@@ -207,6 +207,7 @@ def finish(contents: dict[str, Any], inputs: Inputs, folder: Path) -> None:
             drawn=inputs.manifest.drawn,
             manifest=inputs.manifest.digest,
             mean=subtracted(_tensor(inputs.mean), inputs.augmentation),
+            mean_kind=inputs.augmentation.mean,
         )
     stage.put(made, folder / "model.pt")
     for name in ("steps", "epochs"):

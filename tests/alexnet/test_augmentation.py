@@ -101,6 +101,20 @@ def test_the_mean_is_that_of_the_centre_or_that_at_the_patch():
         torch.testing.assert_close(at_patch[number], picture[cut].double() - mean[cut])
 
 
+def test_the_mean_at_the_patch_is_reflected_with_it_and_that_of_the_centre_is_not():
+    # data_transformer.cpp of Caffe subtracts pixel by pixel and then mirrors; convdata.py of 2012 mirrors first
+    section = dataclasses.replace(PLAIN, reflections=True)
+    at_centre, at_patch = drawn(section), drawn(dataclasses.replace(section, mean="patch"))
+    mean, seen = statistics().mean_CHW.double(), set()
+    for number, picture in enumerate(pictures()):
+        y, x, reflected = place_of((at_centre[number] + mean[:, 16:240, 16:240]).round(), picture)
+        cut = (slice(None), slice(y, y + 224), slice(x, x + 224))
+        expected = picture[cut].double() - mean[cut]
+        torch.testing.assert_close(at_patch[number], expected.flip(-1) if reflected else expected)
+        seen.add(reflected)
+    assert seen == {False, True}
+
+
 @pytest.mark.parametrize("kind", ["eigenvalues", "deviations"])
 def test_light_is_one_colour_per_picture_along_the_components(kind):
     section = dataclasses.replace(PLAIN, colour=kind)
@@ -143,9 +157,18 @@ def test_the_views_are_the_corners_and_the_centre():
         torch.testing.assert_close(views[number + 5], picture[:, y : y + 224, x : x + 224].flip(-1))
 
 
-def test_the_centre_view_is_one_of_the_ten():
+def test_the_views_less_the_mean_at_their_place_are_those_of_training():
     mean = statistics().mean_CHW
-    assert torch.equal(centre_view(pictures(2), mean), ten_views(pictures(2), mean)[:, CENTRE])
+    views, picture = ten_views(pictures(1), mean, kind="patch")[0], pictures(1)[0].float() - mean
+    for number, (y, x) in enumerate([(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]):
+        torch.testing.assert_close(views[number], picture[:, y : y + 224, x : x + 224])
+        torch.testing.assert_close(views[number + 5], picture[:, y : y + 224, x : x + 224].flip(-1))
+
+
+@pytest.mark.parametrize("kind", ["centre", "patch"])
+def test_the_centre_view_is_one_of_the_ten(kind):
+    mean = statistics().mean_CHW
+    assert torch.equal(centre_view(pictures(2), mean), ten_views(pictures(2), mean, kind=kind)[:, CENTRE])
 
 
 def test_a_network_of_227_pixels_has_patches_and_views_of_227():

@@ -94,6 +94,19 @@ def test_same_bytes_and_no_trace(draw: Callable[[], bytes]) -> None:
     assert pixels(first).std() > 5, "the figure is blank"
 
 
+def test_bars_of_intervals_are_as_long_as_these() -> None:
+    ends = {"one": (1.0, 2.0), "three": (1.0, 4.0), "two": (1.0, 3.0)}
+    image = pixels(figures.differences({name: [0.0] for name in ends}, ends, {"one": 5.0}))
+    blue = image[..., 2].astype(int) > image[..., 0].astype(int) + 15
+    blue[:, image.shape[1] * 2 // 3 :] = False  # the legend
+    bars = set()
+    for row in blue[blue.sum(axis=1) > 60]:
+        columns = np.flatnonzero(row)
+        bars.add(int((columns > columns[0] + 60).sum()))  # behind the dot
+    one, two, three = sorted(bars)
+    assert (two, three) == (pytest.approx(2 * one, abs=2), pytest.approx(3 * one, abs=2))
+
+
 def test_kernels_of_the_first_column_are_above() -> None:
     grey = np.zeros((96, 3, 11, 11))
     grey[:48, :, ::2] = 1.0  # stripes without colour

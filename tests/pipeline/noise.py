@@ -96,7 +96,9 @@ def save(handle: Any) -> None:
     network.draw_first_weights(3)
     classes = [[synset.wnid, synset.words] for synset in CLASSES]
     mean = torch.linspace(90, 150, 3 * 256 * 256).reshape(3, 256, 256)
-    models.save(handle, network, fingerprint="f" * 16, classes=classes, drawn=True, manifest="", mean=mean)
+    models.save(
+        handle, network, fingerprint="f" * 16, classes=classes, drawn=True, manifest="", mean=mean, mean_kind="centre"
+    )
 
 
 def parts(folder: Path, manifest: Manifest) -> dict[str, list[Path]]:
@@ -106,7 +108,7 @@ def parts(folder: Path, manifest: Manifest) -> dict[str, list[Path]]:
     for split, shards in manifest.shards.items():
         for shard in shards:
             batches = evaluate.pictures(folder / "data/shards" / shard.file, 3)
-            table = evaluate.through(network, facts["mean"], batches, split == "val")
+            table = evaluate.through(network, facts["mean"], facts["mean_kind"], batches, split == "val")
             made[split].append(folder / f"part-{shard.file}")
             tables.write(table, table.schema, made[split][-1], 4)
     return made

@@ -59,6 +59,7 @@ def test_the_table_has_means_deviations_and_paired_intervals(tmp_path: Path, mon
     ]
     assert compare.interval(differences.tolist()) == pytest.approx((low, high), rel=1e-3)
     assert lines[2][5].startswith("+2.00")
+    assert compare.less_views(compare.by_variant(comparison())["base"]) == pytest.approx([2.0, 2.0, 2.0])
 
 
 def test_students_points_are_scipys() -> None:
@@ -90,6 +91,34 @@ def test_the_ablations_are_of_the_size_that_the_readme_says(monkeypatch: pytest.
     assert len(ablations.seeds) == 3
     text = " ".join((ROOT / "README.md").read_text().split())
     assert "at a quarter of its width, on 25 classes of Tiny ImageNet, three seeds each" in text
+    known = {row["key"] for row in compare.rows(ablations)}
+    missing = [
+        sum(compare.key(compare.wanted(ablations, variant, seed)) not in known for seed in ablations.seeds)
+        for variant in ablations.variants
+    ]
+    assert missing.count(2) == 10 and set(missing) == {0, 2}
+    assert "two seeds of ten variants are still to be run" in text
+
+
+def test_the_plateau_is_that_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plateau = compare.read(Path("experiments/plateau.yaml"))
+    printed, run, base = (
+        {f"{section}.{key}": value for section, keys in params.load(Path(file)).items() for key, value in keys.items()}
+        for file in ("recipes/paper.yaml", "recipes/original-2012.yaml", plateau.base)
+    )
+    differ = {key: value for key, value in run.items() if value != printed.get(key)}
+    later = {"augmentation.colour_epochs", "learning.epochs", "learning.plateau_epochs", "learning.rate_changes"}
+    changes = {variant.name: variant.changes for variant in plateau.variants}
+    assert changes["original-2012"] == {
+        key: differ[key] for key in differ if key not in later | {"resize.filter"}  # which would be other pictures
+    }
+    only = {"model.first_std": differ["model.first_std"]}
+    assert changes["paper-with-03"] == only
+    assert changes["original-with-01"] == changes["original-2012"] | {"model.first_std": printed["model.first_std"]}
+    assert changes["paper"] == {}
+    others = {key for key in base if base[key] != printed.get(key) and not key.startswith("source.")}
+    assert others == {"resize.images_per_shard", "learning.epochs", "learning.streams", "results.neighbours"}
 
 
 def test_variants_are_given_here_or_there_and_not_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,22 @@ def test_errors_and_probabilities_equal_a_loop(summarized: tuple[Path, Manifest,
     assert summary["images"] == 13
 
 
+def test_the_views_of_a_network_that_learned_with_the_mean_at_the_patch_are_less_that(
+    summarized: tuple[Path, Manifest, dict[str, Any]],
+) -> None:
+    """As `caffe` learns: the picture less the mean picture, and then its ten views."""
+    folder, manifest, _ = summarized
+    network, facts = models.load(io.BytesIO((folder / "data/model.pt").read_bytes()))
+    batches = evaluate.pictures(folder / "data/shards" / manifest.shards["val"][1].file, 2)
+    said = evaluate.through(network, facts["mean"], "patch", batches, True).to_pylist()
+    nothing, mean = torch.zeros(3, 256, 256), facts["mean"].numpy().transpose(1, 2, 0)
+    for one, row in zip(said, rows_of(folder, "val")[9:], strict=True):
+        image = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+        np.testing.assert_allclose(
+            one["probabilities"], probabilities(network, nothing, image - mean).mean(axis=0), atol=2e-4
+        )
+
+
 def test_per_class_and_confusion_add_up(summarized: tuple[Path, Manifest, dict[str, Any]]) -> None:
     folder, _, summary = summarized
     with (folder / "data/evaluation/per_class.csv").open(newline="") as handle:

@@ -196,6 +196,7 @@ def test_a_comparison_has_a_row_for_each_run_and_makes_none_twice(
     table = evaluate.through(
         learner.network,
         torch.from_numpy(mean.image_CHW),
+        "centre",
         evaluate.pictures(here / "data/shards/val-0.parquet", 4),
         True,
     )
