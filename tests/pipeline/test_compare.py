@@ -111,7 +111,9 @@ def test_the_plateau_is_that_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> 
     later = {"augmentation.colour_epochs", "learning.epochs", "learning.plateau_epochs", "learning.rate_changes"}
     changes = {variant.name: variant.changes for variant in plateau.variants}
     assert changes["original-2012"] == {
-        key: differ[key] for key in differ if key not in later | {"resize.filter"}  # which would be other pictures
+        key: differ[key]
+        for key in differ
+        if key not in later | {"resize.filter"}  # which would be other pictures
     }
     only = {"model.first_std": differ["model.first_std"]}
     assert changes["paper-with-03"] == only
