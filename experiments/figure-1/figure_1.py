@@ -4,7 +4,7 @@ Run:    dvc repro, in experiments/figure-1
 Reads:  $ALEXNET_CIFAR10/train/, a folder of JPEGs for each class
 Writes: search/{search.csv,rates.json}, curves.csv, figure-1.{json,png}; work in progress in work/runs/
 Takes:  pictures, training, search, curves
-Expect: 72 epochs of 13 seconds on one idle core; after a kill it goes on with the last epoch
+Expect: 243 epochs of 10 seconds on one idle core; after a kill it goes on with the last epoch
 """
 
 from __future__ import annotations
