@@ -46,7 +46,7 @@ whole: .venv/installed ## the whole workflow with each recipe at full width, and
 compare: .venv/installed ## EXPERIMENT=plateau: the variants in experiments/plateau.yaml beside each other
 	@python -m pipeline.compare "experiments/$(EXPERIMENT).yaml" $(ONLY)
 
-ablations: .venv/installed ## §3 and §4 taken apart, or ONLY="one-column no-dropout" of it; what is in records/ is not run again
+ablations: .venv/installed ## §3, §4 and §7 taken apart, or ONLY="one-column no-dropout" of it; what is in records/ is not run again
 	@python -m pipeline.compare experiments/ablations.yaml $(ONLY)
 
 ui: .venv/installed ## MLflow's pages on the runs, at http://127.0.0.1:$(PORT)

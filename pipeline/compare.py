@@ -35,9 +35,6 @@ COLUMNS = ("variant", "seed", "key", "experiment", "commit", "minutes", "classes
 ONE_VIEW, ONE_VIEW_ADDS = "one view", 1.5
 """What the base itself shows, by its centre patch alone, and what that adds to the top-1 error in the paper, in points."""
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's 97.5 % point for a mean of so many differences."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
@@ -87,12 +84,21 @@ def main() -> None:
     file, chosen = Path(sys.argv[1]), sys.argv[2:]
     try:
         comparison = read(file)
-        variants = select(comparison, chosen, file)
-        ran = [run(comparison, variant, seed) for variant in variants for seed in comparison.seeds]
-        print(table(comparison))
-        if any(ran):
-            draw(comparison)
-    except (ValueError, OSError) as error:
+        runs = missing(comparison, select(comparison, chosen, file))
+        if runs:
+            check_cache()
+        faults = []
+        try:
+            for variant, seed, document in runs:
+                try:
+                    run(comparison, variant, seed, document)
+                except ValueError as error:
+                    faults.append(str(error))
+        finally:
+            show(comparison)
+        if faults:
+            raise ValueError("; ".join(faults))
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"compare: {error}") from None
 
 
@@ -150,12 +156,15 @@ def key(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run(comparison: Comparison, variant: Variant, seed: int) -> bool:
-    """Runs one variant with one seed and appends the row; false if it was there."""
-    document = wanted(comparison, variant, seed)
-    if any(row["key"] == key(document) for row in rows(comparison)):
-        return False
-    check_cache()
+def missing(comparison: Comparison, variants: Sequence[Variant]) -> list[tuple[Variant, int, dict[str, Any]]]:
+    """What has no row yet: variant, seed and parameters."""
+    known = {row["key"] for row in rows(comparison)}
+    runs = [(variant, seed, wanted(comparison, variant, seed)) for variant in variants for seed in comparison.seeds]
+    return [(variant, seed, document) for variant, seed, document in runs if key(document) not in known]
+
+
+def run(comparison: Comparison, variant: Variant, seed: int, document: Mapping[str, Any]) -> None:
+    """Runs one variant with one seed and appends the row."""
     name = recipe.unused(f"{Path(comparison.record).name}-{variant.name}-{seed}")
     command = recipe.command(Path(comparison.base), document, name, comparison.target)
     print(f"compare: {variant.name}, seed {seed}: {' '.join(command)}", flush=True)
@@ -166,7 +175,6 @@ def run(comparison: Comparison, variant: Variant, seed: int) -> bool:
     minutes = f"{(time.monotonic() - began) / 60:.1f}"
     steps, epochs, facts = of_experiment(comparison, name)
     record(comparison, variant, seed, document, steps, epochs, {**facts, "commit": commit(), "minutes": minutes})
-    return True
 
 
 def record(
@@ -275,10 +283,13 @@ def table(comparison: Comparison) -> str:
 
 
 def by_variant(comparison: Comparison) -> dict[str, dict[str, dict[str, str]]]:
-    """The finished runs, by variant and seed."""
+    """The finished runs, by variant and seed. A row of other parameters than the comparison's has no part in it."""
+    known = {row["key"]: row for row in rows(comparison)}
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for row in rows(comparison):
-        found.setdefault(row["variant"], {})[row["seed"]] = row
+    for variant in comparison.variants:
+        for seed in comparison.seeds:
+            if row := known.get(key(wanted(comparison, variant, seed))):
+                found.setdefault(variant.name, {})[str(seed)] = row
     return found
 
 
@@ -292,13 +303,22 @@ def less_views(base: Mapping[str, Mapping[str, str]]) -> list[float]:
     return [100 * (float(run["centre_top1_error"]) - float(run["top1_error"])) for run in base.values()]
 
 
+def show(comparison: Comparison) -> None:
+    """Prints the table, and draws if there is a run that the table beside runs.csv does not have."""
+    said, file = table(comparison), RECORDS / comparison.record / "table.md"
+    print(said)
+    if not file.exists() or file.read_text() != f"{said}\n":
+        draw(comparison)
+
+
 def draw(comparison: Comparison) -> None:
-    """The table and the figures of what is there, beside runs.csv."""
+    """The figures of what is there, and last the table, beside runs.csv."""
     from alexnet import figures
 
     runs: dict[str, list[tuple[list[float], list[float]]]] = {}
     folder, classes = RECORDS / comparison.record, 0
-    for row in rows(comparison):
+    found = by_variant(comparison)
+    for row in (row for of_variant in found.values() for row in of_variant.values()):
         with (folder / f"{row['variant']}-{row['seed']}-steps.csv").open(newline="") as handle:
             points = list(csv.DictReader(handle))
         curve = [float(point["step"]) for point in points], [float(point["loss"]) for point in points]
@@ -308,19 +328,24 @@ def draw(comparison: Comparison) -> None:
         return
     with stage.whole(folder / "losses.png") as made:
         made.write_bytes(figures.losses(runs, math.log(classes)))
+    if comparison.target != "train":
+        with stage.whole(folder / "differences.png") as made:
+            made.write_bytes(_differences(comparison, found))
     with stage.whole(folder / "table.md") as made:
         made.write_text(table(comparison) + "\n")
-    if comparison.target == "train":
-        return
-    found, adds = by_variant(comparison), {variant.name: variant.adds for variant in comparison.variants}
+
+
+def _differences(comparison: Comparison, found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> bytes:
+    from alexnet import figures
+
+    adds = {variant.name: variant.adds for variant in comparison.variants}
     base, *others = (variant.name for variant in comparison.variants)
     tested = {name: less(found[name], found.get(base, {}), "top1_error") for name in others if name in found}
     if base in found:
         tested[ONE_VIEW] = less_views(found[base])
     intervals = {name: ends for name, values in tested.items() if (ends := interval(values)) is not None}
     printed = {name: points for name, points in adds.items() if points is not None} | {ONE_VIEW: ONE_VIEW_ADDS}
-    with stage.whole(folder / "differences.png") as made:
-        made.write_bytes(figures.differences(tested, intervals, printed))
+    return figures.differences(tested, intervals, printed)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -332,7 +357,10 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
     count = len(differences)
     if count < 2:
         return None
-    mean, half = statistics.mean(differences), T95.get(count, 1.96) * statistics.stdev(differences) / math.sqrt(count)
+    from scipy.special import stdtrit
+
+    mean, deviation = statistics.mean(differences), statistics.stdev(differences)
+    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
     return mean - half, mean + half
 
 

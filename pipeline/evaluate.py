@@ -2,8 +2,9 @@
 
 Run:    dvc repro evaluate
 Reads:  data/model.pt, data/shards/
-Writes: metrics.json, data/evaluation/{predictions,features-val}.parquet and {per_class,confusion}.csv; with
-        neighbours {features-train,neighbours}.parquet, with codes codes-{val,train}.parquet and encoder.npz
+Writes: metrics.json, data/evaluation/{predictions,features-SPLIT}.parquet and {per_class,confusion}.csv; with
+        neighbours {features-train,neighbours}.parquet, with codes codes-{SPLIT,train}.parquet and encoder.npz;
+        SPLIT is val or test, as results.split says
 Takes:  results (and model, which is in data/model.pt)
 Expect: the sample, under a minute on 2 cores; ILSVRC-2012 makes 1 GB, and with neighbours 11 GB more, minutes to
         search (benchmarks/neighbours.py), and one core's quarter of an hour for each epoch of the codes
@@ -72,7 +73,7 @@ def run() -> None:
     """The stage."""
     section = params.read("results", Results)
     settings = machine.read()
-    manifest, _ = shards.inputs(settings)
+    manifest = shards.manifest(settings)
     model = read_model(MODEL)
     network, facts = load(model, manifest, section.split)
     seen = {"results": dataclasses.asdict(section), "model": dataclasses.asdict(network.model)}
@@ -111,7 +112,11 @@ def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[st
     ours = [synset.wnid for synset in manifest.classes]
     if theirs != ours:
         where = next((k for k, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), -1)
-        differ = f"class {where} is {theirs[where]} and {ours[where]}" if where >= 0 else "one list begins the other"
+        differ = (
+            f"class {where} is {theirs[where]} and {ours[where]}"
+            if where >= 0
+            else "one list is the beginning of the other"
+        )
         raise ValueError(
             f"{MODEL} knows {len(theirs)} classes, data/shards has {len(ours)}: {differ}. Run: dvc repro train"
         )

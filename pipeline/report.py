@@ -86,7 +86,7 @@ def run() -> None:
     """The stage."""
     section = params.read("report", Report)
     settings = machine.read()
-    manifest, _ = shards.inputs(settings)
+    manifest = shards.manifest(settings)
     metrics = json.loads(_there(METRICS, "evaluate").read_text())
     split = params.read("results", Results).split
     network, facts = load(read_model(MODEL), manifest, split)

@@ -3,11 +3,12 @@
 Run:    python -m pipeline.resident experiments/full-width.yaml [VARIANT …] [--at-once 1]
 Reads:  the comparison and its base; data/shards/ and data/mean.npz of the base's source and resize (dvc repro mean)
 Writes: what pipeline.compare writes
-Expect: a network at full width learns from some nine thousand pictures a second on an H200
+Expect: a network at full width learns from some nine thousand pictures a second on an H200 in bfloat16, and from half as many
+        in float32
 
 What learns is what learns in `train` (pipeline/learner.py), from the same batches; only where they come from is another
 place. Runs that share a GPU hinder each other: four at once learned from six thousand pictures a second, all together. On CPUs
-a run has one core, and there are as many at once as there should be.
+a run has one core, so that there should be as many at once as there are cores, if the memory holds the pictures so many times.
 """
 
 from __future__ import annotations
@@ -53,15 +54,7 @@ class Resident:
         self._held: dict[Pictures, tuple[Tensor, Tensor]] = {}
 
     def hold(self, stored: Pictures, side: int) -> None:
-        """Brings them there; `ValueError` if there is no room."""
-        size = len(stored) * 3 * side * side
-        on_gpu = self.device.type == "cuda"
-        free = torch.cuda.mem_get_info(self.device)[0] if on_gpu else psutil.virtual_memory().available
-        if size > free:
-            raise ValueError(
-                f"{stored.folder}: {size:,} bytes of pixels, and {free:,} are free in the memory of the {self.device.type}. "
-                "Take fewer classes, or fewer runs --at-once, each of which holds them all"
-            )
+        """Brings them there."""
         images = torch.empty((len(stored), 3, side, side), dtype=torch.uint8, device=self.device)
         labels = torch.empty(len(stored), dtype=torch.int64, device=self.device)
         as_stored = Order(np.arange(len(stored)), np.zeros(len(stored), dtype=np.int64))
@@ -178,7 +171,9 @@ def _run(document: dict[str, Any], base: Path, test: bool) -> Done:
 
 def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
     """Makes the runs that are missing, first seed first; `ValueError` at the end if some of them failed."""
-    base = Path(comparison.base)
+    missing, base = compare.missing(comparison, variants), Path(comparison.base)
+    if not missing:
+        return
     check_pictures(base)
     settings = machine.read()
     manifest, mean = shards.inputs(settings)
@@ -186,25 +181,20 @@ def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // at_once)
     place = shards.locate(manifest, settings)
     here = Here(manifest=manifest, shards=place, mean=mean, device=device, threads=threads)
-    known = {row["key"] for row in compare.rows(comparison)}
-    missing = {}
-    for seed in comparison.seeds:
-        for variant in variants:
-            document = compare.wanted(comparison, variant, seed)
-            if compare.key(document) not in known:
-                missing[variant.name, seed] = variant, seed, document
+    at_once = min(at_once, len(missing))
+    check_room(manifest, device, at_once)
     faults = []
     context = multiprocessing.get_context("spawn")  # CUDA bears no fork
-    with ProcessPoolExecutor(min(at_once, max(1, len(missing))), context, _begin, (here,)) as pool:
+    with ProcessPoolExecutor(at_once, context, _begin, (here,)) as pool:
         futures = {
             pool.submit(_run, document, base, comparison.target == "evaluate"): (variant, seed, document)
-            for variant, seed, document in missing.values()
+            for variant, seed, document in sorted(missing, key=lambda run: comparison.seeds.index(run[1]))
         }
         for future in as_completed(futures):
             variant, seed, document = futures[future]
             try:
                 done = future.result()
-            except (ValueError, FloatingPointError) as error:
+            except Exception as error:  # of one run, whatever it is: the others are made
                 faults.append(f"{variant.name}, seed {seed}: {error}")
                 print(f"resident: {faults[-1]}", flush=True)
                 continue
@@ -218,6 +208,17 @@ def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
             )
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def check_room(manifest: Manifest, device: str, at_once: int) -> None:
+    """`ValueError` if the device's memory does not hold the pictures so many times."""
+    size = at_once * sum(manifest.rows(split) for split in ("train", "val")) * 3 * manifest.side**2
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if size > free:
+        raise ValueError(
+            f"{shards.SHARDS}: {size:,} bytes of pixels for {at_once} at once, and {free:,} are free in the memory of the "
+            f"{device}. Take fewer classes, or fewer runs --at-once, each of which holds them all"
+        )
 
 
 def check_pictures(base: Path) -> None:
@@ -239,10 +240,13 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="runs that learn at the same time")
     options = parser.parse_args()
     try:
+        if options.at_once < 1:
+            raise ValueError(f"--at-once has to be at least 1, is {options.at_once}")
         comparison = compare.read(options.file)
-        run(comparison, compare.select(comparison, options.variants, options.file), options.at_once)
-        print(compare.table(comparison))
-        compare.draw(comparison)
+        try:
+            run(comparison, compare.select(comparison, options.variants, options.file), options.at_once)
+        finally:
+            compare.show(comparison)
     except (ValueError, OSError) as error:
         raise SystemExit(f"resident: {error}") from None
 

@@ -63,16 +63,26 @@ def inputs(machine: Machine) -> tuple[Manifest, Path]:
 
     Raises `FileNotFoundError` with what to run where there is neither.
     """
-    folder = prepared(machine)
-    if folder is None or (SHARDS / "manifest.json").exists():
-        manifest, mean = Manifest.read(SHARDS), MEAN.absolute()
-    else:
-        if not (folder / "manifest.json").exists():
-            raise FileNotFoundError(
-                f"neither {SHARDS.absolute()} nor {folder} has a manifest.json: the pictures of this params.yaml "
-                "were never prepared. Run, in a working copy with this storage: dvc repro mean"
-            )
-        manifest, mean = Manifest.read(folder), folder / MEAN.name
+    folder = _holding(machine)
+    found, mean = Manifest.read(folder), MEAN.absolute() if folder == SHARDS else folder / MEAN.name
     if not mean.exists():
         raise FileNotFoundError(f"{mean}: not there. Run: dvc repro --force --single-item mean")
-    return manifest, mean
+    return found, mean
+
+
+def manifest(machine: Machine) -> Manifest:
+    """What the shards hold; it lies where `inputs` finds it, and so do its errors."""
+    return Manifest.read(_holding(machine))
+
+
+def _holding(machine: Machine) -> Path:
+    """The folder of the manifest: here, or in the storage what was prepared there."""
+    folder = prepared(machine)
+    if folder is None or (SHARDS / "manifest.json").exists():
+        return SHARDS
+    if not (folder / "manifest.json").exists():
+        raise FileNotFoundError(
+            f"neither {SHARDS.absolute()} nor {folder} has a manifest.json: the pictures of this params.yaml "
+            "were never prepared. Run, in a working copy with this storage: dvc repro mean"
+        )
+    return folder

@@ -1,4 +1,4 @@
-"""What Ray's every worker of `train` does: it finds its place, learns, tells its driver, and leaves checkpoints."""
+"""What each of Ray's workers does in `train`: it finds its place, learns, tells its driver, and leaves checkpoints."""
 
 from __future__ import annotations
 

@@ -214,7 +214,10 @@ def test_a_record_is_dated_listed_and_whole(folder):
     assert {"README.md", "params.yaml", "log.txt"} <= {file.name for file in folder.iterdir()}
     assert [*folder.glob("*.csv"), *folder.glob("*.json")]
     text = (folder / "README.md").read_text()
-    missing = [number for number in re.findall(r"(?<![\w.])\d*\.\d+", row) if number.lstrip("0") not in text]
+    numbers = re.findall(r"(?<![\w.,])(?:\d*\.\d+|\d{1,3}(?:,\d{3})+|\d+(?= %))", row)
+    missing = [
+        number for number in numbers if not re.search(rf"(?<![\d.,])0?{re.escape(number.lstrip('0'))}(?!\d)", text)
+    ]
     assert missing == [], "the row says what the record does not"
     for words in (r"\*\*Question\.\*\*", r"\*\*Verdict", r"\*\*Commands?\*\*", r"\*\*Machine\*\*", "commit"):
         assert re.search(words, text), words

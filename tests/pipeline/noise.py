@@ -73,7 +73,6 @@ def world(folder: Path) -> Manifest:
     tables.write(
         pa.Table.from_pylist([lost], schema=tables.REJECTED), tables.REJECTED, folder / "data/shards/rejected.parquet"
     )
-    (folder / "data/mean.npz").touch()
     with (folder / "data/model.pt").open("wb") as handle:
         save(handle)
     sections = {

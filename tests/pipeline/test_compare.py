@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def comparison(**changes: Any) -> Comparison:
     variants = (
         Variant(name="base", changes={}, section="", paper=""),
         Variant(name="other", changes={"model.dropout": 0.0}, section="§4.2", paper="worse"),
-        Variant(name="untried", changes={}, section="", paper=""),
+        Variant(name="untried", changes={"model.width": 0.5}, section="", paper=""),
     )
     plain = Comparison(record="x", base="params.yaml", target="evaluate", seeds=(0, 1, 2), variants=variants)
     return dataclasses.replace(plain, **changes)
@@ -29,12 +30,15 @@ def comparison(**changes: Any) -> Comparison:
 
 def recorded(folder: Path, errors: dict[str, list[float]]) -> None:
     (folder / "records/x").mkdir(parents=True)
+    shutil.copy(ROOT / "params.yaml", folder)
+    variants = {variant.name: variant for variant in comparison().variants}
     with (folder / "records/x/runs.csv").open("w", newline="") as handle:
         writer = csv.DictWriter(handle, compare.COLUMNS, restval="")
         writer.writeheader()
         for variant, values in errors.items():
             for seed, value in enumerate(values):
-                row = {"variant": variant, "seed": seed, "key": f"{variant}{seed}", "classes": 10}
+                key = compare.key(compare.wanted(comparison(), variants[variant], seed))
+                row = {"variant": variant, "seed": seed, "key": key, "classes": 10}
                 row |= {"top1_error": value, "top5_error": value / 2}
                 writer.writerow(row | {"centre_top1_error": value + 0.02, "centre_top5_error": 0.3})
 
@@ -62,9 +66,25 @@ def test_the_table_has_means_deviations_and_paired_intervals(tmp_path: Path, mon
     assert compare.less_views(compare.by_variant(comparison())["base"]) == pytest.approx([2.0, 2.0, 2.0])
 
 
-def test_students_points_are_scipys() -> None:
-    for count, point in compare.T95.items():
-        assert point == pytest.approx(stats.t.ppf(0.975, count - 1), abs=6e-4)
+@pytest.mark.parametrize("count", [2, 3, 11, 40])
+def test_an_interval_is_student_s_for_any_number_of_seeds(count: int) -> None:
+    differences = np.random.default_rng(0).normal(size=count)
+    expected = stats.t.interval(0.95, count - 1, differences.mean(), stats.sem(differences))
+    assert compare.interval(differences.tolist()) == pytest.approx(expected)
+
+
+def test_a_run_of_other_parameters_has_no_part_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorded(tmp_path, {"base": [0.40, 0.42, 0.41], "other": [0.45, 0.46, 0.48]})
+    before = compare.table(comparison())
+    file = tmp_path / "records/x/runs.csv"
+    lines = file.read_text().splitlines()
+    key = compare.rows(comparison())[0]["key"]
+    file.write_text("\n".join([lines[0], lines[1].replace(key, "0" * 16).replace("0.4", "0.9"), *lines[1:]]) + "\n")
+    assert len(compare.rows(comparison())) == 7
+    assert compare.table(comparison()) == before
+    assert [seed for _, seed, _ in compare.missing(comparison(), [comparison().variants[2]])] == [0, 1, 2]
+    assert compare.missing(comparison(), comparison().variants[:2]) == []
 
 
 def test_a_run_has_the_base_s_parameters_but_for_its_changes_and_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +118,10 @@ def test_the_ablations_are_of_the_size_that_the_readme_says(monkeypatch: pytest.
     ]
     assert missing.count(2) == 10 and set(missing) == {0, 2}
     assert "two seeds of ten variants are still to be run" in text
+    for name in ("full-width", "plateau"):
+        whole = compare.read(Path(f"experiments/{name}.yaml"))
+        assert compare.missing(whole, whole.variants) == []
+    assert "All of these runs, and those of the plateau, have their rows" in text
 
 
 def test_the_plateau_is_that_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:

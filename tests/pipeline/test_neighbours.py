@@ -85,6 +85,22 @@ def test_without_codes_or_neighbours_there_are_none(
     assert {file.name for file in (tmp_path / "none").iterdir()} == there
 
 
+def test_fewer_training_pictures_than_neighbours_are_all_found(
+    summarized: tuple[Path, Manifest, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, manifest, _ = summarized
+    made = {split: sorted(folder.glob(f"part-{split}-*")) for split in ("val", "train")}
+    said = evaluate.summarize(made, manifest, dataclasses.replace(RESULTS, neighbours=20), tmp_path)["neighbours"]
+    labels = [row["label"] for row in rows_of(folder, "train")]
+    ids = sorted(row["id"] for row in rows_of(folder, "train"))
+    tested, same = {row["id"]: row["label"] for row in rows_of(folder, "val")}, 0
+    for found in pq.read_table(tmp_path / "neighbours.parquet").to_pylist():
+        assert sorted(found["nearest"]) == sorted(found["nearest_by_code"]) == ids
+        same += labels.count(tested[found["id"]])
+    assert 0 < said["same_class"] == said["same_class_by_code"] == same / (5 * 11)
+    assert said["found_by_code"] == 1
+
+
 def test_the_queries_are_drawn_by_lot_from_the_ids(
     summarized: tuple[Path, Manifest, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,12 +53,25 @@ def held(train: Pictures, val: Pictures) -> Resident:
     return made
 
 
-def test_pictures_for_which_there_is_no_room_are_refused(here: Path) -> None:
-    train, _ = pictures(here)
+def test_pictures_for_which_there_is_no_room_are_refused_before_any_process_begins(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base.yaml", "params.yaml"):
+        write(here / name, document())
+    write(
+        here / "x.yaml",
+        {**dataclasses.asdict(COMPARISON), "seeds": [0], "variants": [dataclasses.asdict(COMPARISON.variants[0])]},
+    )
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("sys.argv", ["resident", "x.yaml", "--at-once", "7"])
     with pytest.raises(
-        ValueError, match=r"72,000,000,000,000 bytes of pixels, and [\d,]+ are free in the memory of the cpu"
+        SystemExit, match=r"resident: .*bytes of pixels for 1 at once, and 1,000 are free in the memory"
     ):
-        Resident(CPU, 1).hold(train, 10**6)
+        resident.main()
+    assert "| variant |" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["resident", "x.yaml", "--at-once", "0"])
+    with pytest.raises(SystemExit, match="--at-once has to be at least 1, is 0"):
+        resident.main()
 
 
 @pytest.mark.parametrize("order", ["shuffled", "cyclic"])
