@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,34 @@ def test_variants_are_given_here_or_there_and_not_both(tmp_path: Path, monkeypat
         file.write_text(text + wrong)
         with pytest.raises(ValueError, match="either variants or variants_of has to be given"):
             compare.read(file)
+
+
+def test_a_run_that_fails_costs_none_after_it_and_what_is_there_is_drawn_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    asked = dataclasses.replace(comparison(), seeds=(0,), target="train")
+    (tmp_path / "x.yaml").write_text(json.dumps(dataclasses.asdict(asked)))
+    monkeypatch.setattr("sys.argv", ["compare", "x.yaml"])
+    monkeypatch.setattr(compare, "check_cache", lambda: None)
+
+    def run(asked: Comparison, variant: Variant, seed: int, document: dict[str, Any]) -> None:
+        if variant.name == "base":
+            raise ValueError("base, seed 0: ended with 1")
+        steps, epochs = [{"step": 1.0, "loss": 2.0}], [{"val_top1_error": 0.5, "val_top5_error": 0.25}]
+        compare.record(asked, variant, seed, document, steps, epochs, {"classes": 10})
+
+    monkeypatch.setattr(compare, "run", run)
+    with pytest.raises(SystemExit, match="compare: base, seed 0: ended with 1"):
+        compare.main()
+    assert [row["variant"] for row in compare.rows(asked)] == ["other", "untried"]
+    assert "| untried |" in capsys.readouterr().out
+    figure = tmp_path / "records/x/losses.png"
+    figure.write_bytes(b"drawn")
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert figure.read_bytes() == b"drawn", "drawn anew, though no run has come"
 
 
 def test_variants_are_chosen_by_name() -> None:
