@@ -14,7 +14,7 @@ ONLY ?=
 EXPERIMENT ?= ablations
 PORT ?= 5000
 
-.PHONY: help repro test fast lint mutants kills whole compare ablations ui lock clean
+.PHONY: help repro test fast lint mutants kills faults whole compare ablations ui lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -39,6 +39,9 @@ mutants: .venv/installed ## breaks the code line by line and asks whether a test
 
 kills: .venv/installed ## kills every stage again and again and compares what comes of it
 	@python tests/kills.py
+
+faults: .venv/installed ## the faults of docs/faults.md that take long, or need network namespaces
+	@pytest --faults -m faults
 
 whole: .venv/installed ## the whole workflow with each recipe at full width, and on a small set of each source
 	@pytest tests/test_whole.py --whole

@@ -17,14 +17,16 @@ LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make whole`: what takes more minutes than all other tests together may."""
     parser.addoption("--whole", action="store_true", help="also each source and each recipe through all stages")
+    parser.addoption("--faults", action="store_true", help="also the faults that take long or need network namespaces")
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the longest files first, whatever their names; within a file nothing moves. What needs Ray is slow."""
-    if not config.getoption("--whole"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("whole")])
-        items[:] = [item for item in items if not item.get_closest_marker("whole")]
+    for marker in ("whole", "faults"):
+        if not config.getoption(f"--{marker}"):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)

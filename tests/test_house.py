@@ -28,7 +28,19 @@ DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
 # They decide where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing.
-EXEMPT = {"__init__", "cluster", "fetch", "machine", "params", "paths", "progress", "shards", "stage", "tracking"}
+EXEMPT = {
+    "__init__",
+    "cluster",
+    "fetch",
+    "machine",
+    "params",
+    "paths",
+    "progress",
+    "shards",
+    "stage",
+    "tracking",
+    "waiting",
+}
 
 
 def modules():

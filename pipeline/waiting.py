@@ -1,0 +1,67 @@
+"""Waits that end: after some seconds a line says what is waited for, and after a limit it is given up."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+Result = TypeVar("Result")
+
+SAID_AFTER = 10.0
+"""Seconds of silence before a line says what a stage waits for."""
+
+
+@contextmanager
+def saying(name: str, what: str, limit: float | None = None) -> Iterator[None]:
+    """Prints `name: waiting for what` to stderr if the block takes longer than `SAID_AFTER` seconds."""
+    at_most = "" if limit is None else f", {limit:,.0f} s at most"
+    timer = threading.Timer(SAID_AFTER, _say, (f"{name}: waiting for {what}{at_most}",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def locked(file: Path, name: str, what: str, limit: float) -> Iterator[None]:
+    """Holds the lock `file` while the block runs.
+
+    Waits `limit` seconds for another process that holds it, then raises `TimeoutError`: `what`, which lock, what to do.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        with saying(name, what, limit):
+            lock.acquire(timeout=limit)
+    except Timeout:
+        raise TimeoutError(
+            f"gave up waiting for {what} after {limit:,.0f} s: another process holds {file}. Wait for it, or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def until(ready: Callable[[], Result | None], name: str, what: str, limit: float, *, pause: float = 0.2) -> Result:
+    """Calls `ready` every `pause` seconds until it gives something; `TimeoutError` after `limit` seconds."""
+    end = time.monotonic() + limit
+    with saying(name, what, limit):
+        while (found := ready()) is None:
+            if time.monotonic() >= end:
+                raise TimeoutError(f"gave up waiting for {what} after {limit:,.0f} s")
+            time.sleep(pause)
+    return found
