@@ -13,6 +13,7 @@ from typing import TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from pipeline import access, stage
 from pipeline.machine import Machine
 
 Item = TypeVar("Item")
@@ -28,6 +29,8 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_worker_niceness": "0",  # a worker is the work, not a background to it
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end would join whatever Ray it finds
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would start its workers by it, and wait for ever
 }
 
 # glibc's; other systems ignore them. A step frees and takes again most of its memory, in pieces of many megabytes. Left to
@@ -45,24 +48,19 @@ MEMORY = {
 def connected(machine: Machine) -> Iterator[None]:
     """Joins the running cluster that the machine's settings or `RAY_ADDRESS` name, or starts one of this machine.
 
-    Raises `ValueError` for an address that is a dashboard's, `ConnectionError` where no cluster answers.
+    Raises `ValueError` for an address that is no cluster's own and for a cluster that lets strangers in or us not,
+    `ConnectionError` or `TimeoutError` where none answers.
     """
     if ray.is_initialized():  # by a test session, which starts Ray once
         yield
         return
     for name, value in (ENVIRONMENT | MEMORY).items():
         os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS") if machine.ray_address == "auto" else machine.ray_address
-    if address and address.startswith(("http:", "https:")):
-        named = f"RAY_ADDRESS={address}" if machine.ray_address == "auto" else f"machine.yaml: ray_address: {address}"
-        raise ValueError(
-            f"{named} is a dashboard's address. Stages need the cluster's own, host:6379; "
-            "`ray job submit` takes the dashboard's as RAY_API_SERVER_ADDRESS"
-        )
-    if address:
-        _join(address)
-    else:
+    address = _address(machine)
+    if address is None:
         _start()
+    else:
+        _join(address)
     try:
         yield
     finally:
@@ -71,12 +69,30 @@ def connected(machine: Machine) -> Iterator[None]:
             ray.shutdown()
 
 
+def _address(machine: Machine) -> str | None:
+    """host:port of the cluster to join; None if there is none. `ValueError` for what is no such address."""
+    given = os.environ.get("RAY_ADDRESS") if machine.ray_address == "auto" else machine.ray_address
+    if not given or given == "local":
+        return None
+    named = f"RAY_ADDRESS={given}" if machine.ray_address == "auto" else f"machine.yaml: ray_address: {given}"
+    if given.startswith(("http:", "https:")):
+        raise ValueError(
+            f"{named} is a dashboard's address. Stages need the cluster's own, host:6379; "
+            "`ray job submit` takes the dashboard's as RAY_API_SERVER_ADDRESS"
+        )
+    host, _, port = given.rpartition(":")
+    if "/" in host or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"{named} is no cluster's address: it has to be host:port, such as head:6379")
+    return given
+
+
 def in_job() -> bool:
     """Whether this driver was started by `ray job submit`."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _join(address: str) -> None:
+    access.admit(address)
     # A job brings its code along; a driver started on a node has to send it to the others
     environment: dict[str, object] = {"env_vars": {name: os.environ[name] for name in MEMORY}}
     if not in_job():
@@ -84,16 +100,14 @@ def _join(address: str) -> None:
     try:
         # it warns each time that .git stays behind
         ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"no Ray cluster answers at {address}: {error}. "
-            "Is it running, and is RAY_AUTH_MODE the same here and there?"
-        ) from None
+    except (ConnectionError, RuntimeError) as error:
+        # RuntimeError: the head has another version of Ray or of Python, which it names
+        raise ConnectionError(f"the Ray cluster at {address} cannot be joined from here: {error}") from None
 
 
 def _start() -> None:
-    # A cluster of this driver alone, on loopback and gone with it: a token for it would only be written into HOME
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    """Starts a cluster of this driver alone: on loopback, behind a token of this working copy, and gone with it."""
+    access.keep_private(stage.WORK)
     ray.init(
         address="local",
         include_dashboard=False,

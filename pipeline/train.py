@@ -128,6 +128,7 @@ def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -
         from ray.train.torch import TorchTrainer
 
         from pipeline.batches import held_out
+        from pipeline.rendezvous import Rendezvous
         from pipeline.train_loop import Mailbox, Task, loop, mend, read, refuse_others
 
         refuse_others(folder, inputs.fingerprint)
@@ -169,6 +170,7 @@ def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run) -
         trainer = TorchTrainer(
             loop,
             train_loop_config={"task": task},
+            torch_config=Rendezvous(),
             scaling_config=ScalingConfig(
                 num_workers=placement.workers,
                 use_gpu=placement.gpu,

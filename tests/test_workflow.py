@@ -19,7 +19,7 @@ import torch
 from ruamel.yaml import YAML
 
 from alexnet.model import Model, load
-from pipeline import params, start, tables
+from pipeline import access, params, start, tables
 from pipeline.machine import Machine
 from pipeline.start import Start
 from pipeline.tables import Manifest
@@ -252,12 +252,13 @@ def test_mlflow_has_the_run_its_curves_and_the_registered_model(workflow):
 
 @contextlib.contextmanager
 def cluster(folder):
-    """A Ray cluster on loopback with a dashboard; → what its clients need, its port and the dashboard's."""
+    """A Ray cluster on loopback with a token and a dashboard; → what its clients need, its port and the dashboard's."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
              "ray-client-server-port", "metrics-export-port")  # fmt: skip
     ports = free_ports(len(names))
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"ALEXNET_MACHINE": str(folder / "machine.yaml")}
+    known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(access.token(folder)),
+             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "ALEXNET_MACHINE": str(folder / "machine.yaml")}  # fmt: skip
+    environment = os.environ | known | {"RAY_USAGE_STATS_ENABLED": "0"}
     address, log = f"127.0.0.1:{ports[0]}", folder / "ray.log"
     with log.open("w") as said:
         head = subprocess.Popen(
@@ -275,7 +276,7 @@ def cluster(folder):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if subprocess.run(asked, env=environment, capture_output=True, check=False, timeout=30).returncode == 0:
                     break
-        yield {"RAY_AUTH_MODE": "disabled", "ALEXNET_MACHINE": environment["ALEXNET_MACHINE"]}, *ports[:2]
+        yield known, *ports[:2]
     finally:
         head.terminate()
         head.wait(60)

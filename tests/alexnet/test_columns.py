@@ -4,10 +4,12 @@ import dataclasses
 import multiprocessing
 import os
 import socket
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from alexnet.augmentation import Statistics, training_patches
 from alexnet.columns import Apart, Together, gather
@@ -62,9 +64,13 @@ def five_steps(link, dtype, replica=0, replicas=1, reduce=None, resume=None, fir
 
 
 def process(rank, size, port, dtype, options, answers):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    listening = (
+        socket.create_server(("127.0.0.1", port)).detach() if rank == 0 else None
+    )  # torch's own is on all interfaces
+    store = TCPStore("127.0.0.1", port, size, rank == 0, master_listen_fd=listening)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     groups = [dist.new_group([*range(column, size, 2)]) for column in range(2)]
 
     def add_up(tensors):
@@ -117,7 +123,7 @@ def largest_difference(ours, theirs):
     ("dtype", "bound", "model"),
     [
         (torch.float64, 1e-12, NARROW),
-        (torch.float32, 1e-5, NARROW),
+        (torch.float32, 1e-3, NARROW),  # rounding may tell which of two equals in a pooling window gets the gradient
         (torch.float64, 1e-9, MORE),
     ],  # a mean over 6 pictures makes rounding larger
     ids=["float64", "float32", "with all that there can be"],

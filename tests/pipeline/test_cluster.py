@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -195,18 +196,21 @@ def test_a_worker_keeps_the_memory_that_it_frees(ray_session: None) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_takes_one_task_on_a_gpu_after_another() -> None:
+def test_a_worker_takes_one_task_on_a_gpu_after_another(tmp_path: Path) -> None:
     """Of a Ray that is told of a GPU: which process takes a task does not depend on there being one."""
     program = """
-import os, ray
-from pipeline import cluster
+import os, pathlib, ray
+from pipeline import access, cluster
 from pipeline.machine import Machine
 os.environ.update(cluster.ENVIRONMENT)
+access.keep_private(pathlib.Path("work"))
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
 def process(number):
     return os.getpid()
 print(len({pid for _, pid in cluster.each(process, [1, 2, 3], Machine(), gpus=1)}), "process")
 """
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
     assert "1 process" in done.stdout

@@ -1,0 +1,70 @@
+"""Two hosts on one machine: network namespaces with a link between them, and a default route, as real machines have."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Host:
+    """One of them."""
+
+    name: str
+    address: str
+
+    def command(self, words: Sequence[object]) -> list[str]:
+        """A command as it has to be called to run there."""
+        return ["ip", "netns", "exec", self.name, *map(str, words)]
+
+    def run(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs a command there; by itself it may fail."""
+        return subprocess.run(self.command(words), capture_output=True, text=True, check=False, **options)
+
+    def listening(self) -> set[tuple[str, str]]:
+        """Address and program of each socket that listens there."""
+        lines = [line.split() for line in self.run("ss", "-Hltnp").stdout.splitlines()]
+        return {(line[3], line[5].split('"')[1] if len(line) > 5 else "") for line in lines}
+
+
+@contextlib.contextmanager
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """Two hosts that reach each other; the test is skipped where they cannot be made."""
+    mark = f"alexnet-{os.getpid()}"
+    pair = Host(f"{mark}-a", "10.199.1.1"), Host(f"{mark}-b", "10.199.1.2")
+    ends = f"ax{os.getpid()}a", f"ax{os.getpid()}b"
+    try:
+        try:
+            _make(pair, ends)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', '') or error}")
+        yield pair
+    finally:
+        for host in pair:
+            if shutil.which("ip"):
+                pids = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True, check=False)
+                for pid in pids.stdout.split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), 9)
+                subprocess.run(["ip", "netns", "delete", host.name], capture_output=True, check=False)
+
+
+def _make(pair: tuple[Host, Host], ends: tuple[str, str]) -> None:
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    for host in pair:
+        ip("netns", "add", host.name)
+    ip("link", "add", ends[0], "netns", pair[0].name, "type", "veth", "peer", "name", ends[1], "netns", pair[1].name)
+    for host, other, end in zip(pair, reversed(pair), ends, strict=True):
+        ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", end)
+        ip("-n", host.name, "link", "set", end, "up")
+        ip("-n", host.name, "link", "set", "lo", "up")
+        ip("-n", host.name, "route", "add", "default", "via", other.address)

@@ -1,0 +1,125 @@
+"""No one in, on a machine with a default route and a neighbour: every stage, and a training of two nodes."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import access
+from tests.pipeline.namespaces import hosts
+from tests.test_workflow import BIN, Copy
+
+pytestmark = pytest.mark.faults
+
+LOOPBACK = ("127.0.0.1:", "[::1]:", "[::ffff:127.0.0.1]:")
+
+
+@contextlib.contextmanager
+def looking(host, seen):
+    """While the block runs, the sockets that listen on the host are noted."""
+    over = threading.Event()
+
+    def look():
+        while not over.wait(0.1):
+            seen.update(host.listening())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def reachable(here, there, ports):
+    """Those of the ports of one host that the other can connect to."""
+    program = """
+import socket, sys
+for port in sys.argv[2:]:
+    with socket.socket() as link:
+        link.settimeout(1)
+        if link.connect_ex((sys.argv[1], int(port))) == 0:
+            print(port)
+"""
+    return here.run(BIN / "python", "-c", program, there.address, *ports).stdout.split()
+
+
+@pytest.mark.timeout(900)
+def test_each_stage_listens_on_loopback_alone_and_a_neighbour_gets_in_nowhere(tmp_path):
+    copy = Copy(tmp_path)
+    with hosts() as (here, neighbour):
+        for stage in ("download", "resize", "mean", "train", "evaluate", "report"):
+            seen, open_ports = set(), set()
+            with looking(here, seen):
+                tried = threading.Event()
+
+                def knock(seen=seen, open_ports=open_ports, tried=tried):
+                    while not tried.wait(1):
+                        ports = sorted({address.rpartition(":")[2] for address, _ in list(seen)})
+                        open_ports.update(reachable(neighbour, here, ports) if ports else ())
+
+                thread = threading.Thread(target=knock)
+                thread.start()
+                copy.run(*here.command([BIN / "dvc", "repro", "--single-item", stage]))
+                tried.set()
+                thread.join()
+            elsewhere = {(address, program) for address, program in seen if not address.startswith(LOOPBACK)}
+            assert elsewhere == set(), stage
+            assert open_ports == set(), stage
+            if stage in ("resize", "mean", "train", "evaluate"):
+                assert any(program == "gcs_server" for _, program in seen), f"{stage}: Ray was seen"
+
+
+@contextlib.contextmanager
+def node(host, folder, *words):
+    """One node of a Ray cluster with a token."""
+    environment = os.environ | known(folder) | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with (folder / f"{host.name}.log").open("w") as log:
+        command = [BIN / "ray", "start", "--block", "--num-cpus=1", f"--node-ip-address={host.address}", *words]
+        started = subprocess.Popen(host.command(command), env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield
+    finally:
+        started.terminate()
+        started.wait(60)
+
+
+def known(folder):
+    """What both nodes and the stages have to know."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(access.token(folder))}
+    return {**token, "ALEXNET_MACHINE": str(folder / "machine.yaml")}
+
+
+@pytest.mark.timeout(900)
+def test_two_columns_on_two_nodes_find_each_other_by_the_addresses_that_ray_has(tmp_path):
+    short = Path(tempfile.mkdtemp(prefix="alexnet-"))  # the path of Ray's sockets has to be short
+    try:
+        copy = Copy(tmp_path)
+        (short / "machine.yaml").write_text(f"storage: {short}/storage\nplacement: columns\n")
+        with hosts() as (first, second), contextlib.ExitStack() as nodes:
+            nodes.enter_context(
+                node(first, short, "--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={short}/a")
+            )
+            time.sleep(5)
+            nodes.enter_context(node(second, short, f"--address={first.address}:6379", f"--temp-dir={short}/b"))
+            environment = known(short) | {"RAY_ADDRESS": f"{first.address}:6379"}
+            time.sleep(5)
+            seen = set()
+            with looking(second, seen):
+                said = copy.run(*first.command([BIN / "dvc", "repro", "train"]), **environment)
+            assert "2 processes, a column each" in said
+            trained = {address for address, program in seen if program.startswith("ray::RayTrainWo")}
+            links = {address for address in trained if address.startswith(second.address)}
+            assert links, f"gloo is on the node's own address: {sorted(trained)}"
+            stranger = {**environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none"), "HOME": str(tmp_path / "nobody")}
+            with pytest.raises(AssertionError, match="asks for a token, and there is none here"):
+                copy.run(*second.command([BIN / "dvc", "repro", "--force", "--single-item", "mean"]), **stranger)
+    finally:
+        shutil.rmtree(short)
