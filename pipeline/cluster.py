@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import ray
+from ray._private import auto_init_hook, ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline import access, stage
@@ -56,6 +57,9 @@ def connected(machine: Machine) -> Iterator[None]:
         return
     for name, value in (ENVIRONMENT | MEMORY).items():
         os.environ.setdefault(name, value)
+    # This process has imported Ray, and so read these two before
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    auto_init_hook.enable_auto_connect = False
     address = _address(machine)
     if address is None:
         _start()

@@ -163,6 +163,10 @@ with cluster.connected(Machine()):
     print("MINE", sorted({each.laddr.ip for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"}))
     address = ray.get_runtime_context().gcs_address
     print("STRANGER", access._ask(address, ()))
+try:
+    ray.put(1)
+except ray.exceptions.RaySystemError as error:
+    print("AFTERWARDS", error)
 """
 
 
@@ -170,8 +174,18 @@ with cluster.connected(Machine()):
 def test_every_socket_of_a_stage_and_of_its_training_is_on_loopback_and_a_stranger_cannot_join(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = kept | {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path / "home")}
+    # below a process that looks like `uv run`, by which Ray would start its workers
+    (tmp_path / "run").write_text(
+        f"import subprocess\nexit(subprocess.run([{sys.executable!r}, '-c', {PROGRAM!r}]).returncode)"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        ["uv", "run"],
+        executable=sys.executable,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("LISTENS", "MINE")))
@@ -179,5 +193,6 @@ def test_every_socket_of_a_stage_and_of_its_training_is_on_loopback_and_a_strang
         assert addresses != "[]"
         assert {each.strip("[]' ") for each in addresses.split(",")} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert "STRANGER stranger" in done.stdout
+    assert "AFTERWARDS System error: Ray has not been started" in done.stdout, "no other Ray is looked for"
     assert not (tmp_path / "home").exists(), "no token is written there"
     assert stat.S_IMODE((tmp_path / "work/ray-token").stat().st_mode) == 0o600
