@@ -36,6 +36,7 @@ EXEMPT = {
     "params",
     "paths",
     "progress",
+    "rendezvous",
     "shards",
     "stage",
     "tracking",
