@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import params, recipe, stage
+from pipeline import added, params, recipe, stage
 
 RECORDS = Path("records")
 
@@ -142,7 +142,7 @@ def check_cache() -> None:
 
 def wanted(comparison: Comparison, variant: Variant, seed: int) -> dict[str, Any]:
     """The parameters of a run; `ValueError` for a key that the base does not have."""
-    document = params.load(Path(comparison.base))
+    document = added.completed(params.load(Path(comparison.base)))
     for key, value in {**variant.changes, "learning.seed": seed}.items():
         section, _, last = key.partition(".")
         if last not in document.get(section, {}):
@@ -152,8 +152,8 @@ def wanted(comparison: Comparison, variant: Variant, seed: int) -> dict[str, Any
 
 
 def key(document: Mapping[str, Any]) -> str:
-    """Of a run's parameters: one with other parameters is another run."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+    """Of a run's parameters: one with other parameters is another run, but for what came later and says "as before"."""
+    return hashlib.sha256(json.dumps(added.older(document), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def missing(comparison: Comparison, variants: Sequence[Variant]) -> list[tuple[Variant, int, dict[str, Any]]]:

@@ -34,7 +34,7 @@ from alexnet.errors import credits, mean_over_views
 from alexnet.features import features_and_logits
 from alexnet.learning import Learning
 from alexnet.model import Model
-from pipeline import compare, machine, params, shards, start
+from pipeline import added, compare, machine, params, shards, start
 from pipeline.batches import Batch, Order, Pictures, batches
 from pipeline.compare import Comparison, Variant
 from pipeline.learner import Learner, Lesson
@@ -223,7 +223,7 @@ def check_room(manifest: Manifest, device: str, at_once: int) -> None:
 
 def check_pictures(base: Path) -> None:
     """`ValueError` unless params.yaml, which made data/shards, has the same pictures as the base."""
-    ours, theirs = params.load(params.PARAMS), params.load(base)
+    ours, theirs = (added.completed(params.load(file)) for file in (params.PARAMS, base))
     for section in ("source", "resize"):
         if ours.get(section) != theirs.get(section):
             raise ValueError(
