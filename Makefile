@@ -8,6 +8,8 @@ SHELL := /bin/bash
 # DVC runs whatever python comes first
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
+# what .venv/ready says to a `dvc` that is not run by make
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site
 RECIPE ?=
 SOURCE ?=
 ONLY ?=
@@ -61,6 +63,12 @@ lock: ## requirements.lock anew, from pyproject.toml (needs uv)
 
 clean: ## the environment and the work in progress; no archive, no run
 	@rm -rf .venv work
+
+repro fast lint mutants kills faults whole compare ablations ui: .venv/ready
+
+.venv/ready: .venv/installed .dvc/site.pth
+	@cp .dvc/site.pth "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	touch $@
 
 .venv/installed: requirements.lock
 	@python=

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -129,6 +130,7 @@ def check_cache() -> None:
 
     `dvc exp run` with a stage to stop at fails for want of it, and only at its end, when the training is done.
     """
+    recipe.keep_here()
     asked = subprocess.run(["dvc", "cache", "dir"], check=True, capture_output=True, text=True)
     cache = Path(asked.stdout.strip()) / "files/md5"
     for name, made in params.load(Path("dvc.lock"))["stages"].items():
@@ -206,14 +208,15 @@ def of_experiment(
     """Of a finished experiment the history by step and by epoch, and the cells of its row."""
     import dvc.api
 
+    recipe.keep_here()
+    read = functools.partial(dvc.api.read, rev=name)
     steps, epochs = (
-        list(csv.DictReader(io.StringIO(dvc.api.read(f"data/history/{curve}.csv", rev=name))))
-        for curve in ("steps", "epochs")
+        list(csv.DictReader(io.StringIO(read(f"data/history/{curve}.csv")))) for curve in ("steps", "epochs")
     )
     facts: dict[str, Any] = {"experiment": name}
-    facts["classes"] = len(json.loads(dvc.api.read("data/shards/manifest.json", rev=name))["classes"])
+    facts["classes"] = len(json.loads(read("data/shards/manifest.json"))["classes"])
     if comparison.target == "evaluate":
-        metrics = json.loads(dvc.api.read("metrics.json", rev=name))
+        metrics = json.loads(read("metrics.json"))
         facts["images"] = metrics["images"]
         facts |= {f"top{top}_error": metrics["ten_views"][f"top{top}_error"] for top in (1, 5)}
         facts |= {f"centre_top{top}_error": metrics["centre"][f"top{top}_error"] for top in (1, 5)}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import machine, stage, tracking
+from pipeline import machine, recipe, stage, tracking
 from pipeline.evaluate import OUT
 from pipeline.vectors import matrix
 
@@ -156,6 +156,7 @@ def opened(name: str) -> Iterator[BinaryIO]:
     from dvc.scm import RevError
     from dvc_data.index import DataIndexDirError
 
+    recipe.keep_here()
     out = (OUT / PREDICTIONS).as_posix()
     with ExitStack() as stack:
         try:

@@ -20,6 +20,8 @@ from pipeline import added, params
 
 RECIPES = Path("recipes")
 
+SITE = Path(".dvc/site")
+
 OPEN = "source."
 """Begins the keys that a recipe may have and params.yaml not, or the other way: each source has its own."""
 
@@ -68,6 +70,7 @@ def _named(folder: Path, name: str) -> Path:
 
 def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> list[str]:
     """`dvc exp run` in a copy, with each key in which `wanted`, which comes from `file`, differs from params.yaml."""
+    keep_here()
     here = params.load(params.PARAMS)
     changes = differences(flat(here), flat(added.completed(wanted)), file)
     dvc = str(Path(sys.executable).with_name("dvc"))
@@ -104,6 +107,14 @@ def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
+
+
+def keep_here() -> None:
+    """Lets DVC keep its databases, which hold pickles, in this working copy: its own place is one where all may write.
+
+    An absolute path, since DVC changes its folder for `exp run --temp`; so it cannot stand in .dvc/config.
+    """
+    os.environ.setdefault("DVC_SITE_CACHE_DIR", str(SITE.absolute()))
 
 
 def unused(name: str) -> str:

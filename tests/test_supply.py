@@ -1,0 +1,146 @@
+"""What comes from others: where DVC keeps its pickles, which advisories and licences the locked packages have."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline import compare, ensemble, recipe
+from pipeline.recipe import SITE
+
+ROOT = Path(__file__).parents[1]
+
+GUARD = """
+import sys
+def refuse(event, words):
+    if event in ("os.mkdir", "open", "sqlite3.connect") and str(words[0]).startswith("/var/tmp/dvc"):
+        raise RuntimeError(f"{event} of {words[0]}")
+sys.addaudithook(refuse)
+"""
+
+CHEAP = """
+stages:
+  one:
+    cmd: python -c "open('one.txt', 'w').write('1')"
+    params: [learning.rate]
+    outs: [one.txt]
+"""
+
+READ = "import dvc.api, sys; print(dvc.api.read('one.txt', rev=sys.argv[1]))"
+
+
+def tracked(folder: Path) -> list[str]:
+    return subprocess.run(
+        ["git", "ls-files", "-z"], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+
+
+def test_dvc_s_pickles_lie_in_a_folder_that_git_makes_and_nobody_else_writes_to() -> None:
+    assert f"{SITE}/repo/README" in tracked(ROOT)  # else DVC makes it, with mode 777
+    for folder in (ROOT / SITE, ROOT / SITE / "repo"):
+        assert not folder.stat().st_mode & stat.S_IWOTH
+    ignored = ["git", "check-ignore", "-q", f"{SITE}/repo/0123abc/hashes"]
+    assert subprocess.run(ignored, cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) -> None:
+    venv.create(tmp_path / ".venv", symlinks=True)
+    (packages,) = (tmp_path / ".venv/lib").glob("python*/site-packages")
+    shutil.copy(ROOT / ".dvc/site.pth", packages)
+    python, ask = tmp_path / ".venv/bin/python", "import os; print(os.environ['DVC_SITE_CACHE_DIR'])"
+    said = [
+        subprocess.run([python, "-c", ask], cwd="/", env=given, check=True, capture_output=True, text=True).stdout
+        for given in ({}, {"DVC_SITE_CACHE_DIR": "/else/where"})
+    ]
+    assert said == [f"{tmp_path / SITE}\n", "/else/where\n"]
+    targets = (ROOT / "Makefile").read_text()
+    needy = set(re.findall(r"^([a-z]+): .*\.venv/installed", targets, re.M))
+    (ready,) = re.findall(r"^(.*): \.venv/ready$", targets, re.M)
+    assert needy - set(ready.split()) == set()
+
+
+class Copy:
+    """A working copy with a stage that costs nothing, in which nobody may touch /var/tmp/dvc."""
+
+    def __init__(self, folder: Path, says: bool = True) -> None:
+        self.folder = folder / "copy"
+        (folder / "guard").mkdir(parents=True)
+        (folder / "guard/sitecustomize.py").write_text(GUARD)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
+        who = {f"GIT_{role}_{part}": "a@b" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+        self.environment = (
+            kept | who | {"PATH": path, "PYTHONPATH": f"{folder / 'guard'}{os.pathsep}{ROOT}", "DVC_NO_ANALYTICS": "1"}
+        )
+        for name in (".dvc/config", ".dvc/.gitignore", ".gitignore", "params.yaml", f"{SITE}/repo/README"):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+        (self.folder / "dvc.yaml").write_text(CHEAP)
+        self.says = says
+        self.run("git", "init", "-q")
+        self.commit()
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "as it is")
+
+    def run(self, *words: str) -> str:
+        where = {"DVC_SITE_CACHE_DIR": str(self.folder / SITE)} if self.says else {}
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment | where, check=False, text=True, timeout=120,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def databases(self) -> list[Path]:
+        return sorted((self.folder / SITE / "repo").glob("*/**/*.db"))
+
+
+@pytest.mark.slow
+def test_dvc_keeps_its_pickles_in_the_working_copy_whatever_is_run_and_wherever_it_is_moved(tmp_path: Path) -> None:
+    copy = Copy(tmp_path)
+    copy.run("dvc", "repro")
+    copy.commit()
+    copy.run("dvc", "exp", "run", "--temp", "--name", "other", "-S", "learning.rate=0.5")
+    assert copy.run("dvc", "exp", "list", "--name-only").split() == ["other"]
+    copy.run("dvc", "params", "diff", "other")
+    found = copy.databases()
+    assert found
+    for folder in {parent for file in found for parent in file.parents if parent.is_relative_to(copy.folder)}:
+        assert not folder.stat().st_mode & stat.S_IWOTH, folder
+    assert copy.run("git", "status", "--porcelain") == ""
+    copy.folder = copy.folder.rename(tmp_path / "moved, and called otherwise")
+    copy.run("dvc", "status")
+    assert len(copy.databases()) > len(found)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+def test_what_runs_dvc_here_says_where_its_pickles_lie_without_make(tmp_path: Path) -> None:
+    copy = Copy(tmp_path, says=False)
+    for words in (["dvc", "status"], [sys.executable, "-c", READ, "HEAD"]):
+        with pytest.raises(AssertionError, match="of /var/tmp/dvc"):
+            copy.run(*words)
+    say = "from pipeline import recipe; recipe.keep_here()\n"
+    copy.run(sys.executable, "-c", say + "import subprocess; subprocess.run(['dvc', 'repro'], check=True)")
+    copy.commit()
+    assert copy.run(sys.executable, "-c", say + READ, "HEAD").strip() == "1"
+    assert copy.databases()
+
+
+@pytest.mark.parametrize("module", [compare, ensemble, recipe])
+def test_every_module_that_runs_or_reads_dvc_says_where_first(module: ModuleType) -> None:
+    text = inspect.getsource(module)
+    uses = re.findall(r"import dvc\.api|\[\"dvc\", |return \[dvc", text)
+    assert len(uses) == len(re.findall(r"\bkeep_here\(\)\n", text)) > 0
