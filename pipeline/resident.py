@@ -39,6 +39,7 @@ from pipeline.batches import Batch, Order, Pictures, batches
 from pipeline.compare import Comparison, Variant
 from pipeline.learner import Learner, Lesson
 from pipeline.paths import AnyPath
+from pipeline.said import say
 from pipeline.start import Start
 from pipeline.tables import Manifest
 
@@ -196,7 +197,7 @@ def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
                 done = future.result()
             except Exception as error:  # of one run, whatever it is: the others are made
                 faults.append(f"{variant.name}, seed {seed}: {error}")
-                print(f"resident: {faults[-1]}", flush=True)
+                say(f"resident: {faults[-1]}")
                 continue
             facts = {"commit": compare.commit(), "minutes": f"{done.minutes:.1f}", "classes": len(manifest.classes)}
             compare.record(comparison, variant, seed, document, done.steps, done.epochs, {**facts, **done.errors})

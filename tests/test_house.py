@@ -37,6 +37,7 @@ EXEMPT = {
     "params",
     "paths",
     "progress",
+    "said",
     "shards",
     "stage",
     "tracking",
