@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import inspect
 import os
 import re
@@ -14,6 +16,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from pipeline import compare, ensemble, recipe
 from pipeline.recipe import SITE
@@ -37,6 +42,112 @@ stages:
 """
 
 READ = "import dvc.api, sys; print(dvc.api.read('one.txt', rev=sys.argv[1]))"
+
+
+LOCKED = (ROOT / "requirements.lock").read_text()
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (ROOT / "docs" / name).open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def pinned(lock: str) -> dict[str, list[Version]]:
+    """Each package's versions in the lock: some have one for each Python."""
+    found: dict[str, list[Version]] = {}
+    for line in re.findall(r"^([\w.-]+==[^\\\n]+)", lock, re.M):
+        requirement = Requirement(line.strip())
+        (specifier,) = requirement.specifier
+        found.setdefault(canonicalize_name(requirement.name), []).append(Version(specifier.version))
+    return found
+
+
+def below(lock: str) -> list[str]:
+    """The advisories that the lock does not mend and nobody has a reason for."""
+    versions = pinned(lock)
+    return [
+        row["advisory"]
+        for row in table("advisories.csv")
+        if not row["why_still_here"] and not min(versions[row["package"]]) >= Version(row["fixed_in"])
+    ]
+
+
+def test_the_lock_is_at_or_above_every_fixed_version() -> None:
+    rows = table("advisories.csv")
+    assert len(rows) > 50
+    assert below(LOCKED) == []
+    assert below(LOCKED.replace("pillow==13.0.0", "pillow==12.2.0")) == ["PYSEC-2026-2253", "PYSEC-2026-3451"]
+    assert below(re.sub(r"^numpy==.*$", "torch==2.9.1 \\\\", LOCKED, count=1, flags=re.M)) != [], "the lowest counts"
+
+
+def test_every_advisory_has_a_fixed_version_or_a_reason_and_a_day_and_a_place() -> None:
+    rows = table("advisories.csv")
+    assert list(rows[0]) == ["package", "advisory", "fixed_in", "why_still_here", "read_on", "read_at"]
+    keys = [(row["package"], row["advisory"]) for row in rows]
+    assert keys == sorted(set(keys))
+    for row in rows:
+        assert row["package"] in pinned(LOCKED), "no longer in the lock"
+        assert re.fullmatch(r"CVE-20\d\d-\d{4,}|GHSA(-[0-9a-z]{4}){3}|PYSEC-20\d\d-\d+", row["advisory"])
+        assert bool(row["fixed_in"]) != bool(row["why_still_here"]), row
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", row["read_on"])
+        assert row["read_at"].startswith("https://")
+
+
+def test_an_audit_passes_over_what_has_a_reason_and_nothing_that_it_could_not_ask_about(tmp_path: Path) -> None:
+    target = re.search(r"^audit:.*?\n\n", (ROOT / "Makefile").read_text(), re.M | re.S)
+    assert target
+    (tmp_path / ".audit/bin").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs/advisories.csv", tmp_path / "docs")
+    auditor = tmp_path / ".audit/bin/pip-audit"
+    auditor.write_text('#!/bin/sh\necho "$@"; exit 3\n')
+    auditor.chmod(0o755)
+    head = "SHELL := /bin/bash\n.ONESHELL:\n.SHELLFLAGS := -euo pipefail -c\n"
+    (tmp_path / "Makefile").write_text(head + target.group())
+    done = subprocess.run(["make", "audit"], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert {"--strict", "--require-hashes", "requirements.lock"} <= {*done.stdout.split()}
+    passed = re.findall(r"--ignore-vuln (\S+)", done.stdout)
+    assert passed == [row["advisory"] for row in table("advisories.csv") if row["why_still_here"]]
+    assert "/.audit/" in (ROOT / ".gitignore").read_text().split()
+
+
+COPYLEFT = re.compile(r"GPL|EPL|MPL|CDDL|SSPL|EUPL|CC-BY-SA|OSL")
+
+
+def binds(licence: str) -> bool:
+    """Whether each of the licences to choose from asks for more than its notice."""
+    return all(COPYLEFT.search(choice) for choice in re.split(r" OR (?![^()]*\))", licence)) or "Proprietary" in licence
+
+
+@pytest.mark.parametrize(
+    ("licence", "bound"),
+    [
+        ("MIT", False),
+        ("Apache-2.0 OR GPL-2.0-or-later", False),
+        ("EPL-2.0 OR GPL-2.0-only", True),
+        ("LGPL-3.0", True),
+        ("MPL-2.0 AND (MIT OR X)", True),
+    ],
+)
+def test_what_binds(licence: str, bound: bool) -> None:
+    assert binds(licence) is bound
+
+
+def test_the_list_of_licences_is_of_the_locked_packages_and_none_is_unknown_or_binds_unsaid() -> None:
+    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs/licences.py")
+    assert spec
+    assert spec.loader
+    licences = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(licences)
+    rows = [(row["package"], row["licence"], row["note"]) for row in table("licences.csv")]
+    here = {*licences.wanted(LOCKED)}
+    assert [row for row in rows if row[0] in here] == licences.rows(), "run: make licences"
+    assert here <= {name for name, _, _ in rows} <= {*pinned(LOCKED)}
+    for name, licence, note in rows:
+        assert licence, name
+        assert licence.lower() not in ("unknown", "dual license", "other/proprietary license"), name
+        assert bool(note) == binds(licence), name
 
 
 def tracked(folder: Path) -> list[str]:
