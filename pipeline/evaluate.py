@@ -2,7 +2,7 @@
 
 Run:    dvc repro evaluate
 Reads:  data/model.pt, data/shards/
-Writes: metrics.json, data/evaluation/{predictions,features-SPLIT}.parquet and {per_class,confusion}.csv; with
+Writes: metrics.json, data/evaluation/{predictions,features-SPLIT}.parquet and {per_class,confusion,errors}.csv; with
         neighbours {features-train,neighbours}.parquet, with codes codes-{SPLIT,train}.parquet and encoder.npz;
         SPLIT is val or test, as results.split says
 Takes:  results (and model, which is in data/model.pt)
@@ -260,6 +260,8 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
         for label, (synset, one, five) in enumerate(zip(classes, *counts.by_class(), strict=True))
     ]
     _csv(folder / "per_class.csv", ["label", "wnid", "words", "images", "top1_error", "top5_error"], rows)
+    errors = [[label, words[label], _text(one.error)] for label, one in enumerate(counts.by_class()[0])]
+    _csv(folder / "errors.csv", ["label", "class", "top1_error"], errors)
     answers = [[words[label], words[guess] if guess >= 0 else NONE] for label, guess in counts.answers]
     _csv(folder / "confusion.csv", ["actual", "predicted"], answers)
     return {
@@ -324,18 +326,25 @@ def _tensor(column: pa.ChunkedArray) -> Tensor:
 
 
 def names(classes: Sequence[Synset]) -> list[str]:
-    """A short name for each class, no two the same: its first word, and the WordNet id where two classes share that."""
-    first = [synset.words.split(",")[0] or synset.wnid for synset in classes]
+    """A short name for each class, no two the same: its first word, and the WordNet id where two classes share that.
+
+    What DVC draws has these and not the words themselves: its pages hold them in a script, which a `</script>` would end.
+    """
+    first = [_unscripted(synset.words.split(",")[0] or synset.wnid) for synset in classes]
     counts = Counter([*first, NONE])
     taken = {word for word in counts if counts[word] == 1} | {NONE}
     made = []
     for label, (word, synset) in enumerate(zip(first, classes, strict=True)):
-        name = f"{word} ({synset.wnid})" if counts[word] > 1 else word
+        name = f"{word} ({_unscripted(synset.wnid)})" if counts[word] > 1 else word
         while counts[word] > 1 and name in taken:  # another class's own word is what that makes of this one
             name += f" [{label}]"
         taken.add(name)
         made.append(name)
     return made
+
+
+def _unscripted(name: str) -> str:
+    return name.replace("<", "‹")
 
 
 def _text(error: float) -> str:
@@ -361,7 +370,7 @@ def publish(
     views = ("ten_views", "centre")
     record.score({f"{view}/{name}": summary[view][name] for view in views for name in ("top1_error", "top5_error")})
     record.score({f"neighbours/{name}": value for name, value in summary.get("neighbours", {}).items()})
-    for name in ("per_class.csv", "confusion.csv"):
+    for name in ("per_class.csv", "confusion.csv", "errors.csv"):
         record.artifact(OUT / name, "evaluation")
     record.artifact(METRICS, "evaluation")
     pairs = [(wnid, words) for wnid, words in facts["classes"]]

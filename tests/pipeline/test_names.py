@@ -42,6 +42,8 @@ from pipeline.tables import Manifest, Shard, Synset
 from tests.names import NASTY, UNUSABLE
 from tests.pipeline import layouts
 
+ROOT = Path(__file__).parents[2]
+
 CLASSES = tuple(Synset(wnid=wnid, words=words) for wnid, words in zip(sorted(map(repr, NASTY)), NASTY, strict=True))
 """The ids are as nasty as the words, but never empty."""
 
@@ -55,7 +57,7 @@ def manifest(classes: tuple[Synset, ...] = CLASSES) -> Manifest:
 
 def results() -> Results:
     return params.check(
-        {**params.load(Path(__file__).parents[2] / "params.yaml")["results"], "neighbours": 0, "code_bits": 0},
+        {**params.load(ROOT / "params.yaml")["results"], "neighbours": 0, "code_bits": 0},
         Results,
         Path("params.yaml"),
         "results",
@@ -109,12 +111,23 @@ def test_tables_of_names_read_back_equal(evaluated: Path) -> None:
     )
 
 
-def test_what_dvc_reads_of_them_has_a_row_for_each(evaluated: Path) -> None:
+def test_what_dvc_draws_of_them_has_a_point_for_each_and_runs_none(evaluated: Path) -> None:
     from dvc.repo.plots import _load_sv
+    from dvc_render import VegaRenderer
 
-    for name in ("per_class", "confusion"):
-        file = evaluated / f"data/evaluation/{name}.csv"
-        assert len(_load_sv(file.read_text(encoding="utf-8"))) == len(NASTY)
+    drawn = {
+        name: each
+        for plot in params.load(ROOT / "dvc.yaml")["plots"]
+        if isinstance(plot, dict)
+        for name, each in plot.items()
+    }
+    for title, template in (("confusion", "confusion_normalized"), ("errors by class", "bar_horizontal_sorted")):
+        ((file, column),) = drawn[title]["y"].items()
+        points = _load_sv((evaluated / file).read_text(encoding="utf-8"))
+        assert len(points) == len({point[column] for point in points}) == len(NASTY)
+        rows = [{**point, "rev": "workspace", "filename": file, "field": column} for point in points]
+        renderer = VegaRenderer(rows, title, template=template, x=drawn[title]["x"], y=column)
+        assert Elements(renderer.generate_html()).tags == {"div": 1, "script": 1}
 
 
 def test_no_two_classes_are_one_and_none_is_no_answer(evaluated: Path) -> None:
