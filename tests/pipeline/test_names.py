@@ -25,6 +25,7 @@ from pipeline import (
     fetch,
     params,
     report,
+    resize,
     said,
     stage,
     tables,
@@ -41,6 +42,7 @@ from pipeline.sources.contents import Contents
 from pipeline.tables import Manifest, Shard, Synset
 from tests.names import NASTY, UNUSABLE
 from tests.pipeline import layouts
+from tests.pipeline.miniature import jpeg
 
 ROOT = Path(__file__).parents[2]
 
@@ -308,6 +310,37 @@ def test_a_class_folder_of_any_name_is_indexed_as_it_is(tmp_path: Path, monkeypa
     assert [each["wnid"] for each in classes] == sorted(names)
     assert set(index["wnid"].to_pylist()) == names
     assert set(index["id"].to_pylist()) == {f"{name}/{number}" for name in names for number in (1, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_pictures_of_classes_of_any_name_come_to_shards_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two in each folder, of which one is damaged; a picture is found in its shard by its id, as for the report."""
+    names = sorted(name for name in NASTY if name and not {*"/\x00"} & {*name} and len(name.encode()) < 256)
+    settle(tmp_path, PETS, monkeypatch)
+    resizing = {**params.load(ROOT / "params.yaml")["resize"], "side": 32, "max_rejected": 0.9}
+    Path("params.yaml").write_text(json.dumps({"source": PETS | {"val_share": 0.34}, "resize": resizing}))
+    pictures = {f"{name}/{number}.jpg": jpeg(number, 40) for name in names for number in range(2)}
+    layouts.write(pictures | {f"{name}/damaged \x1b[2J.jpg": b"x" for name in names}, tmp_path / "data/store/pets")
+    download.run()
+    resize.run()
+    assert "\x1b" not in capsys.readouterr().out
+    made = Manifest.read(Path("data/shards"))
+    assert [synset.wnid for synset in made.classes] == names
+    lost = tables.read(Path("data/shards/rejected.parquet"))["id"].to_pylist()
+    assert {*lost} == {f"{name}/damaged \x1b[2J" for name in names}
+    ids = {f"{name}/{number}": names.index(name) for name in names for number in range(2)}
+    found = {}
+    for split in ("train", "val"):
+        rows = [
+            row
+            for shard in made.shards[split]
+            for row in tables.read(Path("data/shards") / shard.file, ["id"])["id"].to_pylist()
+        ]
+        found |= report.fetch(rows, split, made, Path("data/shards"))
+    assert {name: label for name, (_, label) in found.items()} == ids
 
 
 def of_folder(folder: Path, name: str) -> dict[str, Any]:
