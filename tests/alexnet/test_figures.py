@@ -200,7 +200,8 @@ def some_text(draw: Callable[..., bytes], *words: object) -> list[str]:
     """All texts of a figure that is drawn, none of which is TeX; a warning about one is an error here."""
     with matplotlib.rc_context(figures.STYLE):  # type: ignore[arg-type]
         figure: Figure = draw.__wrapped__(*words)  # type: ignore[attr-defined]
-        FigureCanvasAgg(figure).draw()
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
     found = [text for text in figure.findobj(Text) if text.get_text()]
     assert not any(text.get_parse_math() for text in found)
     return [text.get_text() for text in found]
