@@ -8,13 +8,15 @@ SHELL := /bin/bash
 # DVC runs whatever python comes first
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
+# what .venv/ready says to a `dvc` that is not run by make
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site
 RECIPE ?=
 SOURCE ?=
 ONLY ?=
 EXPERIMENT ?= ablations
 PORT ?= 5000
 
-.PHONY: help repro test fast lint mutants kills faults whole compare ablations ui lock clean
+.PHONY: help repro test fast lint mutants kills faults whole compare ablations ui audit licences lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -55,12 +57,32 @@ ablations: .venv/installed ## §3, §4 and §7 taken apart, or ONLY="one-column 
 ui: .venv/installed ## MLflow's pages on the runs, at http://127.0.0.1:$(PORT)
 	@mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri "$$(python -m pipeline.tracking)"
 
+audit: ## asks PyPI's database for advisories on the locked packages, but for those that docs/advisories.csv has a reason for
+	@# it needs that database, so .ci/run does not: what a day's answer was is in docs/advisories.csv, and held by a test.
+	@# An environment of its own: what audits is no part of what is audited. --strict: what was not found is not passed
+	if [ ! -x .audit/bin/pip-audit ]; then
+		rm -rf .audit
+		python3 -m venv .audit
+		.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	fi
+	known=$$(awk -F, 'NR > 1 && $$3 == "" {print "--ignore-vuln " $$2}' docs/advisories.csv)
+	.audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock $$known
+
+licences: .venv/installed ## docs/licences.csv anew: what the locked packages state
+	@python docs/licences.py
+
 lock: ## requirements.lock anew, from pyproject.toml (needs uv)
 	@uv pip compile --generate-hashes --universal --python-version 3.11 --group dev pyproject.toml \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean: ## the environment and the work in progress; no archive, no run
 	@rm -rf .venv work
+
+repro fast lint mutants kills faults whole compare ablations ui licences: .venv/ready
+
+.venv/ready: .venv/installed .dvc/site.pth
+	@cp .dvc/site.pth "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	touch $@
 
 .venv/installed: requirements.lock
 	@python=

@@ -1,7 +1,8 @@
 """Figures 1, 3 and 4 of the paper, the curves and the confusion, as PNG from data they are given.
 
 Pictures are uint8, N×H×W×3. Every function returns the bytes of a PNG, the same for the same data: no date or version
-is stored, fonts are matplotlib's own, and a user's matplotlibrc is not read.
+is stored, fonts are matplotlib's own, and a user's matplotlibrc is not read. Names may be anything: no text is read as TeX,
+what the font lacks is a □, and names that look the same when they are cut get their places behind them.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import functools
 import io
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
+
+from alexnet import names as words
 
 P = ParamSpec("P")
 
@@ -29,8 +33,10 @@ Floats = NDArray[np.floating[Any]]
 RIGHT, WRONG, INK, PALE = "#c8442b", "#5b7ea4", "#222222", "#8a8a8a"
 """The colour of the true class, of the others, of words, and of what stands back."""
 
+FONT = "DejaVu Sans"
+
 STYLE = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -44,6 +50,7 @@ STYLE = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "legend.frameon": False,
+    "text.parse_math": False,
 }
 
 
@@ -73,16 +80,16 @@ def relu_and_tanh(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
     for place, (title, names) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), place + 1)
         axes.axhline(target, color=PALE, lw=0.8)
+        handles = {}
         for (name, runs), colour, dashes in zip(names.items(), (RIGHT, WRONG), ("-", "--"), strict=False):
-            for number, errors in enumerate(runs):
-                label = None if number else name
-                axes.plot(range(len(errors)), errors, ls=dashes, color=colour, lw=1.1, alpha=0.85, label=label)
-        axes.set_title(title, loc="left")
+            for errors in runs:
+                (handles[name],) = axes.plot(range(len(errors)), errors, ls=dashes, color=colour, lw=1.1, alpha=0.85)
+        axes.set_title(_seen(title), loc="left")
         axes.set(xlabel="epochs", ylabel="training error", xlim=(0, None), ylim=(0, 0.8))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="#e6e6e6", lw=0.6)
         axes.set_axisbelow(True)
-        axes.legend(fontsize=8)
+        _legend(axes, handles)
     return figure
 
 
@@ -132,15 +139,15 @@ def guesses(pictures: Pictures, labels: Sequence[int], probabilities_NK: Floats,
     """Figure 4, left: pictures, the true class under each, and its five most probable classes as bars."""
     across = min(4, max(1, len(pictures)))
     down = max(1, math.ceil(len(pictures) / across))
-    figure = Figure(figsize=(2.6 * across, 4.3 * down))
+    figure, short = Figure(figsize=(2.6 * across, 4.3 * down)), _labels(names, 24, _short)
     grid = figure.add_gridspec(down, across, hspace=0.08, wspace=0.1, left=0.01, right=0.99, top=0.995, bottom=0.01)
     for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         cell = grid[divmod(place, across)].subgridspec(2, 1, height_ratios=[3, 2], hspace=0.16)
         above = figure.add_subplot(cell[0])
         above.imshow(picture)
         above.set_axis_off()
-        above.text(0.5, -0.03, _short(names[label]), ha="center", va="top", weight="bold", transform=above.transAxes)
-        _bars(figure.add_subplot(cell[1]), probabilities_NK[place], label, names)
+        above.text(0.5, -0.03, short[label], ha="center", va="top", weight="bold", transform=above.transAxes)
+        _bars(figure.add_subplot(cell[1]), probabilities_NK[place], label, short)
     return figure
 
 
@@ -155,7 +162,7 @@ def _bars(axes: Axes, probabilities_K: Floats, label: int, names: Sequence[str])
     axes.barh(places, np.ones(len(order)), color="#f1f1f1", height=0.86)
     axes.barh(places, shares, color=[RIGHT if k == label else WRONG for k in order], height=0.86, alpha=0.55)
     for place, k in enumerate(order):
-        axes.text(0.02, place, _short(names[k]), va="center", fontsize=8, weight="bold" if k == label else "normal")
+        axes.text(0.02, place, names[k], va="center", fontsize=8, weight="bold" if k == label else "normal")
         axes.text(0.985, place, f"{100 * shares[place]:.0f} %", va="center", ha="right", fontsize=7.5)
     axes.set(xlim=(0, 1), ylim=(4.55, -0.55))
     axes.set_axis_off()
@@ -171,13 +178,13 @@ def saliency(
     """
     across = min(4, max(1, len(pictures)))
     down = max(1, math.ceil(len(pictures) / across))
-    figure = Figure(figsize=(2.6 * across, 1.5 * down))
+    figure, short = Figure(figsize=(2.6 * across, 1.5 * down)), _labels(names, 20, _short)
     grid = figure.add_gridspec(
         down, across, hspace=0.16, wspace=0.06, left=0.005, right=0.995, top=0.99, bottom=0.12 / down
     )
     for place, (picture, map_HW, guess) in enumerate(zip(pictures, maps_NHW, guesses, strict=True)):
         cell = grid[divmod(place, across)].subgridspec(1, 2, wspace=0.02)
-        name = names[guess] if guess >= 0 else "no answer: NaN"
+        name = short[guess] if guess >= 0 else "no answer: NaN"
         colour = PALE if guess < 0 else RIGHT if guess == labels[place] else WRONG
         _named(figure.add_subplot(cell[0]), picture, "", INK)
         _named(figure.add_subplot(cell[1]), _laid_over(picture, map_HW), name, colour)
@@ -195,10 +202,10 @@ def _laid_over(picture: Pictures, map_HW: Floats) -> Pictures:
 
 
 @_as_png
-def note(words: str) -> Figure:
+def note(said: str) -> Figure:
     """No figure, but a word on why there is none."""
     figure = Figure(figsize=(5, 0.6))
-    figure.text(0.5, 0.5, words, ha="center", va="center", color=PALE)
+    figure.text(0.5, 0.5, said, ha="center", va="center", color=PALE)
     return figure
 
 
@@ -212,28 +219,30 @@ def neighbours(
     """
     across, down = 1 + max((len(row) for row in found), default=0), max(1, len(queries))
     figure = Figure(figsize=(1.45 * across + 0.2, 1.68 * down + 0.25))
+    known = list(dict.fromkeys([*query_names, *(name for row in found_names for name in row)]))
+    short = dict(zip(known, _labels(known, 20, _short), strict=True))
     # the queries stand apart by a narrow empty column
     grid = figure.add_gridspec(
         down, across + 1, width_ratios=[1, 0.12, *[1] * (across - 1)], hspace=0.2, wspace=0.06,
         left=0.01, right=0.99, top=1 - 0.26 / (1.68 * down + 0.25), bottom=0.22 / (1.68 * down + 0.25),
     )  # fmt: skip
     for row, query in enumerate(queries):
-        _named(figure.add_subplot(grid[row, 0]), query, query_names[row], INK)
+        _named(figure.add_subplot(grid[row, 0]), query, short[query_names[row]], INK)
         for place, picture in enumerate(found[row]):
             name = found_names[row][place]
             colour = RIGHT if name == query_names[row] else PALE
-            _named(figure.add_subplot(grid[row, 2 + place]), picture, name, colour)
-    for column, words in ((0, "test"), (2, "nearest in training →")):
+            _named(figure.add_subplot(grid[row, 2 + place]), picture, short[name], colour)
+    for column, said in ((0, "test"), (2, "nearest in training →")):
         if column < across + 1 and len(queries):
             corner = grid[0, column].get_position(figure).get_points()
-            figure.text(corner[0, 0], corner[1, 1] + 0.03 / down, words, ha="left", va="bottom", fontsize=9, color=PALE)
+            figure.text(corner[0, 0], corner[1, 1] + 0.03 / down, said, ha="left", va="bottom", fontsize=9, color=PALE)
     return figure
 
 
 def _named(axes: Axes, picture: Pictures, name: str, colour: str) -> None:
     axes.imshow(picture)
     axes.set_axis_off()
-    axes.text(0.5, -0.03, _short(name, 20), ha="center", va="top", fontsize=7.5, color=colour, transform=axes.transAxes)
+    axes.text(0.5, -0.03, name, ha="center", va="top", fontsize=7.5, color=colour, transform=axes.transAxes)
 
 
 @_as_png
@@ -244,43 +253,46 @@ def curves(
     figure = Figure(figsize=(4.1 * max(1, len(panels)), 3.1), layout="constrained")
     for place, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), place + 1)
+        handles = {}
         for number, (name, values) in enumerate(lines.items()):
             colour = (WRONG, RIGHT, "#6f9f58", "#a1779f")[number % 4]
             kept = np.isfinite(values)
             marker = "o" if kept.sum() <= 40 else None
             x, y = np.asarray(epochs)[kept], np.asarray(values)[kept]
             steps = "steps-mid" if title in logarithmic else "default"
-            axes.plot(x, y, label=name, color=colour, lw=1.4, marker=marker, ms=2.5, drawstyle=steps)
-        axes.set_title(title, loc="left")
+            (handles[name],) = axes.plot(x, y, color=colour, lw=1.4, marker=marker, ms=2.5, drawstyle=steps)
+        axes.set_title(_seen(title), loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="#e6e6e6", lw=0.6)
         axes.set_axisbelow(True)
         if title in logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # the scale's own writes TeX
+            axes.yaxis.set_minor_formatter(LogFormatter())
         else:
             axes.set_ylim(bottom=0)
         if len(lines) > 1:
-            axes.legend(fontsize=8)
+            _legend(axes, handles)
     return figure
 
 
 @_as_png
 def losses(runs: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], level: float) -> Figure:
     """The training loss by step, (steps, losses) for each run of a name; a line at `level`, where nothing is known."""
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, max(4.2, 0.18 * len(runs) + 0.6)), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(level, color=PALE, lw=0.8, ls=":")
     colours = matplotlib.colormaps["tab20"](np.linspace(0, 0.999, 20))
     order = [*range(0, 20, 2), *range(1, 20, 2)]
+    handles = {}
     for number, (name, lines) in enumerate(runs.items()):
-        for place, (steps, values) in enumerate(lines):
-            label = None if place else name
-            axes.plot(steps, values, color=colours[order[number % 20]], lw=1.0, alpha=0.85, label=label)
+        for steps, values in lines:
+            (handles[name],) = axes.plot(steps, values, color=colours[order[number % 20]], lw=1.0, alpha=0.85)
     axes.set(xlabel="step", ylabel="training loss")
     axes.grid(axis="y", color="#e6e6e6", lw=0.6)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    _legend(axes, handles, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -305,7 +317,7 @@ def differences(
         (kinds["a seed"],) = axes.plot(runs[name], [row] * len(runs[name]), "o", color=WRONG, ms=4)
         if name in printed:
             (kinds["the paper, ImageNet"],) = axes.plot(printed[name], row, "D", color=RIGHT, ms=5)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), _labels(names))
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -313,7 +325,7 @@ def differences(
     axes.grid(axis="x", color="#e6e6e6", lw=0.6)
     axes.set_axisbelow(True)
     if kinds:
-        axes.legend([*kinds.values()], [*kinds], fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+        _legend(axes, kinds, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -333,7 +345,7 @@ def confusion(matrix_KK: NDArray[np.integer[Any]], names: Sequence[str]) -> Figu
     axes.spines[:].set_visible(False)
     axes.set(xlabel="answer", ylabel="class")
     if classes <= 30:
-        short = [_short(name, 22) for name in names]
+        short = _labels(names, 22, _short)
         axes.set_xticks(range(matrix_KK.shape[1]), short[: matrix_KK.shape[1]], rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(classes), short, fontsize=8)
         axes.tick_params(length=0)
@@ -348,10 +360,32 @@ def confusion(matrix_KK: NDArray[np.integer[Any]], names: Sequence[str]) -> Figu
     return figure
 
 
-def _short(words: str, most: int = 24) -> str:
-    """The first of a class's synonyms, cut to `most` letters."""
-    return (
-        textwrap.shorten(words.split(",")[0], most, placeholder="…")
-        if " " in words[:most]
-        else words.split(",")[0][:most]
-    )
+def _legend(axes: Axes, handles: Mapping[str, Artist], **place: Any) -> None:
+    """A legend of these names; matplotlib's own leaves out one that is empty or begins with an underscore."""
+    axes.legend([*handles.values()], _labels([*handles]), fontsize=8, **place)
+
+
+def _labels(names: Sequence[str], most: int = 40, look: Callable[[str, int], str] | None = None) -> list[str]:
+    """The names as they look in a figure, no two the same."""
+    return words.told_apart(names, most, look or _seen)
+
+
+def _short(name: str, most: int = 24) -> str:
+    """The first of a class's synonyms, cut to `most` letters that the font has."""
+    return _drawable(words.short(name, most))
+
+
+def _seen(text: str, most: int = 40) -> str:
+    return _drawable(words.cut(text, most))
+
+
+def _drawable(text: str) -> str:
+    return "".join(letter if ord(letter) in _letters() else "□" for letter in text)
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """What the font has, in both weights that are used."""
+    fonts = [FontProperties(family=FONT, weight=weight) for weight in ("normal", "bold")]
+    normal, bold = (get_font(findfont(font)).get_charmap().keys() for font in fonts)
+    return frozenset(normal & bold)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -24,7 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import params, recipe, stage
+from alexnet.names import shown
+from pipeline import added, params, recipe, stage
+from pipeline.said import say
 
 RECORDS = Path("records")
 
@@ -50,6 +54,9 @@ class Variant:
     adds: float | None = None
     """Of that, what it adds to the top-1 error, in points; none: no number."""
 
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -71,10 +78,28 @@ class Comparison:
     """By the name of one of those, what has to change on this base besides."""
 
     def __post_init__(self) -> None:
+        check_name("record", self.record)
+        folded = [variant.name.casefold() for variant in self.variants]
+        if twice := next((name for name in folded if folded.count(name) > 1), None):
+            raise ValueError(
+                f"there are two variants '{twice}', or so but for capital letters: their files would be one"
+            )
         if bool(self.variants) == bool(self.variants_of):
             raise ValueError("either variants or variants_of has to be given")
         if self.besides and not self.variants_of:
             raise ValueError("besides is for the variants of another file, which variants_of has to name")
+
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
+
+
+def check_name(what: str, name: str) -> None:
+    """`ValueError` if a name cannot be one of files, of an experiment of DVC and in a table alike."""
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith(".lock"):
+        raise ValueError(
+            f"{what}: has to be made of letters, digits, '-', '_' and '.', 100 at most, as files and experiments are called "
+            f"by it; is {name[:200]!a}"
+        )
 
 
 def main() -> None:
@@ -129,6 +154,7 @@ def check_cache() -> None:
 
     `dvc exp run` with a stage to stop at fails for want of it, and only at its end, when the training is done.
     """
+    recipe.keep_here()
     asked = subprocess.run(["dvc", "cache", "dir"], check=True, capture_output=True, text=True)
     cache = Path(asked.stdout.strip()) / "files/md5"
     for name, made in params.load(Path("dvc.lock"))["stages"].items():
@@ -142,7 +168,7 @@ def check_cache() -> None:
 
 def wanted(comparison: Comparison, variant: Variant, seed: int) -> dict[str, Any]:
     """The parameters of a run; `ValueError` for a key that the base does not have."""
-    document = params.load(Path(comparison.base))
+    document = added.completed(params.load(Path(comparison.base)))
     for key, value in {**variant.changes, "learning.seed": seed}.items():
         section, _, last = key.partition(".")
         if last not in document.get(section, {}):
@@ -152,8 +178,8 @@ def wanted(comparison: Comparison, variant: Variant, seed: int) -> dict[str, Any
 
 
 def key(document: Mapping[str, Any]) -> str:
-    """Of a run's parameters: one with other parameters is another run."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+    """Of a run's parameters: one with other parameters is another run, but for what came later and says "as before"."""
+    return hashlib.sha256(json.dumps(added.older(document), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def missing(comparison: Comparison, variants: Sequence[Variant]) -> list[tuple[Variant, int, dict[str, Any]]]:
@@ -167,7 +193,7 @@ def run(comparison: Comparison, variant: Variant, seed: int, document: Mapping[s
     """Runs one variant with one seed and appends the row."""
     name = recipe.unused(f"{Path(comparison.record).name}-{variant.name}-{seed}")
     command = recipe.command(Path(comparison.base), document, name, comparison.target)
-    print(f"compare: {variant.name}, seed {seed}: {' '.join(command)}", flush=True)
+    say(f"compare: {variant.name}, seed {seed}: {' '.join(command)}")
     began = time.monotonic()
     done = subprocess.run(command, check=False)
     if done.returncode:
@@ -206,14 +232,15 @@ def of_experiment(
     """Of a finished experiment the history by step and by epoch, and the cells of its row."""
     import dvc.api
 
+    recipe.keep_here()
+    read = functools.partial(dvc.api.read, rev=name)
     steps, epochs = (
-        list(csv.DictReader(io.StringIO(dvc.api.read(f"data/history/{curve}.csv", rev=name))))
-        for curve in ("steps", "epochs")
+        list(csv.DictReader(io.StringIO(read(f"data/history/{curve}.csv")))) for curve in ("steps", "epochs")
     )
     facts: dict[str, Any] = {"experiment": name}
-    facts["classes"] = len(json.loads(dvc.api.read("data/shards/manifest.json", rev=name))["classes"])
+    facts["classes"] = len(json.loads(read("data/shards/manifest.json"))["classes"])
     if comparison.target == "evaluate":
-        metrics = json.loads(dvc.api.read("metrics.json", rev=name))
+        metrics = json.loads(read("metrics.json"))
         facts["images"] = metrics["images"]
         facts |= {f"top{top}_error": metrics["ten_views"][f"top{top}_error"] for top in (1, 5)}
         facts |= {f"centre_top{top}_error": metrics["centre"][f"top{top}_error"] for top in (1, 5)}
@@ -227,7 +254,7 @@ def commit() -> str:
 
 
 def _write(file: Path, head: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
-    with file.open("w", newline="") as handle:
+    with file.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, head, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(lines)
@@ -238,7 +265,7 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
     file = RECORDS / comparison.record / "runs.csv"
     if not file.exists():
         return []
-    with file.open(newline="") as handle:
+    with file.open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
 
 
@@ -259,13 +286,13 @@ def table(comparison: Comparison) -> str:
             one, five = f"{views}top1_error", f"{views}top5_error"
             differences = less(runs, base, one) if runs is not base else []
             cells = [
-                variant.name,
-                variant.section,
+                _cell(variant.name),
+                _cell(variant.section),
                 str(len(runs)),
                 _spread([100 * float(run[one]) for run in runs.values()]),
                 _spread([100 * float(run[five]) for run in runs.values()]),
                 _interval(differences),
-                variant.paper,
+                _cell(variant.paper),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     if base and not views:
@@ -280,6 +307,11 @@ def table(comparison: Comparison) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A text in a table of Markdown, where it ends no cell and is no HTML."""
+    return shown(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def by_variant(comparison: Comparison) -> dict[str, dict[str, dict[str, str]]]:
@@ -306,8 +338,8 @@ def less_views(base: Mapping[str, Mapping[str, str]]) -> list[float]:
 def show(comparison: Comparison) -> None:
     """Prints the table, and draws if there is a run that the table beside runs.csv does not have."""
     said, file = table(comparison), RECORDS / comparison.record / "table.md"
-    print(said)
-    if not file.exists() or file.read_text() != f"{said}\n":
+    say(*said.split("\n"))
+    if not file.exists() or file.read_text(encoding="utf-8") != f"{said}\n":
         draw(comparison)
 
 
@@ -319,7 +351,7 @@ def draw(comparison: Comparison) -> None:
     folder, classes = RECORDS / comparison.record, 0
     found = by_variant(comparison)
     for row in (row for of_variant in found.values() for row in of_variant.values()):
-        with (folder / f"{row['variant']}-{row['seed']}-steps.csv").open(newline="") as handle:
+        with (folder / f"{row['variant']}-{row['seed']}-steps.csv").open(encoding="utf-8", newline="") as handle:
             points = list(csv.DictReader(handle))
         curve = [float(point["step"]) for point in points], [float(point["loss"]) for point in points]
         runs.setdefault(row["variant"], []).append(curve)
@@ -332,7 +364,7 @@ def draw(comparison: Comparison) -> None:
         with stage.whole(folder / "differences.png") as made:
             made.write_bytes(_differences(comparison, found))
     with stage.whole(folder / "table.md") as made:
-        made.write_text(table(comparison) + "\n")
+        made.write_text(table(comparison) + "\n", encoding="utf-8")
 
 
 def _differences(comparison: Comparison, found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> bytes:

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pyarrow.compute as pc
 
 from pipeline import machine, params, stage, tables
+from pipeline.paths import AnyPath
+from pipeline.said import say
 from pipeline.sources.cifar10 import Cifar10
 from pipeline.sources.contents import Contents
 from pipeline.sources.huggingface import HuggingFace
@@ -45,19 +48,44 @@ def main() -> None:
 def run() -> None:
     """Sees that the source's archives are in the data store, whole, and writes the index."""
     section = params.read("source", SOURCES)
-    contents = section.contents(machine.store(machine.read()))
+    contents = readable(section.contents, machine.store(machine.read()))
     check(contents)
     with stage.whole(OUT) as folder:
         folder.mkdir()
         write(contents, folder)
-    print("\n".join(summary(section.name, contents)))
+    say(*summary(section.name, contents))
+
+
+def readable(contents: Callable[[AnyPath], Contents], store: AnyPath) -> Contents:
+    """What the store holds; `ValueError` for a name that no table could hold, rather than when it comes to be written."""
+    try:
+        return contents(store)
+    except UnicodeEncodeError as error:
+        raise ValueError(_no_text(store, str(error.object))) from None
+
+
+def _no_text(where: object, name: str) -> str:
+    return f"{where}: the name {name[:200]!a} is no Unicode text. Rename that file or class, or make its list anew in UTF-8"
 
 
 def check(contents: Contents) -> None:
-    """The promises of the index: ids unique, labels those of the classes, every picture's bytes inside its archive."""
+    """The promises of the index: ids unique, labels those of the classes, every picture's bytes inside its archive.
+
+    `ValueError` for a class whose name could not be written after the training.
+    """
+    for synset in contents.classes:
+        if not synset.wnid:
+            raise ValueError("a class has no name: the folder of its pictures is called nothing. Give it one")
+        for name in (synset.wnid, synset.words):
+            if not _is_text(name):
+                raise ValueError(_no_text(f"class {synset.wnid[:200]!a}", name))
     wnids = [synset.wnid for synset in contents.classes]
     assert wnids == sorted(set(wnids)), wnids
     tables.check_index(contents.pictures, contents.classes, contents.archives, OUT / "index.parquet")
+
+
+def _is_text(name: str) -> bool:
+    return name == name.encode("utf-8", "replace").decode()
 
 
 def write(contents: Contents, folder: Path) -> None:

@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import machine, stage, tracking
+from alexnet.names import cut
+from pipeline import machine, recipe, stage, tracking
 from pipeline.evaluate import OUT
+from pipeline.said import say
 from pipeline.vectors import matrix
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def run(words: Sequence[str] | None = None) -> None:
         ],
         "ensemble": summary(together),
     }
-    print(table(result))
+    say(*table(result).split("\n"))
     fingerprint = hashlib.sha256(json.dumps([digests, [each.weight for each in given]]).encode()).hexdigest()[:16]
     parameters = {"members": [each.name for each in given], "weights": [each.weight for each in given]}
     with tracking.run(settings, fingerprint, parameters, None, "ensemble", adopt=True) as record:
@@ -156,6 +158,7 @@ def opened(name: str) -> Iterator[BinaryIO]:
     from dvc.scm import RevError
     from dvc_data.index import DataIndexDirError
 
+    recipe.keep_here()
     out = (OUT / PREDICTIONS).as_posix()
     with ExitStack() as stack:
         try:
@@ -225,7 +228,7 @@ def summary(counts: Counts) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as lines of words."""
-    rows = [(each["name"], f"{each['weight']:g}", each) for each in result["members"]]
+    rows = [(cut(each["name"], 80), f"{each['weight']:g}", each) for each in result["members"]]
     rows.append((f"all {len(rows)} together", "", result["ensemble"]))
     wide = max(len(name) for name, _, _ in rows)
     lines = [f"{'':{wide}}  weight  {'top-1 error':25}  top-5 error"]

@@ -2,7 +2,7 @@
 
 Run:    dvc repro evaluate
 Reads:  data/model.pt, data/shards/
-Writes: metrics.json, data/evaluation/{predictions,features-SPLIT}.parquet and {per_class,confusion}.csv; with
+Writes: metrics.json, data/evaluation/{predictions,features-SPLIT}.parquet and {per_class,confusion,errors}.csv; with
         neighbours {features-train,neighbours}.parquet, with codes codes-{SPLIT,train}.parquet and encoder.npz;
         SPLIT is val or test, as results.split says
 Takes:  results (and model, which is in data/model.pt)
@@ -21,6 +21,7 @@ import hashlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 MODEL = Path("data/model.pt")
 OUT = Path("data/evaluation")
 METRICS = Path("metrics.json")
+
+NONE = "none"
+"""In confusion.csv, in place of a class: no answer. No class is called so there."""
 
 KERNEL = 1
 """Raised when a change of code changes a number: what older code left in work/ is then not taken over."""
@@ -256,7 +260,9 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
         for label, (synset, one, five) in enumerate(zip(classes, *counts.by_class(), strict=True))
     ]
     _csv(folder / "per_class.csv", ["label", "wnid", "words", "images", "top1_error", "top5_error"], rows)
-    answers = [[words[label], words[guess] if guess >= 0 else "none"] for label, guess in counts.answers]
+    errors = [[label, words[label], _text(one.error)] for label, one in enumerate(counts.by_class()[0])]
+    _csv(folder / "errors.csv", ["label", "class", "top1_error"], errors)
+    answers = [[words[label], words[guess] if guess >= 0 else NONE] for label, guess in counts.answers]
     _csv(folder / "confusion.csv", ["actual", "predicted"], answers)
     return {
         "images": counts.images,
@@ -320,21 +326,37 @@ def _tensor(column: pa.ChunkedArray) -> Tensor:
 
 
 def names(classes: Sequence[Synset]) -> list[str]:
-    """A short name for each class: its first word, and the WordNet id where two classes share that."""
-    first = [synset.words.split(",")[0] for synset in classes]
-    return [
-        f"{word} ({synset.wnid})" if first.count(word) > 1 else word
-        for word, synset in zip(first, classes, strict=True)
-    ]
+    """A short name for each class, no two the same: its first word, and the WordNet id where two classes share that.
+
+    What DVC draws has these and not the words themselves: its pages hold them in a script, which a `</script>` would end.
+    """
+    first = [_unscripted(synset.words.split(",")[0] or synset.wnid) for synset in classes]
+    counts = Counter([*first, NONE])
+    taken = {word for word in counts if counts[word] == 1} | {NONE}
+    made = []
+    for label, (word, synset) in enumerate(zip(first, classes, strict=True)):
+        name = f"{word} ({_unscripted(synset.wnid)})" if counts[word] > 1 else word
+        while counts[word] > 1 and name in taken:  # another class's own word is what that makes of this one
+            name += f" [{label}]"
+        taken.add(name)
+        made.append(name)
+    return made
+
+
+def _unscripted(name: str) -> str:
+    return name.replace("<", "‹")
 
 
 def _text(error: float) -> str:
     return "" if math.isnan(error) else repr(error)  # a class without a picture has no error
 
 
-def _csv(file: Path, head: list[str], rows: Iterable[Sequence[object]]) -> None:
-    with file.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+def _csv(file: Path, head: list[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table as it is, names too: what begins like a formula stays what it is, and is to be read as text."""
+    # csv quotes a "\n" and no "\r", and then does not read it
+    turned = any("\r" in str(cell) for row in rows for cell in row)
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n", quoting=csv.QUOTE_ALL if turned else csv.QUOTE_MINIMAL)
         writer.writerow(head)
         writer.writerows(rows)
 
@@ -348,7 +370,7 @@ def publish(
     views = ("ten_views", "centre")
     record.score({f"{view}/{name}": summary[view][name] for view in views for name in ("top1_error", "top5_error")})
     record.score({f"neighbours/{name}": value for name, value in summary.get("neighbours", {}).items()})
-    for name in ("per_class.csv", "confusion.csv"):
+    for name in ("per_class.csv", "confusion.csv", "errors.csv"):
         record.artifact(OUT / name, "evaluation")
     record.artifact(METRICS, "evaluation")
     pairs = [(wnid, words) for wnid, words in facts["classes"]]

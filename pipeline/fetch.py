@@ -27,6 +27,7 @@ import urllib3
 from pipeline import machine, paths, stage
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
+from pipeline.said import say
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = Non
         file = paths.on_disk(file)
         url = mirrored(remote.url)
         size = f", {remote.bytes / 2**30:,.1f} GiB" if remote.bytes else ""
-        print(f"download: fetching {_shown(url)}{size}, to {file}", file=sys.stderr, flush=True)
+        say(f"download: fetching {_shown(url)}{size}, to {file}", to=sys.stderr)
         part = _Part(file)
         with requests.Session() as session:
             session.headers.update(headers or {})
@@ -147,7 +148,7 @@ def _patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda
                     f"{_shown(url)}: {error}. Gave up after {TRIES} tries in a row; what has come is kept, run it again"
                 ) from None
             wait = min(WAIT * 2 ** (failures - 1) if error.wait is None else error.wait, LONGEST_WAIT)
-            print(f"download: {_shown(url)}: {error}; again in {wait:.0f} s", file=sys.stderr, flush=True)
+            say(f"download: {_shown(url)}: {error}; again in {wait:.0f} s", to=sys.stderr)
             time.sleep(wait)
 
 

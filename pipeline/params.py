@@ -15,6 +15,8 @@ from pydantic.dataclasses import dataclass as checked
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline import added
+
 T = TypeVar("T")
 
 PARAMS = Path("params.yaml")
@@ -32,7 +34,7 @@ def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS)
     Raises `ParamsError` if the file or the section is missing, a key is unknown or missing, a value has another
     type (`"12"` is no number, `true` is no 1) or the dataclass refuses it. All faults of the section are listed.
     """
-    document = load(file)
+    document = added.completed(load(file))
     if section not in document:
         raise ParamsError(f"{file}: section '{section}' is missing{_nearest(section, document)}")
     return check(document[section], kind, file, section)

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Self, TextIO
 
+from alexnet.names import shown
+
 TERMINAL_SECONDS = 0.2
 LOG_SECONDS = 10.0
 
@@ -18,7 +20,7 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int, unit: str, stream: TextIO | None = None) -> None:
-        self.name, self.total, self.unit = name, total, unit
+        self.name, self.total, self.unit = shown(name), total, unit
         self.stream = stream or sys.stderr
         self.done = 0
         self._before = 0

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import params
+from pipeline import added, params
 
 RECIPES = Path("recipes")
+
+SITE = Path(".dvc/site")
 
 OPEN = "source."
 """Begins the keys that a recipe may have and params.yaml not, or the other way: each source has its own."""
@@ -68,8 +70,9 @@ def _named(folder: Path, name: str) -> Path:
 
 def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> list[str]:
     """`dvc exp run` in a copy, with each key in which `wanted`, which comes from `file`, differs from params.yaml."""
+    keep_here()
     here = params.load(params.PARAMS)
-    changes = differences(flat(here), flat(wanted), file)
+    changes = differences(flat(here), flat(added.completed(wanted)), file)
     dvc = str(Path(sys.executable).with_name("dvc"))
     settings = [word for change in changes for word in ("-S", change)]
     return [dvc if os.access(dvc, os.X_OK) else "dvc", "exp", "run", "--temp", "--name", name, *settings, *targets]
@@ -79,10 +82,11 @@ def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) 
     """What turns the leaves that are here into those of a recipe, in the grammar of `dvc exp run -S`.
 
     Another source has other keys: those that are too many are removed, those that are missing added. Everywhere else a
-    recipe has to have the keys of params.yaml, or `ValueError`.
+    recipe has to have the keys of params.yaml, or `ValueError`; but either may be older than a key of `added`.
     """
     gone, new = ([key for key in some if key not in other] for some, other in ((here, wanted), (wanted, here)))
-    if strange := sorted(key for key in [*gone, *new] if not key.startswith(OPEN)):
+    new = [key for key in new if not added.means_nothing(key, wanted[key])]
+    if strange := sorted(key for key in [*gone, *new] if not key.startswith(OPEN) and key not in added.ADDED):
         raise ValueError(f"{file}: has to have the keys of {params.PARAMS}; differs in {', '.join(strange)}")
     changed = [key for key in wanted if key in here and here[key] != wanted[key]]
     return [
@@ -103,6 +107,14 @@ def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
+
+
+def keep_here() -> None:
+    """Lets DVC keep its databases, which hold pickles, in this working copy: its own place is one where all may write.
+
+    An absolute path, since DVC changes its folder for `exp run --temp`; so it cannot stand in .dvc/config.
+    """
+    os.environ.setdefault("DVC_SITE_CACHE_DIR", str(SITE.absolute()))
 
 
 def unused(name: str) -> str:

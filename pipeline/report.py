@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from alexnet.names import cut, shown
 from pipeline import lots, machine, params, shards, stage, tables, tracking
 from pipeline.census import Census, ranked
-from pipeline.evaluate import METRICS, MODEL, load, names, read_model
+from pipeline.evaluate import METRICS, MODEL, NONE, load, names, read_model
 from pipeline.evaluate import OUT as EVALUATION
 from pipeline.paths import AnyPath
 from pipeline.results import Results
@@ -60,6 +61,9 @@ ABSENT = {
     "neighbours": "no neighbours are shown: results.neighbours or report.queries is 0",
 }
 """What stands in place of a figure that has nothing to show, by its name."""
+
+LONGEST = 120
+"""Letters of a name on the page."""
 
 LISTED = 20
 """Rows of a table that could be long: rejected pictures, hard classes."""
@@ -210,7 +214,7 @@ def fetch(
 
 def history(file: Path) -> tuple[list[float], dict[str, dict[str, list[float]]]]:
     """The epochs, from 1, and what was measured in each: panels of lines for the curves."""
-    with _there(file, "train").open(newline="") as handle:
+    with _there(file, "train").open(encoding="utf-8", newline="") as handle:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
     lines = {
         "loss": {"training": "train_loss", "validation": "val_loss"},
@@ -234,10 +238,16 @@ def confusion(file: Path, classes: Sequence[str]) -> NDArray[np.int64]:
 
     places = {name: place for place, name in enumerate(classes)}
     matrix_KK = np.zeros((len(classes), len(classes)), np.int64)
-    with _there(file, "evaluate").open(newline="") as handle:
-        for row in csv.DictReader(handle):
-            if row["predicted"] in places:  # "none" is no class
-                matrix_KK[places[row["actual"]], places[row["predicted"]]] += 1
+    try:
+        with _there(file, "evaluate").open(encoding="utf-8", newline="") as handle:
+            for row in csv.DictReader(handle):
+                if row["predicted"] != NONE:
+                    matrix_KK[places[row["actual"]], places[row["predicted"]]] += 1
+    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file}: no answers about the classes of data/shards ({error!r}). "
+            "Run: dvc repro --force --single-item evaluate"
+        ) from None
     return matrix_KK
 
 
@@ -248,15 +258,17 @@ def render(
     figures: Mapping[str, bytes],
     settings: Mapping[str, Any],
 ) -> str:
-    """The page. All words in it that come from files are escaped."""
+    """The page. All words in it that come from files are escaped: for HTML, and what would not be seen for people."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}\u00a0%"
     environment.filters["number"] = lambda value: f"{value:,}"
+    environment.filters["name"] = lambda name: cut(name, LONGEST)
+    environment.filters["shown"] = shown
     rejected = tables.read(REJECTED).sort_by("id").to_pylist() if REJECTED.exists() else []
-    with _there(EVALUATION / "per_class.csv", "evaluate").open(newline="") as handle:
+    with _there(EVALUATION / "per_class.csv", "evaluate").open(encoding="utf-8", newline="") as handle:
         measured = [row for row in csv.DictReader(handle) if row["top1_error"]]
     hardest = sorted(measured, key=lambda row: (-float(row["top1_error"]), int(row["label"])))
     contest = "ILSVRC-2010" if settings.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"

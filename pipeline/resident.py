@@ -34,11 +34,12 @@ from alexnet.errors import credits, mean_over_views
 from alexnet.features import features_and_logits
 from alexnet.learning import Learning
 from alexnet.model import Model
-from pipeline import compare, machine, params, shards, start
+from pipeline import added, compare, machine, params, shards, start
 from pipeline.batches import Batch, Order, Pictures, batches
 from pipeline.compare import Comparison, Variant
 from pipeline.learner import Learner, Lesson
 from pipeline.paths import AnyPath
+from pipeline.said import say
 from pipeline.start import Start
 from pipeline.tables import Manifest
 
@@ -196,7 +197,7 @@ def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
                 done = future.result()
             except Exception as error:  # of one run, whatever it is: the others are made
                 faults.append(f"{variant.name}, seed {seed}: {error}")
-                print(f"resident: {faults[-1]}", flush=True)
+                say(f"resident: {faults[-1]}")
                 continue
             facts = {"commit": compare.commit(), "minutes": f"{done.minutes:.1f}", "classes": len(manifest.classes)}
             compare.record(comparison, variant, seed, document, done.steps, done.epochs, {**facts, **done.errors})
@@ -223,7 +224,7 @@ def check_room(manifest: Manifest, device: str, at_once: int) -> None:
 
 def check_pictures(base: Path) -> None:
     """`ValueError` unless params.yaml, which made data/shards, has the same pictures as the base."""
-    ours, theirs = params.load(params.PARAMS), params.load(base)
+    ours, theirs = (added.completed(params.load(file)) for file in (params.PARAMS, base))
     for section in ("source", "resize"):
         if ours.get(section) != theirs.get(section):
             raise ValueError(

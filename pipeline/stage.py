@@ -16,6 +16,8 @@ from types import FrameType
 import psutil
 from filelock import FileLock, Timeout
 
+from pipeline.said import say
+
 WORK = Path("work")
 """Work in progress, beside the outs on the same disk, so that finishing is a rename."""
 
@@ -39,7 +41,7 @@ def main(name: str, run: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("ALEXNET_TRACEBACK"):
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        say(*f"{name}: {error}".split("\n"), to=sys.stderr)
         raise SystemExit(1) from None
 
 

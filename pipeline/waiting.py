@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
+from pipeline.said import say
+
 Result = TypeVar("Result")
 
 SAID_AFTER = 10.0
@@ -32,7 +34,7 @@ def saying(name: str, what: str, limit: float | None = None) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, to=sys.stderr)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ STAGES = DVC["stages"]
 # They decide where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing.
 EXEMPT = {
     "__init__",
+    "added",
     "cluster",
     "fetch",
     "machine",
@@ -37,6 +38,7 @@ EXEMPT = {
     "paths",
     "progress",
     "rendezvous",
+    "said",
     "shards",
     "stage",
     "tracking",

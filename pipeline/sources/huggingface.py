@@ -103,7 +103,9 @@ class HuggingFace:
         token = os.environ.get("HF_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        page: str | None = f"{hub}/api/datasets/{self.dataset}/tree/{quote(self.revision, safe='')}?recursive=true"
+        page: str | None = (
+            f"{hub}/api/datasets/{quote(self.dataset)}/tree/{quote(self.revision, safe='')}?recursive=true"
+        )
         found = 0
         while page:
             entries, page = listing(page, headers)
@@ -114,9 +116,7 @@ class HuggingFace:
                 if split and not (split == "test" and self.dataset in COUNTS):
                     found += 1
                     if path.name not in there:
-                        url = (
-                            f"{hub}/datasets/{self.dataset}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
-                        )
+                        url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
                         sha256 = entry.get("lfs", {}).get("oid")
                         fetch(Remote(url=url, bytes=entry.get("size"), sha256=sha256), folder / path.name, headers)
         if not found:
@@ -148,6 +148,7 @@ def _missing(there: set[str]) -> list[str]:
 def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
     """The labelled pictures of a Parquet file, named by split, class and name; then the words of the classes."""
     words: dict[str, str] = {}
+    labels: dict[str, int] = {}
     row = 0
     with _readable(file), pq.ParquetFile(file) as parquet:
         names = _label_names(parquet.schema_arrow, file)
@@ -158,10 +159,26 @@ def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
                     if label >= len(names):
                         raise ValueError(f"{file}: row {row} has the label {label}, of {len(names)} names")
                     name, wnid = _name(picture["image"]["path"], f"{file.stem}-{row:06}", names[label])
+                    _refuse_one_for_two(wnid, label, labels.setdefault(wnid, label), names, file)
                     words[wnid] = names[label]
                     yield f"{split}/{wnid}/{name}", picture["image"]["bytes"]
                 row += 1
     yield LABELS, json.dumps(words, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _refuse_one_for_two(wnid: str, label: int, first: int, names: list[str], file: Path) -> None:
+    """`ValueError` where what stands for a class's name, as that of a folder, is none, no text, or another's too."""
+    if names[label].encode("utf-8", "replace").decode() != names[label]:
+        raise ValueError(f"{file}: label {label}: the name {names[label][:80]!a} is no Unicode text. Rename that class")
+    if wnid in ("", ".", ".."):
+        raise ValueError(
+            f"{file}: label {label} is called {names[label]!r}, which names no folder. Give it another name"
+        )
+    if first != label:
+        raise ValueError(
+            f"{file}: labels {first} and {label}, {names[first][:80]!r} and {names[label][:80]!r}, would both be the class "
+            f"{wnid[:80]!r}. Give one of them another name"
+        )
 
 
 @contextmanager

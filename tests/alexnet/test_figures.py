@@ -9,9 +9,13 @@ from collections.abc import Callable
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from alexnet import figures
+from tests.names import NASTY
 
 NAMES = ["king snake, kingsnake", "ladybug", "a class with a name that is much too long for its place", "pizza"]
 
@@ -190,3 +194,60 @@ def test_figure_1_has_a_line_at_its_target_and_ends_a_curve_where_it_is_nan() ->
     assert figures.relu_and_tanh({"": {"relu": [falling], "tanh": [rest]}}, 0.5) != figures.relu_and_tanh(
         {"": {"relu": [falling], "tanh": [rest]}}, 0.25
     )
+
+
+def some_text(draw: Callable[..., bytes], *words: object) -> list[str]:
+    """All texts of a figure that is drawn, none of which is TeX; a warning about one is an error here."""
+    with matplotlib.rc_context(figures.STYLE):  # type: ignore[arg-type]
+        figure: Figure = draw.__wrapped__(*words)  # type: ignore[attr-defined]
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+    found = [text for text in figure.findobj(Text) if text.get_text()]
+    assert not any(text.get_parse_math() for text in found)
+    return [text.get_text() for text in found]
+
+
+LINE = [([1.0, 2.0], [2.0, 1.0])]
+GREY = np.full((1, 8, 8, 3), 128, np.uint8)
+
+
+def test_a_class_of_any_name_is_drawn_and_read_as_it_is() -> None:
+    """`$\\frac{$` ended the report, after the training."""
+    texts = set(some_text(figures.losses, dict.fromkeys(NASTY, LINE), 1.0))
+    assert {r"$\frac{$", "_underscored", "<script>alert(1)</script>", "a | b | c", "Case"} <= texts
+    assert len(texts & set(figures._labels(NASTY))) == len(NASTY), "a name has no line, or looks like another"
+    assert r"\x1b[31mred\x1b[2J\x1b]0;title\x07" in texts
+
+
+def test_any_names_are_classes_of_a_confusion() -> None:
+    for some in (NASTY[:24], NASTY[24:]):
+        texts = some_text(figures.confusion, np.eye(len(some), dtype=int), some)
+        assert {*figures._labels(some, 22, figures._short)} <= {*texts}
+
+
+def test_any_name_is_a_guess_a_neighbour_a_title_a_line_and_a_variant() -> None:
+    three, shares = [r"$\frac{$", "_a\n", "猫"], np.array([[0.5, 0.3, 0.2]])
+    shown = [r"$\frac{$", r"_a\n", "□"]
+    for draw, *words in (
+        (figures.guesses, GREY, [0], shares, three),
+        (figures.neighbours, GREY, [np.concatenate([GREY, GREY])], three[:1], [three[1:]]),
+        (figures.saliency, np.concatenate([GREY] * 3), np.zeros((3, 8, 8)), [0, 1, 2], [0, 1, 2], three),
+        (figures.curves, [1, 2], {name: {key: [1.0, 2.0] for key in three} for name in three}, three[:1]),
+        (figures.relu_and_tanh, {name: {key: [[0.5, 0.2]] for key in three[:2]} for name in three}, 0.25),
+        (figures.differences, {name: [1.0] for name in three}, {}, {}),
+    ):
+        texts = some_text(draw, *words)
+        assert {*shown} <= {*texts}, draw
+
+
+def test_two_classes_that_look_the_same_when_they_are_cut_are_told_apart() -> None:
+    long = ["a class with a long name, one", "a class with a long name, other", "caf\u00e9", "cafe\u0301", "猫", "犬"]
+    texts = some_text(figures.guesses, GREY, [0], np.eye(6)[:1], long)
+    assert len({*texts} & {*figures._labels(long, 24, figures._short)}) == 5
+    assert figures._labels(long, 24, figures._short)[4:] == ["□ #4", "□ #5"]
+
+
+def test_a_logarithmic_scale_is_labelled_without_tex() -> None:
+    texts = some_text(figures.curves, [1, 2], {"rate": {"": [0.01, 0.0001]}}, ["rate"])
+    assert not [text for text in texts if "$" in text or "math" in text]
+    assert {"1e\u221203", "1e\u221202"} <= {*texts}

@@ -21,7 +21,10 @@ from pipeline.results import Results
 from pipeline.tables import Manifest, Shard, Synset
 from tests.sections import PAPER
 
-CLASSES = tuple(Synset(wnid=f"n{k}", words=f"class {k}, other word") for k in range(7))
+WORDS = (r"$\frac{$", "none", "<script>alert(1)</script>", "=1\r", "猫", "\x1b[2J", "class")
+
+CLASSES = tuple(Synset(wnid=f"n{k}", words=f"{words}, other word") for k, words in enumerate(WORDS))
+"""Of names that ended the report once, or would be something else in it."""
 
 MODEL = dataclasses.replace(
     PAPER,

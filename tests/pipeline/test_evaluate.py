@@ -215,7 +215,7 @@ def test_the_stage_gives_equal_bytes_with_any_workers(tmp_path: Path, monkeypatc
         files = [*sorted((tmp_path / "data/evaluation").iterdir()), tmp_path / "metrics.json"]
         digests.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
     assert digests[0] == digests[1] == digests[2]
-    assert len(digests[0]) == 10
+    assert len(digests[0]) == 11
     assert not (tmp_path / "work/evaluate").exists()
     _in_mlflow(json.loads((tmp_path / "metrics.json").read_text()), tmp_path)
 

@@ -81,7 +81,7 @@ def test_without_codes_or_neighbours_there_are_none(
         {"val": made["val"]}, manifest, dataclasses.replace(RESULTS, neighbours=0), tmp_path / "none"
     )
     assert alone == {key: value for key, value in summary.items() if key != "neighbours"}
-    there = {"predictions.parquet", "features-val.parquet", "per_class.csv", "confusion.csv"}
+    there = {"predictions.parquet", "features-val.parquet", "per_class.csv", "confusion.csv", "errors.csv"}
     assert {file.name for file in (tmp_path / "none").iterdir()} == there
 
 

@@ -1,0 +1,58 @@
+"""Names as data sets, file systems and people give them, for tests of all that shows or keeps a name."""
+
+from __future__ import annotations
+
+NASTY = (
+    r"$\frac{$",
+    r"$x^2_{i}$ and \$ \\ ^ _ {",
+    "_underscored",
+    "",
+    " ",
+    "none",
+    "crane",
+    "crane (n7)",
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(2)'>",
+    "javascript:alert(3)",
+    "{{ 7 * 7 }}{% raw %}",
+    "=HYPERLINK(1)",
+    "+1-1",
+    "-2",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "a line\nand another",
+    "a return\rover it",
+    "a\x00b",
+    "\x1b[31mred\x1b[2J\x1b]0;title\x07",
+    "\u202egnp.exe",
+    "zero\u200bwidth",
+    "caf\u00e9",
+    "cafe\u0301",
+    "Case",
+    "case",
+    "a | b | c",
+    "`code` *bold* [link](javascript:alert(4))",
+    "'; DROP TABLE runs; --",
+    "猫",
+    "犬",
+    "👩‍🔬",
+    "😀",
+    "😁",
+    "עברית",
+    "../../etc/passwd",
+    "/absolute",
+    "a/b",
+    "a?b#c%20d e&f",
+    "CON",
+    "~",
+    "long " * 2000,
+    "long " * 2000 + "other",
+    "x" * 10_000,
+    "x" * 9_999 + "y",
+    "twice #3",
+)
+"""Of any two of them each is another name, however alike they look."""
+
+UNUSABLE = ("\udcff\udcfe", "half \ud83d")
+"""What is no Unicode: a file name in another encoding, and half a letter."""

@@ -1,0 +1,257 @@
+"""What comes from others: where DVC keeps its pickles, which advisories and licences the locked packages have."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from pipeline import compare, ensemble, recipe
+from pipeline.recipe import SITE
+
+ROOT = Path(__file__).parents[1]
+
+GUARD = """
+import sys
+def refuse(event, words):
+    if event in ("os.mkdir", "open", "sqlite3.connect") and str(words[0]).startswith("/var/tmp/dvc"):
+        raise RuntimeError(f"{event} of {words[0]}")
+sys.addaudithook(refuse)
+"""
+
+CHEAP = """
+stages:
+  one:
+    cmd: python -c "open('one.txt', 'w').write('1')"
+    params: [learning.rate]
+    outs: [one.txt]
+"""
+
+READ = "import dvc.api, sys; print(dvc.api.read('one.txt', rev=sys.argv[1]))"
+
+
+LOCKED = (ROOT / "requirements.lock").read_text()
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (ROOT / "docs" / name).open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def pinned(lock: str) -> dict[str, list[Version]]:
+    """Each package's versions in the lock: some have one for each Python."""
+    found: dict[str, list[Version]] = {}
+    for line in re.findall(r"^([\w.-]+==[^\\\n]+)", lock, re.M):
+        requirement = Requirement(line.strip())
+        (specifier,) = requirement.specifier
+        found.setdefault(canonicalize_name(requirement.name), []).append(Version(specifier.version))
+    return found
+
+
+def below(lock: str) -> list[str]:
+    """The advisories that the lock does not mend and nobody has a reason for."""
+    versions = pinned(lock)
+    return [
+        row["advisory"]
+        for row in table("advisories.csv")
+        if not row["why_still_here"] and not min(versions[row["package"]]) >= Version(row["fixed_in"])
+    ]
+
+
+def test_the_lock_is_at_or_above_every_fixed_version() -> None:
+    rows = table("advisories.csv")
+    assert len(rows) > 50
+    assert below(LOCKED) == []
+    assert below(LOCKED.replace("pillow==13.0.0", "pillow==12.2.0")) == ["PYSEC-2026-2253", "PYSEC-2026-3451"]
+    assert below(re.sub(r"^numpy==.*$", "torch==2.9.1 \\\\", LOCKED, count=1, flags=re.M)) != [], "the lowest counts"
+
+
+def test_every_advisory_has_a_fixed_version_or_a_reason_and_a_day_and_a_place() -> None:
+    rows = table("advisories.csv")
+    assert list(rows[0]) == ["package", "advisory", "fixed_in", "why_still_here", "read_on", "read_at"]
+    keys = [(row["package"], row["advisory"]) for row in rows]
+    assert keys == sorted(set(keys))
+    for row in rows:
+        assert row["package"] in pinned(LOCKED), "no longer in the lock"
+        assert re.fullmatch(r"CVE-20\d\d-\d{4,}|GHSA(-[0-9a-z]{4}){3}|PYSEC-20\d\d-\d+", row["advisory"])
+        assert bool(row["fixed_in"]) != bool(row["why_still_here"]), row
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", row["read_on"])
+        assert row["read_at"].startswith("https://")
+
+
+def test_an_audit_passes_over_what_has_a_reason_and_nothing_that_it_could_not_ask_about(tmp_path: Path) -> None:
+    target = re.search(r"^audit:.*?\n\n", (ROOT / "Makefile").read_text(), re.M | re.S)
+    assert target
+    (tmp_path / ".audit/bin").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs/advisories.csv", tmp_path / "docs")
+    auditor = tmp_path / ".audit/bin/pip-audit"
+    auditor.write_text('#!/bin/sh\necho "$@"; exit 3\n')
+    auditor.chmod(0o755)
+    head = "SHELL := /bin/bash\n.ONESHELL:\n.SHELLFLAGS := -euo pipefail -c\n"
+    (tmp_path / "Makefile").write_text(head + target.group())
+    done = subprocess.run(["make", "audit"], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert {"--strict", "--require-hashes", "requirements.lock"} <= {*done.stdout.split()}
+    passed = re.findall(r"--ignore-vuln (\S+)", done.stdout)
+    assert passed == [row["advisory"] for row in table("advisories.csv") if row["why_still_here"]]
+    assert "/.audit/" in (ROOT / ".gitignore").read_text().split()
+
+
+COPYLEFT = re.compile(r"GPL|EPL|MPL|CDDL|SSPL|EUPL|CC-BY-SA|OSL")
+
+
+def binds(licence: str) -> bool:
+    """Whether each of the licences to choose from asks for more than its notice."""
+    return all(COPYLEFT.search(choice) for choice in re.split(r" OR (?![^()]*\))", licence)) or "Proprietary" in licence
+
+
+@pytest.mark.parametrize(
+    ("licence", "bound"),
+    [
+        ("MIT", False),
+        ("Apache-2.0 OR GPL-2.0-or-later", False),
+        ("EPL-2.0 OR GPL-2.0-only", True),
+        ("LGPL-3.0", True),
+        ("MPL-2.0 AND (MIT OR X)", True),
+    ],
+)
+def test_what_binds(licence: str, bound: bool) -> None:
+    assert binds(licence) is bound
+
+
+def test_the_list_of_licences_is_of_the_locked_packages_and_none_is_unknown_or_binds_unsaid() -> None:
+    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs/licences.py")
+    assert spec
+    assert spec.loader
+    licences = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(licences)
+    rows = [(row["package"], row["licence"], row["note"]) for row in table("licences.csv")]
+    here = {*licences.wanted(LOCKED)}
+    assert [row for row in rows if row[0] in here] == licences.rows(), "run: make licences"
+    assert here <= {name for name, _, _ in rows} <= {*pinned(LOCKED)}
+    for name, licence, note in rows:
+        assert licence, name
+        assert licence.lower() not in ("unknown", "dual license", "other/proprietary license"), name
+        assert bool(note) == binds(licence), name
+
+
+def tracked(folder: Path) -> list[str]:
+    return subprocess.run(
+        ["git", "ls-files", "-z"], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+
+
+def test_dvc_s_pickles_lie_in_a_folder_that_git_makes_and_nobody_else_writes_to() -> None:
+    assert f"{SITE}/repo/README" in tracked(ROOT)  # else DVC makes it, with mode 777
+    for folder in (ROOT / SITE, ROOT / SITE / "repo"):
+        assert not folder.stat().st_mode & stat.S_IWOTH
+    ignored = ["git", "check-ignore", "-q", f"{SITE}/repo/0123abc/hashes"]
+    assert subprocess.run(ignored, cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) -> None:
+    venv.create(tmp_path / ".venv", symlinks=True)
+    (packages,) = (tmp_path / ".venv/lib").glob("python*/site-packages")
+    shutil.copy(ROOT / ".dvc/site.pth", packages)
+    python, ask = tmp_path / ".venv/bin/python", "import os; print(os.environ['DVC_SITE_CACHE_DIR'])"
+    said = [
+        subprocess.run([python, "-c", ask], cwd="/", env=given, check=True, capture_output=True, text=True).stdout
+        for given in ({}, {"DVC_SITE_CACHE_DIR": "/else/where"})
+    ]
+    assert said == [f"{tmp_path / SITE}\n", "/else/where\n"]
+    targets = (ROOT / "Makefile").read_text()
+    needy = set(re.findall(r"^([a-z]+): .*\.venv/installed", targets, re.M))
+    (ready,) = re.findall(r"^(.*): \.venv/ready$", targets, re.M)
+    assert needy - set(ready.split()) == set()
+
+
+class Copy:
+    """A working copy with a stage that costs nothing, in which nobody may touch /var/tmp/dvc."""
+
+    def __init__(self, folder: Path, says: bool = True) -> None:
+        self.folder = folder / "copy"
+        (folder / "guard").mkdir(parents=True)
+        (folder / "guard/sitecustomize.py").write_text(GUARD)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
+        who = {f"GIT_{role}_{part}": "a@b" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+        self.environment = (
+            kept | who | {"PATH": path, "PYTHONPATH": f"{folder / 'guard'}{os.pathsep}{ROOT}", "DVC_NO_ANALYTICS": "1"}
+        )
+        for name in (".dvc/config", ".dvc/.gitignore", ".gitignore", "params.yaml", f"{SITE}/repo/README"):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+        (self.folder / "dvc.yaml").write_text(CHEAP)
+        self.says = says
+        self.run("git", "init", "-q")
+        self.commit()
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "as it is")
+
+    def run(self, *words: str) -> str:
+        where = {"DVC_SITE_CACHE_DIR": str(self.folder / SITE)} if self.says else {}
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment | where, check=False, text=True, timeout=120,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def databases(self) -> list[Path]:
+        return sorted((self.folder / SITE / "repo").glob("*/**/*.db"))
+
+
+@pytest.mark.slow
+def test_dvc_keeps_its_pickles_in_the_working_copy_whatever_is_run_and_wherever_it_is_moved(tmp_path: Path) -> None:
+    copy = Copy(tmp_path)
+    copy.run("dvc", "repro")
+    copy.commit()
+    copy.run("dvc", "exp", "run", "--temp", "--name", "other", "-S", "learning.rate=0.5")
+    assert copy.run("dvc", "exp", "list", "--name-only").split() == ["other"]
+    copy.run("dvc", "params", "diff", "other")
+    found = copy.databases()
+    assert found
+    for folder in {parent for file in found for parent in file.parents if parent.is_relative_to(copy.folder)}:
+        assert not folder.stat().st_mode & stat.S_IWOTH, folder
+    assert copy.run("git", "status", "--porcelain") == ""
+    copy.folder = copy.folder.rename(tmp_path / "moved, and called otherwise")
+    copy.run("dvc", "status")
+    assert len(copy.databases()) > len(found)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+def test_what_runs_dvc_here_says_where_its_pickles_lie_without_make(tmp_path: Path) -> None:
+    copy = Copy(tmp_path, says=False)
+    for words in (["dvc", "status"], [sys.executable, "-c", READ, "HEAD"]):
+        with pytest.raises(AssertionError, match="of /var/tmp/dvc"):
+            copy.run(*words)
+    say = "from pipeline import recipe; recipe.keep_here()\n"
+    copy.run(sys.executable, "-c", say + "import subprocess; subprocess.run(['dvc', 'repro'], check=True)")
+    copy.commit()
+    assert copy.run(sys.executable, "-c", say + READ, "HEAD").strip() == "1"
+    assert copy.databases()
+
+
+@pytest.mark.parametrize("module", [compare, ensemble, recipe])
+def test_every_module_that_runs_or_reads_dvc_says_where_first(module: ModuleType) -> None:
+    text = inspect.getsource(module)
+    uses = re.findall(r"import dvc\.api|\[\"dvc\", |return \[dvc", text)
+    assert len(uses) == len(re.findall(r"\bkeep_here\(\)\n", text)) > 0
