@@ -300,3 +300,22 @@ def test_every_breakage_fits_the_code_and_names_tests_that_are_there():
         if (ROOT / entry["file"]).read_text().count(entry["old"]) != 1:
             stale.append((entry["why"], entry["old"]))
     assert stale == []
+
+
+def test_each_row_of_the_faults_is_four_cells_and_a_test_that_is_there():
+    rows = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("|")]
+    rows = [row for row in rows if not re.match(r"\| (fault|---) ", row)]
+    assert len(rows) > 10
+    for row in rows:
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        assert len(cells) == 4, row
+        assert cells[0], row
+        assert cells[1], row
+        for test in cells[3].split(", "):
+            file, _, name = test.partition("::")
+            functions = {
+                node.name
+                for node in ast.walk(ast.parse((ROOT / file).read_text()))
+                if isinstance(node, ast.FunctionDef)
+            }
+            assert name in functions, row
