@@ -32,6 +32,7 @@ EXEMPT = {
     "__init__",
     "added",
     "cluster",
+    "digests",
     "fetch",
     "machine",
     "params",

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import download, mean, params, paths, resize, shards, stage, tables
+from pipeline import digests, download, mean, params, paths, resize, shards, stage, tables
 from pipeline.batches import Pictures, batches, order
 from pipeline.machine import Machine
 from pipeline.paths import AnyPath, S3Path
@@ -180,6 +180,23 @@ def test_batches_from_s3_are_those_from_a_disk(local: Path, s3: ObjectStore) -> 
         assert (here.places == there.places).all()
         assert (here.images == there.images).all()
         assert (here.labels == there.labels).all()
+
+
+def test_a_folder_is_sealed_there_as_on_a_disk(s3: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "a b.json").write_text("{}")
+    bucket = s3.bucket()
+    s3.fill(tmp_path, f"{bucket}/deep")
+    there = paths.at(f"s3://{bucket}/deep")
+    for folder in (tmp_path, there):
+        digests.seal(folder)
+    assert (there / digests.SUMS).read_bytes() == (tmp_path / digests.SUMS).read_bytes()
+    assert digests.read(there / "a b.json", "resize") == b"{}"
+    with s3.system.open_output_stream(f"{bucket}/deep/a b.json") as out:
+        out.write(b"[]")
+    with pytest.raises(ValueError, match=r"^s3://\S+/deep/a b\.json: not as 'resize' wrote it"):
+        digests.check(there / "a b.json", "resize")
+    with pytest.raises(FileNotFoundError, match=r"^s3://\S+/none: not there\. Run: dvc repro resize"):
+        digests.check(there / "none", "resize")
 
 
 # Whole or not at all

@@ -1,0 +1,29 @@
+"""Bytes that flip in a file which is read back: an error that names it, or what was written; never anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+def unsaid(file: Path, read: Callable[[], object], places: Iterable[int] | None = None, mask: int = 0x11) -> list[str]:
+    """Flips the bytes at `places` (all) one by one; where reading then is neither as before nor refused plainly."""
+    data, expected, faults = file.read_bytes(), read(), []
+    assert read() == expected, "it does not compare"
+    for place in range(len(data)) if places is None else places:
+        file.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
+        try:
+            if read() != expected:
+                faults.append(f"byte {place}: something else, without a word")
+        except (ValueError, OSError) as error:
+            said = str(error)
+            if (
+                not (str(file) in said or str(file.parent) in said)
+                or "Run: dvc repro" not in said
+                or said.count("\n") > 2
+            ):
+                faults.append(f"byte {place}: {type(error).__name__}: {said}")
+        except Exception as error:
+            faults.append(f"byte {place}: raw {type(error).__name__}: {error}")
+    file.write_bytes(data)
+    return faults
