@@ -372,15 +372,23 @@ class Mean:
 
     @classmethod
     def load(cls, file: Path) -> Mean:
-        """Reads what `save` wrote."""
-        with np.load(file) as arrays:
-            return cls(
-                image_CHW=arrays["mean"],
-                covariance_CC=arrays["covariance"],
-                eigenvalues_C=arrays["eigenvalues"],
-                eigenvectors_CC=arrays["eigenvectors"],
-                images=int(arrays["images"]),
-            )
+        """Reads what `save` wrote; `ValueError` if a byte is another: equal numbers have equal bytes."""
+        data, again = file.read_bytes(), io.BytesIO()
+        try:
+            with np.load(io.BytesIO(data)) as arrays:
+                mean = cls(
+                    image_CHW=arrays["mean"],
+                    covariance_CC=arrays["covariance"],
+                    eigenvalues_C=arrays["eigenvalues"],
+                    eigenvectors_CC=arrays["eigenvectors"],
+                    images=int(arrays["images"]),
+                )
+            mean.save(again)
+        except Exception as error:  # a broken zip can raise anything
+            raise ValueError(f"{file}: damaged, or no mean of ours: {error}") from None
+        if again.getvalue() != data:
+            raise ValueError(f"{file}: damaged, or written by another version of numpy")
+        return mean
 
 
 def _covariance(sums: Sums) -> NDArray[np.float64]:

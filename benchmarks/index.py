@@ -33,7 +33,7 @@ from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline import cluster, params, resize, tables
+from pipeline import cluster, digests, params, resize, tables
 from pipeline.machine import Machine
 from pipeline.resize import Done, Resize, Task
 from pipeline.tables import Shard, Synset
@@ -162,6 +162,7 @@ def store(
     tables.write(pa.table(archives), tables.ARCHIVES, folder / "data/index/archives.parquet")
     contents = {"drawn": False, "classes": [dataclasses.asdict(synset) for synset in classes]}
     (folder / "data/index/contents.json").write_text(json.dumps(contents))
+    digests.seal(folder / "data/index")
     YAML().dump({"resize": dataclasses.asdict(section)}, folder / "params.yaml")
 
 

@@ -40,7 +40,7 @@ from ruamel.yaml import YAML
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.kernel import QUALITY, SIDE, described, our_jpeg, projection, read
-from pipeline import cluster, resize, tables
+from pipeline import cluster, digests, resize, tables
 from pipeline.machine import Machine
 from pipeline.resize import Resize
 from pipeline.tables import Synset
@@ -126,6 +126,7 @@ def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, image
     tables.write(archives, tables.ARCHIVES, folder / "data/index/archives.parquet")
     contents = {"drawn": False, "classes": [dataclasses.asdict(Synset(wnid="n0", words="any"))]}
     (folder / "data/index/contents.json").write_text(json.dumps(contents))
+    digests.seal(folder / "data/index")
     section = dataclasses.replace(SECTION, images_per_shard=images_per_shard)
     YAML().dump({"resize": dataclasses.asdict(section)}, folder / "params.yaml")
     YAML().dump({"workers": workers}, folder / "machine.yaml")

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from pipeline import digests, documents
+from pipeline.paths import AnyPath
+
 
 @dataclass(kw_only=True, slots=True)
 class Census:
@@ -81,15 +84,23 @@ class Census:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Reads what was written; if it is not to be read, an `OSError` or `ValueError` says what to run."""
-        try:
-            return cls(**json.loads(file.read_text()))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{file}: not there. Run: dvc repro --force --single-item resize") from None
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{file}: no counts of ours ({error}). Run: dvc repro --force --single-item resize"
-            ) from None
+        """Reads `pictures.json`; if it is not as `resize` wrote it, an `OSError` or `ValueError` says what to run."""
+        return cls.parse(digests.read(file, "resize"), file)
+
+    @classmethod
+    def parse(cls, text: bytes | str, file: AnyPath) -> Self:
+        """The counts in a text that was read from `file`; `ValueError` if they are none."""
+        found = documents.parse(text, cls, file, "resize")
+        for name in ("formats", "rejected", "orientations"):
+            for kind, count in getattr(found, name).items():
+                if count < 1:
+                    raise ValueError(
+                        f"{file}: {name}.{kind}: has to be 1 or more, is {count}. {digests.again('resize')}"
+                    )
+        for name in ("smaller", "file_bytes", "pixels"):
+            if (count := getattr(found, name)) < 0:
+                raise ValueError(f"{file}: {name}: has to be 0 or more, is {count}. {digests.again('resize')}")
+        return found
 
 
 def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -29,17 +29,25 @@ def seal(folder: AnyPath, known: Mapping[str, str] | None = None) -> None:
     for name, _ in paths.files(folder):
         if name != SUMS and name not in sums:
             sums[name] = of(folder / name)
+    _write(folder, sums)
+
+
+def add(file: AnyPath) -> None:
+    """Adds a file to the SHA256SUMS of its folder; what that says of others stays."""
+    there = (file.parent / SUMS).exists()
+    _write(file.parent, {**(recorded(file.parent) if there else {}), file.name: of(file)})
+
+
+def _write(folder: AnyPath, sums: Mapping[str, str]) -> None:
     with paths.whole(folder / SUMS) as made:
         made.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
 
 
 def check(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> None:
     """`ValueError` with what to run if a file is not as `stage` wrote it; `sealed`: the folder, where it is another."""
-    try:
-        found = of(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: not there. Run: dvc repro {stage}") from None
-    agree(file, found, _recorded(file, stage, sealed), stage)
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: not there. Run: dvc repro {stage}")
+    compare(file, _recorded(file, stage, sealed), stage)
 
 
 def read(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> bytes:
@@ -48,12 +56,20 @@ def read(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> bytes:
         data = file.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: not there. Run: dvc repro {stage}") from None
-    agree(file, hashlib.sha256(data).hexdigest(), _recorded(file, stage, sealed), stage)
+    _agree(file, hashlib.sha256(data).hexdigest(), _recorded(file, stage, sealed), stage)
     return data
 
 
-def agree(file: AnyPath, found: str, recorded: str, stage: str) -> None:
-    """`ValueError` with what to run if the two digests of a file differ."""
+def compare(file: AnyPath, recorded: str, stage: str) -> None:
+    """`ValueError` with what to run if the sha256 of a file is another than was recorded, however large it is."""
+    try:
+        found = of(file)
+    except OSError as error:
+        raise OSError(f"{file}: gone or damaged: {error}. {again(stage)}") from None
+    _agree(file, found, recorded, stage)
+
+
+def _agree(file: AnyPath, found: str, recorded: str, stage: str) -> None:
     if found != recorded:
         raise ValueError(
             f"{file}: not as '{stage}' wrote it: its sha256 is {found[:16]}…, was {recorded[:16]}…. {again(stage)}"
@@ -67,7 +83,12 @@ def again(stage: str) -> str:
 
 def recorded(folder: AnyPath) -> dict[str, str]:
     """What SHA256SUMS in a folder says, by name; `FileNotFoundError` if it is not there."""
-    lines = map(_LINE.fullmatch, (folder / SUMS).read_bytes().splitlines())
+    return parse((folder / SUMS).read_bytes())
+
+
+def parse(data: bytes) -> dict[str, str]:
+    """The digests in a SHA256SUMS, by name; a line that is none is left out."""
+    lines = map(_LINE.fullmatch, data.splitlines())
     return {os.fsdecode(line[2]): line[1].decode() for line in lines if line}
 
 

@@ -2,7 +2,7 @@
 
 Run:    dvc repro download
 Reads:  what lies in the data store (machine.yaml: store): archives, or folders, or links to them
-Writes: data/index/ {index.parquet (tables.INDEX), archives.parquet (tables.ARCHIVES), contents.json}
+Writes: data/index/ {index.parquet (tables.INDEX), archives.parquet (tables.ARCHIVES), contents.json, SHA256SUMS}
 Takes:  source
 Expect: sample: 1,500 + 300 pictures of 10 classes, drawn in some 15 s on one core; a second run takes one. Archives are
         read once from end to end for their checksums, 150 GB in some 10 minutes if the disk can
@@ -18,7 +18,7 @@ from typing import get_args
 
 import pyarrow.compute as pc
 
-from pipeline import machine, params, stage, tables
+from pipeline import digests, machine, params, stage, tables
 from pipeline.paths import AnyPath
 from pipeline.said import say
 from pipeline.sources.cifar10 import Cifar10
@@ -94,6 +94,7 @@ def write(contents: Contents, folder: Path) -> None:
     tables.write(contents.archives, tables.ARCHIVES, folder / "archives.parquet")
     known = {"drawn": contents.drawn, "classes": [dataclasses.asdict(synset) for synset in contents.classes]}
     (folder / "contents.json").write_text(json.dumps(known, indent=1) + "\n")
+    digests.seal(folder)
 
 
 def summary(name: str, contents: Contents) -> list[str]:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alexnet.names import cut
-from pipeline import machine, recipe, stage, tracking
+from pipeline import digests, machine, recipe, stage, tracking
 from pipeline.evaluate import OUT
 from pipeline.said import say
 from pipeline.vectors import matrix
@@ -101,7 +101,9 @@ class Member:
 
         wanted = set(ids) - self._waiting.keys()
         while wanted:
-            table = next(self._groups)
+            table = next(self._groups, None)
+            if table is None:
+                raise ValueError(f"{self.name}: damaged: picture {min(wanted)} is in its ids alone")
             names = table["id"].to_pylist()
             self._waiting |= dict(zip(names, matrix(table["probabilities"]), strict=True))
             wanted -= set(names)
@@ -118,7 +120,9 @@ def run(words: Sequence[str] | None = None) -> None:
     settings = machine.read()
     with ExitStack() as stack:
         handles = [stack.enter_context(opened(each.name)) for each in given]
-        digests = [hashlib.file_digest(handle, "sha256").hexdigest() for handle in handles]  # type: ignore[arg-type]
+        found = [hashlib.file_digest(handle, "sha256").hexdigest() for handle in handles]  # type: ignore[arg-type]
+        for each, digest in zip(given, found, strict=True):
+            check_sealed(each.name, digest)
         members = [Member(each.name, handle) for each, handle in zip(given, handles, strict=True)]
         check(members)
         alone, together = measure(members, [each.weight for each in given])
@@ -127,12 +131,12 @@ def run(words: Sequence[str] | None = None) -> None:
         "classes": members[0].classes,
         "members": [
             {"name": each.name, "weight": each.weight, "predictions": digest, **summary(counts)}
-            for each, digest, counts in zip(given, digests, alone, strict=True)
+            for each, digest, counts in zip(given, found, alone, strict=True)
         ],
         "ensemble": summary(together),
     }
     say(*table(result).split("\n"))
-    fingerprint = hashlib.sha256(json.dumps([digests, [each.weight for each in given]]).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(json.dumps([found, [each.weight for each in given]]).encode()).hexdigest()[:16]
     parameters = {"members": [each.name for each in given], "weights": [each.weight for each in given]}
     with tracking.run(settings, fingerprint, parameters, None, "ensemble", adopt=True) as record:
         errors = {f"ten_views/{name}": result["ensemble"][name] for name in ("top1_error", "top5_error")}
@@ -172,6 +176,30 @@ def opened(name: str) -> Iterator[BinaryIO]:
                 f"dvc exp pull, or dvc pull --all-commits; else: dvc exp apply {name}, and dvc repro evaluate"
             ) from None
         yield handle
+
+
+def check_sealed(name: str, found: str) -> None:
+    """`ValueError` if the predictions that a name stands for have another digest than SHA256SUMS beside them says.
+
+    What has none beside it, which is of older code or was copied by itself, is taken as it is.
+    """
+    path = Path(name)
+    folder, file = (path, PREDICTIONS) if path.is_dir() else (path.parent, path.name)
+    if path.exists():
+        known = digests.recorded(folder) if (folder / digests.SUMS).exists() else {}
+    else:
+        import dvc.api
+        from dvc.exceptions import DvcException
+        from dvc_data.index import DataIndexDirError
+
+        known, file = {}, PREDICTIONS
+        with suppress(DvcException, DataIndexDirError, OSError):
+            known = digests.parse(dvc.api.read((OUT / digests.SUMS).as_posix(), rev=name, mode="rb"))
+    if known.get(file, found) != found:
+        raise ValueError(
+            f"{name}: {file} is not as 'evaluate' wrote it: its sha256 is {found[:16]}…, was {known[file][:16]}…. "
+            f"{digests.again('evaluate')}"
+        )
 
 
 def check(members: Sequence[Member]) -> None:

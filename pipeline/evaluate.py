@@ -4,7 +4,7 @@ Run:    dvc repro evaluate
 Reads:  data/model.pt, data/shards/
 Writes: metrics.json, data/evaluation/{predictions,features-SPLIT}.parquet and {per_class,confusion,errors}.csv; with
         neighbours {features-train,neighbours}.parquet, with codes codes-{SPLIT,train}.parquet and encoder.npz;
-        SPLIT is val or test, as results.split says
+        SPLIT is val or test, as results.split says; SHA256SUMS over all, metrics.json too
 Takes:  results (and model, which is in data/model.pt)
 Expect: the sample, under a minute on 2 cores; ILSVRC-2012 makes 1 GB, and with neighbours 11 GB more, minutes to
         search (benchmarks/neighbours.py), and one core's quarter of an hour for each epoch of the codes
@@ -19,8 +19,10 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from pipeline import cluster, machine, neighbours, params, shards, stage, tables, tracking, vectors
+from pipeline import cluster, digests, machine, neighbours, params, shards, stage, tables, tracking, vectors
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.results import Results
@@ -85,9 +87,12 @@ def run() -> None:
         parts = classify(model, manifest, section, settings)
         with stage.whole(OUT) as folder:
             folder.mkdir()
+            check_parts(parts)
             summary = summarize(parts, manifest, section, folder)
+            text = json.dumps(summary, indent=1) + "\n"
+            seal(folder, text)
         with stage.whole(METRICS) as file:
-            file.write_text(json.dumps(summary, indent=1) + "\n")
+            file.write_text(text)
         publish(record, network, facts, summary, model)
     stage.discard(stage.WORK / "evaluate")
     best = summary["ten_views"]
@@ -136,7 +141,7 @@ def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[st
 def check_labels(manifest: Manifest, split: str, folder: AnyPath) -> None:
     """`ValueError` if a picture of the split has no label: only the index of train and val promises one."""
     for shard in manifest.shards[split]:
-        for label in tables.read(folder / shard.file, ["label"])["label"].to_pylist():
+        for label in tables.read(folder / shard.file, ["label"], "resize")["label"].to_pylist():
             if not 0 <= label < len(manifest.classes):
                 raise ValueError(
                     f"{folder / shard.file}: a picture has the label {label}, and there are {len(manifest.classes)} "
@@ -164,16 +169,31 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
             Task(split=split, shard=shard, folder=place, device=device, model=handle)
             for split in splits
             for shard in manifest.shards[split]
+            if shard.rows
         ]
         with Progress("evaluate", sum(task.shard.rows for task in tasks), "images") as progress:
-            missing = [task for task in tasks if not (folder / task.name).exists()]
+            missing = [task for task in tasks if not digests.marked(folder / task.name)]
             progress.begin(sum(task.shard.rows for task in tasks) - sum(task.shard.rows for task in missing))
             for task, table in cluster.each(of_shard, missing, settings, gpus=int(device == "cuda")):
                 made = folder / f"{task.name}.partial"
                 tables.write(table, table.schema, made, 128)
                 stage.put(made, folder / task.name)
+                digests.mark(folder / task.name)
                 progress.add(table.num_rows)
     return {split: [folder / task.name for task in tasks if task.split == split] for split in splits}
+
+
+def check_parts(parts: dict[str, list[Path]]) -> None:
+    """`ValueError` if a part is another than it was when it was made; a new run makes it anew."""
+    for part in itertools.chain.from_iterable(parts.values()):
+        if not digests.marked(part):
+            raise ValueError(f"{part}: damaged since it was made. Run: dvc repro evaluate")
+
+
+def seal(folder: Path, metrics: str) -> None:
+    """Writes SHA256SUMS over the tables in `folder` and over the text of metrics.json, which git holds and not DVC."""
+    beside = os.path.relpath(METRICS, OUT)
+    digests.seal(folder, {beside: hashlib.sha256(metrics.encode()).hexdigest()})
 
 
 def of_shard(task: Task) -> pa.Table:
@@ -185,6 +205,7 @@ def of_shard(task: Task) -> pa.Table:
 
     torch.set_num_threads(1)  # the tasks are what runs in parallel, and threads would move the last bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    digests.compare(task.folder / task.shard.file, task.shard.sha256, "resize")
     network, facts = models.load(io.BytesIO(ray.get(task.model)))
     batches = pictures(task.folder / task.shard.file, PICTURES[task.device])
     mean_CHW, tested = facts["mean"].to(task.device), task.split != "train"
@@ -232,7 +253,7 @@ def through(
 def pictures(file: AnyPath, number: int) -> Iterator[list[dict[str, Any]]]:
     """The rows of a shard, `number` at a time, whatever its row groups; the last may be fewer."""
     kept: list[dict[str, Any]] = []
-    for group in tables.groups(file, ["image", "label", "id"]):
+    for group in tables.groups(file, ["image", "label", "id"], "resize"):
         kept += group.to_pylist()
         while len(kept) >= number:
             yield kept[:number]

@@ -9,17 +9,26 @@ Expect: 1 MB; some 2,000 pictures a second on each CPU
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline import cluster, stage, tables
+from pipeline import cluster, digests, stage, tables
 from pipeline.machine import Machine, read
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.shards import MEAN, SHARDS, locate, prepared
-from pipeline.tables import Manifest
+from pipeline.tables import Manifest, Shard
 
 if TYPE_CHECKING:
     from alexnet.dataset import Sums
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One shard and where it lies."""
+
+    file: AnyPath
+    shard: Shard
 
 
 def run() -> None:
@@ -37,25 +46,26 @@ def total(manifest: Manifest, folder: AnyPath, machine: Machine) -> Sums:
     from alexnet.dataset import Sums
 
     sums = Sums.none(manifest.side)
-    files = [folder / shard.file for shard in manifest.shards["train"]]
+    tasks = [Task(file=folder / shard.file, shard=shard) for shard in manifest.shards["train"] if shard.rows]
     with Progress("mean", manifest.rows("train"), "images") as progress:
-        for _, part in cluster.each(of_shard, files, machine):
+        for _, part in cluster.each(of_shard, tasks, machine):
             sums = sums.merge(part)
             progress.add(part.images)
     assert sums.images == manifest.rows("train"), (sums.images, manifest.rows("train"))
     return sums
 
 
-def of_shard(file: AnyPath) -> Sums:
-    """The sums over one shard's pictures; `ValueError` if one does not decode, which says that the file is damaged."""
+def of_shard(task: Task) -> Sums:
+    """The sums over one shard's pictures; `ValueError` if it is not as it was made, or one does not decode."""
     import numpy as np
     import torch
 
     from alexnet.dataset import Sums, Undecodable, decode
 
     torch.set_num_threads(1)  # the tasks are what runs in parallel
-    sums = None
-    for group in tables.groups(file, ["image", "id"]):
+    file, sums = task.file, None
+    digests.compare(file, task.shard.sha256, "resize")
+    for group in tables.groups(file, ["image", "id"], "resize"):
         pictures = []
         for image, name in zip(group["image"].to_pylist(), group["id"].to_pylist(), strict=True):
             try:
@@ -82,6 +92,7 @@ def save(sums: Sums, machine: Machine) -> None:
         partial = folder / f"{MEAN.name}.partial"
         partial.write_bytes(MEAN.read_bytes())
         stage.put(partial, folder / MEAN.name)
+        digests.add(folder / MEAN.name)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline import lots, tables, vectors
+from pipeline import digests, lots, tables, vectors
 from pipeline.progress import Progress
 from pipeline.results import Results
 
@@ -30,6 +30,7 @@ def write(folder: Path, section: Results) -> dict[str, float]:
     from alexnet import codes, features
 
     trained, tested = (folder / f"features-{split}.parquet" for split in ("train", section.split))
+    written = {file: digests.of(file) for file in (trained, tested)}
     queries, base = lots.picked(tested, section.queries, section.seed, QUERIES), tables.read(trained, ["id", "label"])
     features_QF = vectors.matrix(queries["features"]).numpy()
     passes = 3 + section.code_epochs if section.code_bits else 1
@@ -50,6 +51,8 @@ def write(folder: Path, section: Results) -> dict[str, float]:
                 "found_by_code": sum(map(len, both)) / max(1, int((rows_QK >= 0).sum())),
                 "code_error": error,
             }
+    for file, digest in written.items():  # they were read for minutes or hours, some parts of them many times
+        digests.compare(file, digest, "evaluate")
     tables.write(pa.table(table), pa.table(table).schema, folder / "neighbours.parquet")
     return summary
 

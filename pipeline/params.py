@@ -73,7 +73,8 @@ def check(value: object, kind: type[T] | tuple[type[T], ...], file: Path, where:
         kind = _named(value, kind, file, where)
     # pydantic checks, but what comes back is the plain dataclass: alexnet/ knows no pydantic
     strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    adapter = pydantic.TypeAdapter(checked(kind, config=strict, frozen=True))
+    frozen = vars(kind)["__dataclass_params__"].frozen  # a subclass has to be as its dataclass is
+    adapter = pydantic.TypeAdapter(checked(kind, config=strict, frozen=frozen))
     try:
         adapter.validate_json(_json(value))
     except pydantic.ValidationError as error:
@@ -93,6 +94,9 @@ def _plain(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         hints = get_type_hints(kind)
         return kind(**{key: _plain(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
+    if isinstance(value, Mapping):
+        inner = next(reversed(get_args(kind)), object)
+        return {key: _plain(inner, item) for key, item in value.items()}
     if isinstance(value, list):
         inner = next((arg for arg in get_args(kind) if arg is not Ellipsis), object)
         return tuple(_plain(inner, item) for item in value)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import base64
 import copy
-import csv
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from alexnet.names import cut, shown
-from pipeline import lots, machine, params, shards, stage, tables, tracking
+from pipeline import digests, documents, lots, machine, params, shards, stage, tables, tracking
 from pipeline.census import Census, ranked
 from pipeline.evaluate import METRICS, MODEL, NONE, load, names, read_model
 from pipeline.evaluate import OUT as EVALUATION
@@ -91,7 +90,7 @@ def run() -> None:
     section = params.read("report", Report)
     settings = machine.read()
     manifest = shards.manifest(settings)
-    metrics = json.loads(_there(METRICS, "evaluate").read_text())
+    metrics = measured(METRICS)
     split = params.read("results", Results).split
     network, facts = load(read_model(MODEL), manifest, split)
     figures = draw(section, split, manifest, settings, network, facts["mean"])
@@ -123,16 +122,15 @@ def draw(
         "confusion": figures.confusion(confusion(EVALUATION / "confusion.csv", classes), classes),
     }
     folder = shards.locate(manifest, settings)
-    predictions = _there(EVALUATION / "predictions.parquet", "evaluate")
-    shown = lots.picked(predictions, section.pictures, section.seed, 0).to_pylist()
+    shown = drawn_rows("predictions.parquet", section.pictures, section.seed, 0)
     if shown:
         found = fetch([row["id"] for row in shown], split, manifest, folder)
         pictures = _stack([found[row["id"]][0] for row in shown])
         shares, labels = np.array([row["probabilities"] for row in shown]), [row["label"] for row in shown]
         drawn["guesses"] = figures.guesses(pictures, labels, shares, classes)
         drawn["saliency"] = _saliency(network, mean_CHW, pictures, labels, shares, classes)
-    if (EVALUATION / "neighbours.parquet").exists():
-        queries = lots.picked(EVALUATION / "neighbours.parquet", section.queries, section.seed, 1).to_pylist()
+    if "neighbours.parquet" in digests.recorded(EVALUATION):
+        queries = drawn_rows("neighbours.parquet", section.queries, section.seed, 1)
         if queries:
             drawn["neighbours"] = _neighbours(queries, split, manifest, folder, classes)
     return drawn
@@ -195,10 +193,12 @@ def fetch(
     for shard in manifest.shards[split]:
         file, first = folder / shard.file, 0
         # the ids of all row groups first: the pictures are most of the bytes, and few of them are wanted
-        places = {name: row for row, name in enumerate(tables.read(file, ["id"])["id"].to_pylist()) if name in wanted}
+        ids_there = tables.read(file, ["id"], "resize")["id"].to_pylist()
+        places = {name: row for row, name in enumerate(ids_there) if name in wanted}
         if not places:
             continue
-        for group in tables.groups(file, ["image", "label"]):
+        digests.compare(file, shard.sha256, "resize")
+        for group in tables.groups(file, ["image", "label"], "resize"):
             for name, row in places.items():
                 if first <= row < first + group.num_rows:
                     picture = decode(group["image"][row - first].as_py()["bytes"])
@@ -212,10 +212,27 @@ def fetch(
     return found
 
 
+def measured(file: Path) -> dict[str, Any]:
+    """metrics.json, whose digest `evaluate` leaves beside its tables."""
+    return documents.load(digests.read(file, "evaluate", EVALUATION), file, "evaluate")
+
+
+def drawn_rows(name: str, number: int, seed: int, use: int) -> list[dict[str, Any]]:
+    """Rows of a table of `evaluate`, by lot."""
+    digests.check(EVALUATION / name, "evaluate")
+    rows: list[dict[str, Any]] = lots.picked(EVALUATION / name, number, seed, use).to_pylist()
+    return rows
+
+
+def left_out() -> list[dict[str, Any]]:
+    """The rejected pictures, by id."""
+    rows: list[dict[str, Any]] = tables.parse(digests.read(REJECTED, "resize"), REJECTED).sort_by("id").to_pylist()
+    return rows
+
+
 def history(file: Path) -> tuple[list[float], dict[str, dict[str, list[float]]]]:
     """The epochs, from 1, and what was measured in each: panels of lines for the curves."""
-    with _there(file, "train").open(encoding="utf-8", newline="") as handle:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
+    rows = documents.rows(digests.read(file, "train"), {"epoch": float}, file, "train", others=_measured)
     lines = {
         "loss": {"training": "train_loss", "validation": "val_loss"},
         "error": {
@@ -238,17 +255,17 @@ def confusion(file: Path, classes: Sequence[str]) -> NDArray[np.int64]:
 
     places = {name: place for place, name in enumerate(classes)}
     matrix_KK = np.zeros((len(classes), len(classes)), np.int64)
-    try:
-        with _there(file, "evaluate").open(encoding="utf-8", newline="") as handle:
-            for row in csv.DictReader(handle):
-                if row["predicted"] != NONE:
-                    matrix_KK[places[row["actual"]], places[row["predicted"]]] += 1
-    except (KeyError, csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{file}: no answers about the classes of data/shards ({error!r}). "
-            "Run: dvc repro --force --single-item evaluate"
-        ) from None
+    for row in documents.rows(digests.read(file, "evaluate"), {"actual": str, "predicted": str}, file, "evaluate"):
+        actual, predicted = row["actual"], row["predicted"]
+        if unknown := {actual, predicted} - places.keys() - {NONE}:
+            raise ValueError(f"{file}: data/shards has no class '{min(unknown)}'. {digests.again('evaluate')}")
+        if predicted != NONE:
+            matrix_KK[places[actual], places[predicted]] += 1
     return matrix_KK
+
+
+def _measured(text: str) -> float:
+    return float(text) if text else float("nan")
 
 
 def render(
@@ -267,10 +284,8 @@ def render(
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["name"] = lambda name: cut(name, LONGEST)
     environment.filters["shown"] = shown
-    rejected = tables.read(REJECTED).sort_by("id").to_pylist() if REJECTED.exists() else []
-    with _there(EVALUATION / "per_class.csv", "evaluate").open(encoding="utf-8", newline="") as handle:
-        measured = [row for row in csv.DictReader(handle) if row["top1_error"]]
-    hardest = sorted(measured, key=lambda row: (-float(row["top1_error"]), int(row["label"])))
+    rejected = left_out()
+    hardest = hard_classes(EVALUATION / "per_class.csv")
     contest = "ILSVRC-2010" if settings.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"
     paper_split, least = TESTED[contest]
     same = not manifest.drawn and len(manifest.classes) == 1000 and split == paper_split
@@ -297,10 +312,12 @@ def parameters() -> dict[str, Any]:
     return {name: document[name] for name in SECTIONS if name in document}
 
 
-def _there(file: Path, made_by: str) -> Path:
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: not there. Run: dvc repro {made_by}")
-    return file
+def hard_classes(file: Path) -> list[dict[str, Any]]:
+    """The rows of the classes that were tested, the one with the most errors first."""
+    columns: dict[str, Callable[[str], Any]] = {"label": int, "top1_error": _measured, "top5_error": _measured}
+    rows = documents.rows(digests.read(file, "evaluate"), columns, file, "evaluate")
+    tested = [row for row in rows if not math.isnan(row["top1_error"])]
+    return sorted(tested, key=lambda row: (-row["top1_error"], row["label"]))
 
 
 def _stack(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

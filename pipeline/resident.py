@@ -106,9 +106,7 @@ class Process:
     def __init__(self, here: Here) -> None:
         self.here = here
         self.resident = Resident(torch.device(here.device), here.threads)
-        self.train, self.val = (
-            Pictures(here.shards, [shard.file for shard in here.manifest.shards[split]]) for split in ("train", "val")
-        )
+        self.train, self.val = (Pictures(here.shards, here.manifest.shards[split]) for split in ("train", "val"))
         for pictures in (self.train, self.val):
             self.resident.hold(pictures, here.manifest.side)
 

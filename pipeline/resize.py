@@ -3,7 +3,7 @@
 Run:    dvc repro resize
 Reads:  data/index/, the archives in the data store
 Writes: data/shards/ (with shards or storage in machine.yaml: the shards there, and here what is not pictures:
-        manifest.json, rejected.parquet, pictures.json)
+        manifest.json, rejected.parquet, pictures.json, and SHA256SUMS over all)
 Takes:  resize
 Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on each CPU
 
@@ -14,12 +14,14 @@ What the pictures were as they came is counted in pictures.json.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import threading
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,13 +33,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import cluster, params, paths, stage, tables
+from pipeline import cluster, digests, documents, params, paths, stage, tables
 from pipeline.census import Census
 from pipeline.machine import Machine, read, store
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.shards import SHARDS, elsewhere, prepared, stored
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard, Synset
 
 INDEX = Path("data/index")
 
@@ -54,10 +56,6 @@ PIECE = 8
 
 LOOKED_AT = 1000
 """Archives whose size is compared before the work begins."""
-
-SPLITS = ("train", "val", "test")
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +81,8 @@ class Resize:
     """Fraction of the indexed pictures that may fail to decode before the stage refuses to go on."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.side <= 4096:
-            raise ValueError(f"side has to be 1 to 4096 pixels, is {self.side}")
+        if not 1 <= self.side <= MOST_PIXELS:
+            raise ValueError(f"side has to be 1 to {MOST_PIXELS} pixels, is {self.side}")
         if self.fit == "warp" and self.filter == "area":
             raise ValueError("filter cannot be 'area' where fit is 'warp': it merges squares")
         if self.quality != "raw" and not 1 <= self.quality <= 100:
@@ -98,10 +96,19 @@ class Resize:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """`data/index/contents.json`."""
+
+    drawn: bool
+    classes: tuple[Synset, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
     """What `download` left: the pictures, where they lie, and what they show."""
 
     rows: pa.Table
+    """`tables.INDEX`, and in `archive_bytes` the size of the archive."""
     classes: tuple[Synset, ...]
     archives: pa.Table
     """`tables.ARCHIVES`."""
@@ -152,20 +159,21 @@ def run() -> None:
 
 
 def read_index(folder: Path) -> Index:
-    """Reads what `download` wrote; `FileNotFoundError` or `ValueError` if it is not there or breaks its promises."""
+    """Reads what `download` wrote; `OSError` or `ValueError` if it is another now, or breaks its promises."""
     files = [folder / name for name in ("index.parquet", "archives.parquet", "contents.json")]
-    for file in files:
-        if not file.exists():
-            raise FileNotFoundError(f"{file}: not there. Run: dvc repro download")
-    rows = tables.read(files[0])
-    archives = tables.read(files[1])
-    contents = json.loads(files[2].read_text())
-    classes = tuple(Synset(**synset) for synset in contents["classes"])
-    tables.check_index(rows, classes, archives, files[0])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return Index(rows=rows, classes=classes, archives=archives, drawn=contents["drawn"], digest=digest.hexdigest())
+    data = [digests.read(file, "download") for file in files]
+    rows, archives = (tables.parse(data[place], files[place]) for place in (0, 1))
+    contents = documents.parse(data[2], Contents, files[2], "download")
+    tables.check_index(rows, contents.classes, archives, files[0])
+    sizes = archives["bytes"].take(pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks()))
+    digest = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in data))
+    return Index(
+        rows=rows.append_column("archive_bytes", sizes),
+        classes=contents.classes,
+        archives=archives,
+        drawn=contents.drawn,
+        digest=digest.hexdigest(),
+    )
 
 
 def check_store(index: Index, folder: AnyPath) -> None:
@@ -288,14 +296,14 @@ def make_shard(task: Task) -> Done:
     # Last, since it vouches for the shard
     made = Done(shard=shard, rejected=rejected, census=census)
     with paths.whole(done) as partial:
-        partial.write_text(json.dumps(dataclasses.asdict(made), indent=1))
+        partial.write_text(digests.stamped(json.dumps(dataclasses.asdict(made), indent=1)))
     return made
 
 
 def finished(task: Task, done: AnyPath) -> Done | None:
     """What an earlier run made of this shard, if its bytes are still those; else None."""
     try:
-        known = json.loads(done.read_text())
+        known = json.loads(digests.unstamped(done))
         made = Done(shard=Shard(**known["shard"]), rejected=known["rejected"], census=Census(**known["census"]))
         with (task.folder / "shards" / task.file).open("rb") as file:
             return made if hashlib.file_digest(file, "sha256").hexdigest() == made.shard.sha256 else None
@@ -374,13 +382,23 @@ class Archives:
         return [self.read(row) for row in rows]
 
     def read(self, row: dict[str, Any]) -> bytes:
-        """The bytes of a picture; `ValueError` if the archive is gone or too short."""
-        file, end = self._file(row["archive"]), row["offset"] + row["length"]
-        if end > file.size():
+        """The bytes of a picture; `ValueError` if they are not those that `download` hashed, or the archive is gone."""
+        path, file = self._folder / row["archive"], self._file(row["archive"])
+        if file.size() != row["archive_bytes"]:
             raise ValueError(
-                f"{self._folder / row['archive']}: ends before byte {end}. Run: dvc repro --force download"
+                f"{path}: has {file.size()} bytes, had {row['archive_bytes']} when it was indexed. "
+                "Run: dvc repro --force download"
             )
-        data: bytes = file.read_at(row["length"], row["offset"])
+        where = f"{path}: byte {row['offset']}: {row['id']}"
+        try:
+            data: bytes = file.read_at(row["length"], row["offset"])
+        except OSError as error:
+            raise OSError(f"{where}: cannot be read: {error}. Mend the disk, or fetch the archive again") from None
+        if (found := zlib.crc32(data)) != row["crc32"]:
+            raise ValueError(
+                f"{where}: other bytes than were indexed: their CRC-32 is {found:08x}, was {row['crc32']:08x}. "
+                "Run: dvc repro --force download"
+            )
         return data
 
     def _file(self, name: str) -> pa.NativeFile:
@@ -446,6 +464,7 @@ def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, census: Cen
     for name, text in (("pictures.json", census.to_json()), (MANIFEST, manifest.to_json())):
         with paths.whole(folder / name) as made:
             made.write_text(text)
+    digests.seal(folder, {shard.file: shard.sha256 for part in manifest.shards.values() for shard in part})
 
 
 def _prepare(manifest: Manifest, machine: Machine) -> None:
@@ -453,12 +472,13 @@ def _prepare(manifest: Manifest, machine: Machine) -> None:
     folder = prepared(machine)
     if folder is None:
         return
-    file = folder / MANIFEST
-    if file.exists() and file.read_text() == manifest.to_json():
-        return
+    with contextlib.suppress(OSError, ValueError):
+        if Manifest.read(folder) == manifest:
+            return
     stage.discard(folder)
-    with paths.whole(file) as made:
+    with paths.whole(folder / MANIFEST) as made:
         made.write_text(manifest.to_json())
+    digests.seal(folder)
 
 
 if __name__ == "__main__":

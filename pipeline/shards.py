@@ -6,10 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline import params, paths
+from pipeline import digests, params, paths
 from pipeline.machine import Machine, shared
 from pipeline.paths import AnyPath
-from pipeline.tables import Manifest
+from pipeline.tables import MANIFEST, Manifest
 
 SHARDS = Path("data/shards")
 MEAN = Path("data/mean.npz")
@@ -61,13 +61,32 @@ def prepared(machine: Machine) -> Path | None:
 def inputs(machine: Machine) -> tuple[Manifest, Path]:
     """What training starts from, the manifest and the file of the mean: of `data/` here, else of the storage.
 
-    Raises `FileNotFoundError` with what to run where there is neither.
+    Raises `FileNotFoundError` with what to run where there is neither, and `ValueError` where they are not as written.
     """
     folder = _holding(machine)
     found, mean = Manifest.read(folder), MEAN.absolute() if folder == SHARDS else folder / MEAN.name
     if not mean.exists():
-        raise FileNotFoundError(f"{mean}: not there. Run: dvc repro --force --single-item mean")
+        raise FileNotFoundError(f"{mean}: not there. {digests.again('mean')}")
+    if folder != SHARDS:
+        digests.check(mean, "mean")
+    _check_mean(mean, found)
     return found, mean
+
+
+def _check_mean(file: Path, manifest: Manifest) -> None:
+    """`ValueError` if the file is not what `mean` writes for the training pictures of this manifest."""
+    from alexnet.dataset import Mean
+
+    try:
+        mean = Mean.load(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. {digests.again('mean')}") from None
+    theirs, ours = (mean.images, mean.image_CHW.shape[-1]), (manifest.rows("train"), manifest.side)
+    if ours[0] and theirs != ours:
+        raise ValueError(
+            f"{file}: of {theirs[0]} pictures with {theirs[1]} pixels a side, but data/shards has {ours[0]} with "
+            f"{ours[1]}. {digests.again('mean')}"
+        )
 
 
 def manifest(machine: Machine) -> Manifest:
@@ -78,9 +97,9 @@ def manifest(machine: Machine) -> Manifest:
 def _holding(machine: Machine) -> Path:
     """The folder of the manifest: here, or in the storage what was prepared there."""
     folder = prepared(machine)
-    if folder is None or (SHARDS / "manifest.json").exists():
+    if folder is None or (SHARDS / MANIFEST).exists():
         return SHARDS
-    if not (folder / "manifest.json").exists():
+    if not (folder / MANIFEST).exists():
         raise FileNotFoundError(
             f"neither {SHARDS.absolute()} nor {folder} has a manifest.json: the pictures of this params.yaml "
             "were never prepared. Run, in a working copy with this storage: dvc repro mean"

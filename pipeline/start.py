@@ -167,7 +167,7 @@ def found(
     """
     if section.unsupervised == "none":
         return {}
-    pictures = Pictures(shards, [shard.file for shard in manifest.shards["train"]])
+    pictures = Pictures(shards, manifest.shards["train"])
     # the first as stored are as good as any: they were shuffled before
     learned = np.flatnonzero(~held_out(len(pictures), learning))
     learned = learned[: -(-section.unsupervised_patches // pretraining.PER_PICTURE)]

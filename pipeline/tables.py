@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +22,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import paths
+from pipeline import digests, documents, paths
 from pipeline.paths import AnyPath
+
+SPLITS = ("train", "val", "test")
+
+MANIFEST = "manifest.json"
+
+MOST_PIXELS = 4096
+"""Of a stored square's side."""
+
+_NAME = re.compile(r"[\w-][\w.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 INDEX = pa.schema(
     {
@@ -108,22 +119,36 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Reads `folder/manifest.json`; if it is not to be read, an `OSError` or `ValueError` says what to run."""
-        file = folder / "manifest.json"
-        if not file.exists():
-            raise FileNotFoundError(f"{file}: not there. Run: dvc repro resize")
-        try:
-            fields: dict[str, Any] = json.loads(file.read_text())
-            fields["classes"] = tuple(Synset(**synset) for synset in fields["classes"])
-            fields["shards"] = {
-                split: tuple(Shard(**shard) for shard in shards) for split, shards in fields["shards"].items()
-            }
-            return cls(**fields)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{file}: no manifest of ours ({error}). Run: dvc repro --force --single-item resize"
-            ) from None
+    def read(cls, folder: AnyPath) -> Manifest:
+        """Reads `folder/manifest.json`; if it is not as `resize` wrote it, a `ValueError` or `OSError` says what to run."""
+        file = folder / MANIFEST
+        found = documents.parse(digests.read(file, "resize"), cls, file, "resize")
+        if broken := next(found._broken(), ""):
+            raise ValueError(f"{file}: {broken}. {digests.again('resize')}")
+        return found
+
+    def _broken(self) -> Iterator[str]:
+        """The promises that it does not keep."""
+        shards = [shard for part in self.shards.values() for shard in part]
+        wnids = [synset.wnid for synset in self.classes]
+        if not 1 <= self.side <= MOST_PIXELS:
+            yield f"side: has to be 1 to {MOST_PIXELS}, is {self.side}"
+        if not {"train", "val"} <= self.shards.keys() <= set(SPLITS):
+            yield f"shards: has to have train and val, and may have test, has {', '.join(self.shards) or 'none'}"
+        if wnids != sorted(set(wnids)):
+            yield "classes: have to be in the order of their WordNet ids, each once"
+        if len({shard.file for shard in shards}) < len(shards):
+            yield "shards: names a file twice"
+        for shard in shards:
+            if not _NAME.fullmatch(shard.file):
+                yield f"shards: '{shard.file}' is no name of a file"
+            if not _SHA256.fullmatch(shard.sha256):
+                yield f"shards: {shard.file}: sha256: '{shard.sha256}' is none"
+            if not 0 <= shard.rows < 2**63 or not 0 <= shard.bytes < 2**63:
+                yield f"shards: {shard.file}: has {shard.rows} rows and {shard.bytes} bytes"
+        rows = sum(shard.rows for shard in shards)
+        if self.rejected < 0 or rows + self.rejected != self.indexed:
+            yield f"indexed: {self.indexed}, but {rows} are in shards, and {self.rejected} rejected"
 
 
 def with_classes(schema: pa.Schema, classes: Iterable[Synset]) -> pa.Schema:
@@ -175,16 +200,27 @@ def write(rows: Mapping[str, list[Any]] | pa.Table, schema: pa.Schema, file: Pat
     )
 
 
-def read(file: AnyPath, columns: list[str] | None = None) -> pa.Table:
-    """Reads a table whole, its pages' checksums verified; `OSError` if it is not there or damaged."""
-    with _readable(file) as source:
+def read(file: AnyPath, columns: list[str] | None = None, stage: str | None = None) -> pa.Table:
+    """Reads a table whole, its pages' checksums verified; `OSError` if it is not there or damaged.
+
+    With the `stage` that wrote it, an error says how it is made anew.
+    """
+    with _readable(file, stage) as source:
         return pq.read_table(source, columns=columns, page_checksum_verification=True)
 
 
-def groups(file: AnyPath, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def parse(data: bytes, file: AnyPath) -> pa.Table:
+    """A table from all the bytes of `file`; `OSError` if it is none."""
+    try:
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{file}: damaged, or no table of ours: {in_one_line(error)}") from None
+
+
+def groups(file: AnyPath, columns: list[str] | None = None, stage: str | None = None) -> Iterator[pa.Table]:
     """Reads a table by row groups, so that one is in memory and the next on its way; otherwise like `read`."""
     with (
-        _readable(file) as source,
+        _readable(file, stage) as source,
         pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as parquet,
         ThreadPoolExecutor(1) as reader,
     ):
@@ -198,30 +234,45 @@ def groups(file: AnyPath, columns: list[str] | None = None) -> Iterator[pa.Table
 
 
 @contextmanager
-def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
+def _readable(file: AnyPath, stage: str | None) -> Iterator[pa.NativeFile]:
     """The file, open; an error says which one it is that cannot be read."""
     try:
         with paths.opened(file) as source:
             yield source
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: not there") from None
+        raise FileNotFoundError(f"{file}: not there{_advice(stage)}") from None
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"{file}: damaged, or no table of ours: {error}") from None
+        raise OSError(f"{file}: damaged, or no table of ours: {in_one_line(error)}{_advice(stage)}") from None
+
+
+def _advice(stage: str | None) -> str:
+    return f". {digests.again(stage)}" if stage else ""
+
+
+def in_one_line(error: Exception) -> str:
+    """What Arrow says, whose lines end anywhere."""
+    return " ".join(str(error).split())
 
 
 def check_index(rows: pa.Table, classes: Sequence[Synset], archives: pa.Table, file: Path) -> None:
     """`ValueError` if the rows of the index do not keep the promises of `INDEX`, beside its `ARCHIVES`."""
     wrong = f"{file}: {{}}. Run: dvc repro --force download"
-    if not rows.schema.equals(INDEX):
-        raise ValueError(wrong.format(f"has the columns {rows.schema.names}, not those of tables.INDEX"))
+    for table, schema, name in ((rows, INDEX, "INDEX"), (archives, ARCHIVES, "ARCHIVES")):
+        if not table.schema.equals(schema):
+            raise ValueError(wrong.format(f"has the columns {table.schema.names}, not those of tables.{name}"))
+    if absent := next((name for name in rows.schema.names if rows[name].null_count), None):
+        raise ValueError(wrong.format(f"a picture has no {absent}"))
     if rows.num_rows == 0:
         raise ValueError(wrong.format("holds no picture"))
     if pc.count_distinct(rows["id"]).as_py() != rows.num_rows:
         raise ValueError(wrong.format("names a picture twice"))
-    strange = set(pc.unique(rows["split"]).to_pylist()) - {"train", "val", "test"}
+    strange = set(pc.unique(rows["split"]).to_pylist()) - set(SPLITS)
     if strange:
         raise ValueError(wrong.format(f"unknown split '{min(strange)}'"))
-    wnids = pa.array([synset.wnid for synset in classes], pa.string())
+    names = [synset.wnid for synset in classes]
+    if names != sorted(set(names)):
+        raise ValueError(wrong.format("the classes are not in the order of their WordNet ids, each once"))
+    wnids = pa.array(names, pa.string())
     ranked = pc.equal(pc.index_in(rows["wnid"], value_set=wnids), rows["label"])
     sound = pc.or_(pc.fill_null(ranked, False), pc.equal(rows["split"], "test"))  # what a test shows may be secret
     if not pc.all(sound).as_py():

@@ -103,9 +103,7 @@ class Worker(Learner):
             classes=len(task.manifest.classes),
             first=ray.get(task.first),
         )
-        train, val = (
-            Pictures(task.shards, [shard.file for shard in task.manifest.shards[split]]) for split in ("train", "val")
-        )
+        train, val = (Pictures(task.shards, task.manifest.shards[split]) for split in ("train", "val"))
         read = functools.partial(batches, threads=task.threads)
         place = _place(self.rank, context.get_world_size(), task)
         super().__init__(lesson, train, val, read, ray.train.torch.get_device(), place)

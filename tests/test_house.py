@@ -33,6 +33,7 @@ EXEMPT = {
     "added",
     "cluster",
     "digests",
+    "documents",
     "fetch",
     "machine",
     "params",

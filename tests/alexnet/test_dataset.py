@@ -445,6 +445,22 @@ def test_grey_pictures_vary_along_grey_alone() -> None:
     assert (mean.eigenvalues_C >= 0).all()
 
 
+def test_a_mean_with_any_other_byte_is_refused(tmp_path: Path) -> None:
+    """Also in what a zip has beside the numbers, such as the time of its files."""
+    file = tmp_path / "mean.npz"
+    Mean.of(Sums.none(16).add(IMAGES_BCHW)).save(file)
+    data = file.read_bytes()
+    for place in [*range(0, len(data), 149), *range(len(data) - 300, len(data), 7)]:
+        for mask in (1, 0x80):
+            file.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
+            with pytest.raises(ValueError, match=r"mean\.npz: damaged, or "):
+                Mean.load(file)
+    for other in (b"", data[:-1], data + b"x", b"PK\x05\x06" + bytes(18)):
+        file.write_bytes(other)
+        with pytest.raises(ValueError, match=r"mean\.npz: damaged, or "):
+            Mean.load(file)
+
+
 def test_no_pictures_have_no_mean() -> None:
     with pytest.raises(ValueError, match="no pictures"):
         Mean.of(Sums.none(16))

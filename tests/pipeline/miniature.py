@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet.dataset import Mean, Sums, decode
-from pipeline import tables
+from pipeline import digests, tables
 from pipeline.tables import Manifest, Shard, Synset
 
 
@@ -41,6 +41,7 @@ def shard(file: Path, numbers: Sequence[int], labels: Sequence[int], side: int, 
         "height": [side] * len(numbers),
         "sha256": ["0" * 64] * len(numbers),
     }
+    file.parent.mkdir(exist_ok=True)
     tables.write(rows, tables.with_classes(tables.IMAGES, classes), file, group)
     data = file.read_bytes()
     return Shard(file=file.name, rows=len(numbers), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -64,6 +65,7 @@ def prepared(folder: Path, train: int, val: int, classes: int, side: int = 256) 
         drawn=True,
     )
     (shards / "manifest.json").write_text(manifest.to_json())
+    digests.seal(shards)
     sums = Sums.none(side).add(np.stack([decode(jpeg(number, side)).numpy() for number in range(train)]))
     with (folder / "data/mean.npz").open("wb") as handle:
         Mean.of(sums).save(handle)

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from alexnet import dataset
 from alexnet import model as models
 from alexnet.model import AlexNet
-from pipeline import evaluate, tables
+from pipeline import digests, evaluate, tables
 from pipeline.results import Results
 from pipeline.tables import Manifest, Shard, Synset
 from tests.sections import PAPER
@@ -76,6 +76,7 @@ def world(folder: Path) -> Manifest:
     tables.write(
         pa.Table.from_pylist([lost], schema=tables.REJECTED), tables.REJECTED, folder / "data/shards/rejected.parquet"
     )
+    digests.seal(folder / "data/shards")
     with (folder / "data/model.pt").open("wb") as handle:
         save(handle)
     sections = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from scipy.stats import chi2_contingency, chisquare
 
 from alexnet import dataset
 from alexnet.learning import Learning
-from pipeline import batches, resize, tables
+from pipeline import batches, digests, resize, tables
 from pipeline.batches import Batch, Order, Pictures, order
 from pipeline.resize import Resize
+from pipeline.tables import Shard
 from tests import sections
 from tests.pipeline import miniature
+from tests.pipeline.flips import unsaid
 
 SIDE = 16
 
@@ -46,11 +49,9 @@ class Sizes(Pictures):
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     """90 pictures in 3 shards, 7 to a row group; the label is the picture's number."""
     folder = tmp_path_factory.mktemp("shards")
-    files = []
-    for number, numbers in enumerate((range(40), range(40, 45), range(45, 90))):
-        files.append(f"{number}.parquet")
-        miniature.shard(folder / files[-1], numbers, numbers, SIDE, 7)
-    return Pictures(folder, files)
+    parts = (range(40), range(40, 45), range(45, 90))
+    shards = [miniature.shard(folder / f"{place}.parquet", each, each, SIDE, 7) for place, each in enumerate(parts)]
+    return Pictures(folder, shards)
 
 
 def numbers(found: list[Batch]) -> list[int]:
@@ -244,38 +245,85 @@ def test_who_stops_asking_waits_for_nothing(stored: Pictures) -> None:
     running.close()
 
 
-@pytest.mark.parametrize("fault", ["a flipped bit", "cut off"])
-def test_a_damaged_shard_is_named_with_what_to_do(tmp_path: Path, fault: str) -> None:
-    file = tmp_path / "train-0.parquet"
-    miniature.shard(file, range(20), range(20), SIDE, 7)
-    pictures = Pictures(tmp_path, [file.name])
+GONE = r"train-0\.parquet: gone or damaged.*Run: dvc repro --force --single-item resize"
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Shard:
+    return miniature.shard(tmp_path / "train-0.parquet", range(20), range(20), SIDE, 7)
+
+
+def pictures(folder: Path, shard: Shard) -> list[tuple[list[bytes], list[int]]]:
+    """All that a new process reads of a shard."""
+    stored = Pictures(folder, [shard])
+    return [stored.read(group) for group in range(len(stored.groups))]
+
+
+def test_a_shard_with_any_other_byte_is_refused_with_what_to_do(tmp_path: Path, one: Shard) -> None:
+    """In its pages, their heads, its index and its footer."""
+    places = [*range(0, one.bytes, 151), *range(one.bytes - 60, one.bytes)]
+    assert unsaid(tmp_path / one.file, lambda: pictures(tmp_path, one), places) == []
+
+
+def test_another_shard_in_its_place_is_refused(tmp_path: Path, one: Shard) -> None:
+    """Whole by itself, of the same name, size and rows."""
+    other = miniature.shard(tmp_path / "other/train-0.parquet", range(20), [1, 0, *range(2, 20)], SIDE, 7)
+    assert (other.rows, other.bytes) == (one.rows, one.bytes)
+    with pytest.raises(ValueError, match=r"train-0\.parquet: not as 'resize' wrote it: .*Run: dvc repro --force"):
+        pictures(tmp_path / "other", one)
+
+
+@pytest.mark.parametrize("fault", ["a flipped bit", "cut off", "gone"])
+def test_what_happens_to_a_shard_after_its_first_picture_is_noticed(tmp_path: Path, one: Shard, fault: str) -> None:
+    stored, file = Pictures(tmp_path, [one]), tmp_path / one.file
+    stored.read(0)
     data = bytearray(file.read_bytes())
     middle = data.find(miniature.jpeg(12, SIDE)) + 100
     assert middle > 100
     if fault == "cut off":
         data = data[:middle]
-    else:
-        data[middle] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(
-        OSError, match=r"train-0\.parquet: gone or damaged.*Run: dvc repro --force --single-item resize"
-    ):
-        list(batches.batches(pictures, order(pictures, learning(), 0), 8))
-
-
-def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "train-0.parquet"
-    miniature.shard(file, range(20), range(20), SIDE, 7)
-    pictures = Pictures(tmp_path, [file.name])
+    data[middle - 1] ^= 1
     file.unlink()
-    with pytest.raises(OSError, match=r"train-0\.parquet: gone or damaged"):
-        list(batches.batches(pictures, order(pictures, learning(), 0), 8))
+    if fault != "gone":
+        file.write_bytes(data)
+    with pytest.raises(OSError, match=GONE):
+        list(batches.batches(stored, order(stored, learning(), 0), 8))
 
 
-def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "train-0.parquet").write_bytes(b"PAR1" + b"0" * 1000)
-    with pytest.raises(OSError, match=r"train-0\.parquet: gone or damaged"):
-        Pictures(tmp_path, ["train-0.parquet"])
+def test_a_shard_that_is_gone_is_named(tmp_path: Path, one: Shard) -> None:
+    stored = Pictures(tmp_path, [one])
+    (tmp_path / one.file).unlink()
+    with pytest.raises(OSError, match=GONE):
+        list(batches.batches(stored, order(stored, learning(), 0), 8))
+
+
+def test_a_file_that_is_no_shard_is_named(tmp_path: Path, one: Shard) -> None:
+    (tmp_path / one.file).write_bytes(b"PAR1" + b"0" * 1000)
+    with pytest.raises(OSError, match=GONE):
+        Pictures(tmp_path, [one])
+
+
+def test_a_shard_is_hashed_once_however_many_read_of_it(
+    tmp_path: Path, one: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    of = digests.of
+    monkeypatch.setattr(digests, "of", lambda file: hashed.append(file) or of(file))
+    stored = Pictures(tmp_path, [one])
+    with ThreadPoolExecutor(4) as readers:
+        read = list(readers.map(stored.read, [0, 1, 2, 0, 1, 2]))
+    assert read[:3] == read[3:]
+    assert hashed == [tmp_path / one.file]
+
+
+@pytest.mark.parametrize("groups", [[7, 7, 5], [7, 6, 7], [8, 7, 5], [20, 1], []])
+def test_the_order_is_made_of_row_groups_as_they_were_written(groups: list[int]) -> None:
+    """Before most shards are hashed: a footer that claims other sizes would move every picture behind it."""
+    batches._check_rows(Path("x"), [7, 7, 6], 20)
+    batches._check_rows(Path("x"), [20], 20)
+    batches._check_rows(Path("x"), [], 0)
+    with pytest.raises(OSError, match=r"x: damaged: row groups of .* rows, was made with 20\. Run: dvc repro"):
+        batches._check_rows(Path("x"), groups, 20)
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "cyclic"])

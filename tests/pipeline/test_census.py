@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from alexnet.dataset import decode, look
+from pipeline import digests
 from pipeline.census import Census
 from tests.alexnet.test_dataset import KINDS, RGB, saved
+from tests.pipeline.flips import unsaid
 
 
 def counted(pictures: list[bytes], side: int = 25) -> Census:
@@ -63,16 +66,41 @@ def test_the_lines_say_the_counts() -> None:
     assert Census().lines() == ["0 pictures: none kept"]
 
 
-def test_what_was_written_is_read_and_what_is_not_ours_is_named(tmp_path: Path) -> None:
-    census = counted(list(itertools.chain(*KINDS.values())))
-    file = tmp_path / "pictures.json"
-    with pytest.raises(
-        FileNotFoundError, match=r"pictures\.json: not there\. Run: dvc repro --force --single-item resize"
-    ):
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "pictures.json").write_text(counted(list(itertools.chain(*KINDS.values()))).to_json())
+    digests.seal(tmp_path)
+    return tmp_path / "pictures.json"
+
+
+def test_what_was_written_is_read_and_any_other_byte_is_refused(file: Path) -> None:
+    assert Census.read(file) == counted(list(itertools.chain(*KINDS.values())))
+    assert unsaid(file, lambda: Census.read(file)) == []
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"pictures\.json: not there\. Run: dvc repro resize"):
         Census.read(file)
-    file.write_text(census.to_json())
-    assert Census.read(file) == census
-    for text in ("", "[]", '{"formats": {}, "colour": 3}'):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: no counts of ours .*Run: dvc repro"):
-            Census.read(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"formats": []}, r"formats: .*object \(found \[\]\)"),
+        ({"formats": {"JPEG": "3"}}, r"formats\.JPEG: .*integer \(found '3'\)"),
+        ({"formats": {"JPEG": 0}}, r"formats\.JPEG: has to be 1 or more, is 0"),
+        ({"smaller": -1}, "smaller: has to be 0 or more, is -1"),
+        ({"pixels": True}, r"pixels: .*integer \(found True\)"),
+        ({"pixels": float("inf")}, "Infinity is no number"),
+        ({"colour": 3}, "colour: unknown key"),
+    ],
+)
+def test_counts_that_are_none_are_named(file: Path, change: dict[str, object], said: str) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    digests.seal(file.parent)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: .*{said}.*Run: dvc repro --force"):
+        Census.read(file)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"formats": {}, "colour": 3}', "{}"])
+def test_what_is_no_counts_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^pictures\.json: .*Run: dvc repro --force --single-item resize$"):
+        Census.parse(text, Path("pictures.json"))

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from scipy.io import loadmat
 
-from pipeline import download, params, tables
+from pipeline import digests, download, params, tables
 from pipeline.sources import sample
 from pipeline.sources.ilsvrc2012 import YEAR
 
@@ -87,6 +87,9 @@ def test_the_archives_are_listed_with_their_sizes_and_checksums_and_said_to_be_d
     assert json.loads(Path("data/index/contents.json").read_text())["drawn"] is True
     archives = tables.read(Path("data/index/archives.parquet")).to_pylist()
     assert len(archives) == 3
+    assert set(digests.recorded(place / "data/index")) == set(outs(place)) - {"SHA256SUMS"}
+    for name in outs(place).keys() - {"SHA256SUMS"}:
+        digests.check(place / "data/index" / name, "download")
     for archive in archives:
         data = (place / "data/store" / archive["name"]).read_bytes()
         assert archive["bytes"] == len(data)

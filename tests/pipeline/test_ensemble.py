@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -19,8 +20,9 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from pipeline import ensemble, vectors
+from pipeline import digests, ensemble, vectors
 from pipeline.ensemble import Given, Member
+from tests.pipeline.flips import unsaid
 
 PICTURES, CLASSES = 300, 7
 
@@ -164,6 +166,16 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
         ensemble.measure(members, [1.0])
 
 
+def test_predictions_that_are_sealed_are_refused_with_any_other_byte(tmp_path: Path) -> None:
+    """By their folder and by themselves; a copy without SHA256SUMS is taken as it is."""
+    file = written(tmp_path / "run/predictions.parquet", answers(0, 20))
+    digests.seal(file.parent)
+    for name in (str(file), str(file.parent)):
+        assert unsaid(file, lambda name=name: ensemble.check_sealed(name, digests.of(file))) == []
+    (tmp_path / "copy.parquet").write_bytes(file.read_bytes()[::-1])
+    ensemble.check_sealed(str(tmp_path / "copy.parquet"), "0" * 64)
+
+
 def test_a_name_may_carry_a_weight(tmp_path: Path) -> None:
     assert Given.read("rusty-nail") == Given("rusty-nail", 1.0)
     assert Given.read("rusty-nail=.25") == Given("rusty-nail", 0.25)
@@ -237,12 +249,18 @@ def test_predictions_come_out_of_dvc_s_cache_or_its_storage_by_revision(here: Pa
     data = []
     for seed, tag in enumerate(("one", "two")):
         data.append(written(file, answers(seed)).read_bytes())
+        if tag == "two":  # what is older has none
+            digests.seal(file.parent)
         run("dvc", "add", "-q", "data/evaluation")
         run("git", "add", "-A")
         run("git", "commit", "-qm", tag)
         run("git", "tag", tag)
     file.unlink()
     assert [read("one"), read("two"), read("HEAD~1")] == [*data, data[0]]
+    for name, known in (("one", "0" * 64), ("two", hashlib.sha256(data[1]).hexdigest())):
+        ensemble.check_sealed(name, known)
+    with pytest.raises(ValueError, match=r"^two: predictions\.parquet is not as 'evaluate' wrote it: .*Run: dvc repro"):
+        ensemble.check_sealed("two", "0" * 64)
     with pytest.raises(ValueError, match="rusty-nail: no path, no experiment and no revision"):
         read("rusty-nail")
     with pytest.raises(

@@ -8,8 +8,9 @@ import hashlib
 import io
 import json
 import math
+import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,9 @@ from PIL import Image
 
 from alexnet import model as models
 from alexnet.model import AlexNet
-from pipeline import evaluate, machine, vectors
+from pipeline import digests, evaluate, machine, neighbours, vectors
 from pipeline.tables import Manifest, Synset
+from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, rows_of, world
 
 
@@ -141,6 +143,66 @@ def test_a_missing_picture_is_noticed(summarized: tuple[Path, Manifest, dict[str
         evaluate.summarize(made, manifest, dataclasses.replace(RESULTS, neighbours=0), tmp_path)
 
 
+def test_a_part_with_any_other_byte_is_not_taken_over(
+    summarized: tuple[Path, Manifest, dict[str, Any]], tmp_path: Path
+) -> None:
+    (part, *_) = sorted(summarized[0].glob("part-val-*"))
+    kept = tmp_path / "kept.parquet"
+    kept.write_bytes(part.read_bytes())
+    said = r"kept\.parquet: damaged since it was made\. Run: dvc repro evaluate$"
+    with pytest.raises(ValueError, match=said):
+        evaluate.check_parts({"val": [kept]})  # killed before its digest was written
+    digests.mark(kept)
+    assert unsaid(kept, lambda: evaluate.check_parts({"val": [kept]})) == []
+    for mark in (b"", b"0" * 64):
+        kept.with_name("kept.parquet.sha256").write_bytes(mark)
+        with pytest.raises(ValueError, match=said):
+            evaluate.check_parts({"val": [kept]})
+
+
+def test_features_that_change_while_neighbours_are_looked_for_are_noticed(
+    summarized: tuple[Path, Manifest, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest, _ = summarized
+    made = {split: sorted(folder.glob(f"part-{split}-*")) for split in ("val", "train")}
+    learn = neighbours.learn_codes
+
+    def damaging(trained: Path, *arguments: Any) -> Any:
+        data = bytearray(trained.read_bytes())
+        data[-5] ^= 1  # behind all pages: no checksum of theirs has it
+        answer = learn(trained, *arguments)
+        trained.write_bytes(data)
+        return answer
+
+    monkeypatch.setattr(neighbours, "learn_codes", damaging)
+    monkeypatch.setattr(neighbours, "write_codes", lambda encoder, *_: encoder.encode(np.zeros((11, 256), np.float32)))
+    with pytest.raises(ValueError, match=r"features-train\.parquet: not as 'evaluate' wrote it"):
+        evaluate.summarize(made, manifest, RESULTS, tmp_path)
+
+
+def test_what_is_measured_is_sealed_with_metrics_json_as_coreutils_reads_it(tmp_path: Path) -> None:
+    out = tmp_path / evaluate.OUT
+    out.mkdir(parents=True)
+    (out / "confusion.csv").write_text("actual,predicted\n")
+    (tmp_path / evaluate.METRICS).write_text("{}\n")
+    evaluate.seal(out, "{}\n")
+    said = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True, text=True)
+    assert said.stdout.splitlines() == ["../../metrics.json: OK", "confusion.csv: OK"]
+
+
+def test_a_worker_refuses_a_shard_that_is_another(
+    summarized: tuple[Path, Manifest, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest, _ = summarized
+    shard = dataclasses.replace(manifest.shards["val"][0], sha256="0" * 64)
+    monkeypatch.setattr("ray.get", lambda handle: handle)
+    task = evaluate.Task(
+        split="val", shard=shard, folder=folder / "data/shards", device="cpu", model=cast("Any", b"no network")
+    )
+    with pytest.raises(ValueError, match=r"val-00000-of-00002\.parquet: not as 'resize' wrote it: .* Run: dvc repro"):
+        evaluate.of_shard(task)
+
+
 def test_nan_counts_as_wrong_and_as_no_answer() -> None:
     counts = evaluate.Counts(3)
     lists = vectors.lists(torch.tensor([[math.nan, 1, 0], [0, 1, 0]]), "float32")
@@ -200,10 +262,10 @@ def test_the_stage_gives_equal_bytes_with_any_workers(tmp_path: Path, monkeypatc
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     world(tmp_path)
-    digests: list[dict[str, str]] = []
+    made: list[dict[str, str]] = []
     for workers in (1, 2, 2):
         monkeypatch.setattr(machine, "read", lambda count=workers: machine.Machine(workers=count, devices="cpu"))
-        if len(digests) == 2:
+        if len(made) == 2:
             with monkeypatch.context() as stop:
                 stop.setattr(evaluate, "summarize", lambda *_: (_ for _ in ()).throw(SystemExit(143)))
                 with pytest.raises(SystemExit):
@@ -211,11 +273,14 @@ def test_the_stage_gives_equal_bytes_with_any_workers(tmp_path: Path, monkeypatc
             left = sorted((tmp_path / "work/evaluate").glob("*/*.parquet"))
             assert len(left) == 4
             left[0].unlink()
+            data = bytearray(left[1].read_bytes())
+            data[len(data) // 2] ^= 1
+            left[1].write_bytes(data)
         evaluate.run()
         files = [*sorted((tmp_path / "data/evaluation").iterdir()), tmp_path / "metrics.json"]
-        digests.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
-    assert digests[0] == digests[1] == digests[2]
-    assert len(digests[0]) == 11
+        made.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
+    assert made[0] == made[1] == made[2]
+    assert len(made[0]) == 12
     assert not (tmp_path / "work/evaluate").exists()
     _in_mlflow(json.loads((tmp_path / "metrics.json").read_text()), tmp_path)
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from alexnet.dataset import Mean
-from pipeline import mean, shards, tables
+from pipeline import digests, mean, shards, tables
 from pipeline.machine import Machine
 from pipeline.tables import Manifest, Shard, Synset
+from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"),)
 SIDE = 24
@@ -48,6 +49,11 @@ def shard(folder: Path, name: str, seeds: range) -> Shard:
     return Shard(file=name, rows=len(rows), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
+def task(name: str) -> mean.Task:
+    (known,) = [each for part in Manifest.read(shards.SHARDS).shards.values() for each in part if each.file == name]
+    return mean.Task(file=shards.SHARDS / name, shard=known)
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "data/shards"
@@ -58,6 +64,7 @@ def copy(tmp_path: Path) -> Iterator[Path]:
     }
     manifest = Manifest(side=SIDE, classes=CLASSES, shards=parts, indexed=19, rejected=0, drawn=True)
     (folder / "manifest.json").write_text(manifest.to_json())
+    digests.seal(folder)
     (tmp_path / "params.yaml").write_text("source: {}\nresize: {}\n")
     with contextlib.chdir(tmp_path):
         yield tmp_path
@@ -78,27 +85,29 @@ def test_the_mean_is_numpys_over_the_training_pictures_alone(copy: Path, ray_ses
 def test_bytes_do_not_depend_on_the_workers(copy: Path, ray_session: None) -> None:
     mean.run()
     data = shards.MEAN.read_bytes()
-    parts = [mean.of_shard(shards.SHARDS / name) for name in ("b.parquet", "a.parquet")]
+    parts = [mean.of_shard(task(name)) for name in ("b.parquet", "a.parquet")]
     mean.save(parts[0].merge(parts[1]), Machine())
     assert shards.MEAN.read_bytes() == data
 
 
 def test_a_job_finds_the_mean_in_the_storage(copy: Path) -> None:
     machine = Machine(storage=str(copy / "storage"))
-    mean.save(mean.of_shard(shards.SHARDS / "a.parquet"), machine)
+    mean.save(mean.of_shard(task("a.parquet")), machine)
     folder = shards.prepared(machine)
     assert folder is not None
     assert (folder / "mean.npz").read_bytes() == shards.MEAN.read_bytes()
-    assert [path.name for path in folder.iterdir()] == ["mean.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "mean.npz"]
+    digests.check(folder / "mean.npz", "mean")
 
 
-def test_a_damaged_shard_is_named(copy: Path) -> None:
-    file = shards.SHARDS / "a.parquet"
-    data = bytearray(file.read_bytes())
-    data[data.index(picture(5)) + 99] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(OSError, match=r"a\.parquet: damaged"):
-        mean.of_shard(file)
+def test_a_shard_with_any_other_byte_is_named(copy: Path) -> None:
+    named, file = task("a.parquet"), shards.SHARDS / "a.parquet"
+    size = file.stat().st_size
+    places = [*range(0, size, 97), *range(size - 200, size)]
+    assert unsaid(file, lambda: mean.of_shard(named).products_CC.tolist(), places) == []
+    file.unlink()
+    with pytest.raises(OSError, match=r"a\.parquet: gone or damaged: .* Run: dvc repro --force --single-item resize"):
+        mean.of_shard(named)
 
 
 def test_without_shards_it_says_what_to_run(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from pipeline import (
     compare,
+    digests,
     download,
     ensemble,
     evaluate,
@@ -94,6 +95,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     census = Census(formats=dict.fromkeys(NASTY, 1), rejected=dict.fromkeys(NASTY, 1))
     (folder / "data/shards/pictures.json").write_text(census.to_json())
+    evaluate.seal(folder / "data/evaluation", json.dumps(said))
+    digests.seal(folder / "data/shards")
     return folder
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from alexnet.model import AlexNet
-from pipeline import evaluate, params, report
+from pipeline import digests, evaluate, params, report
 from pipeline.census import Census
 from pipeline.machine import Machine
 from pipeline.report import Report
 from pipeline.tables import Manifest, Synset
+from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, parts, rows_of, world
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,10 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]
     (folder / "data/history/epochs.csv").write_text(EPOCHS)
     summary = evaluate.summarize(parts(folder, manifest), manifest, RESULTS, folder / "data/evaluation")
     (folder / "metrics.json").write_text(json.dumps(summary))
+    evaluate.seal(folder / "data/evaluation", json.dumps(summary))
     (folder / "data/shards/pictures.json").write_text(CENSUS.to_json())
+    for part in ("shards", "history"):
+        digests.seal(folder / "data" / part)
     return folder, manifest
 
 
@@ -278,3 +282,64 @@ def test_the_stage_writes_equal_bytes_twice(here: Manifest, monkeypatch: pytest.
     assert set(seen[0]) == {"index.html", *(f"{name}.png" for name in figures(here))}
     assert Path("report/neighbours.png").stat().st_size > 10_000, "the figure is only a note"
     assert list((tmp_path / "mlartifacts").glob("*/artifacts/report/index.html"))
+
+
+def test_any_other_byte_of_what_the_page_shows_is_refused(here: Manifest) -> None:
+    """metrics.json, the curves, the tables and the counts."""
+    classes = evaluate.names(CLASSES)
+    for file, read in (
+        (report.METRICS, lambda: report.measured(report.METRICS)),
+        (report.HISTORY, lambda: str(report.history(report.HISTORY))),
+        (report.EVALUATION / "confusion.csv", lambda: report.confusion(Path("data/evaluation/confusion.csv"), classes)),
+        (report.EVALUATION / "per_class.csv", lambda: report.hard_classes(Path("data/evaluation/per_class.csv"))),
+        (report.REJECTED, report.left_out),
+        (report.PICTURES, lambda: Census.read(report.PICTURES)),
+        (report.EVALUATION / "neighbours.parquet", lambda: report.drawn_rows("neighbours.parquet", 2, 0, 1)),
+        (report.EVALUATION / "predictions.parquet", lambda: report.drawn_rows("predictions.parquet", 2, 0, 0)),
+    ):
+        assert unsaid(file, lambda read=read: repr(read()), mask=2) == []
+
+
+def test_any_other_byte_of_a_shard_is_refused_where_its_pictures_are_shown(here: Manifest) -> None:
+    file = Path("data/shards") / here.shards["val"][1].file
+    ids = [row["id"] for row in rows_of(Path(), "val")[9:11]]
+    size = file.stat().st_size
+    places = [*range(0, size, size // 25), *range(size - 1500, size, 60)]
+    assert unsaid(file, lambda: repr(report.fetch(ids, "val", here, Path("data/shards"))), places) == []
+
+
+def test_a_table_that_is_gone_is_not_a_figure_left_out(here: Manifest) -> None:
+    file = report.EVALUATION / "neighbours.parquet"
+    data = file.read_bytes()
+    file.unlink()
+    try:
+        with pytest.raises(FileNotFoundError, match=r"neighbours\.parquet: not there\. Run: dvc repro evaluate"):
+            report.drawn_rows("neighbours.parquet", 2, 0, 1)
+    finally:
+        file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "line 1: has no column epoch"),
+        ("step,rate\n1,2\n", "line 1: has no column epoch"),
+        ("epoch,rate\n0\n", "line 2: 1 values for 2 columns"),
+        ("epoch,rate\n0,1,2\n", "line 2: 3 values for 2 columns"),
+        ("epoch,rate\n0,fast\n", "line 2: could not convert string to float: 'fast'"),
+        ("epoch,rate\n,1\n", "line 2: could not convert"),
+        ('epoch,rate\n0,"1\n', "line 1: unexpected end of data"),
+        ("epoch,rate\n0,1\0\n", "line"),
+        ("epoch,rate\n0," + "9" * 200_000 + "\n", "line 1: field larger than field limit"),
+        ("epoch,rate\n0,\udcff\n", "line 1: 'utf-8' codec"),
+    ],
+)
+def test_a_history_that_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    """Though it is sealed: other code may have written it."""
+    file = tmp_path / "epochs.csv"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    digests.seal(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(file))}: {said}.*Run: dvc repro --force --single-item train$"
+    ):
+        report.history(file)

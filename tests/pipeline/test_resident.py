@@ -24,6 +24,7 @@ from pipeline.batches import Pictures
 from pipeline.compare import Comparison, Variant
 from pipeline.learner import Learner, Lesson, Place
 from pipeline.resident import Resident
+from pipeline.tables import Manifest
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
 
@@ -43,7 +44,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def pictures(folder: Path) -> tuple[Pictures, Pictures]:
     shards = folder / "data/shards"
-    return Pictures(shards, ["train-0.parquet", "train-1.parquet"]), Pictures(shards, ["val-0.parquet"])
+    manifest = Manifest.read(shards)
+    return Pictures(shards, manifest.shards["train"]), Pictures(shards, manifest.shards["val"])
 
 
 def held(train: Pictures, val: Pictures) -> Resident:

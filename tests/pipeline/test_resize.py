@@ -25,11 +25,13 @@ import torch
 from PIL import Image
 
 from alexnet import dataset
-from pipeline import params, resize, shards, stage, tables
+from alexnet.dataset import Mean, Sums
+from pipeline import digests, params, resize, shards, stage, tables
 from pipeline.census import Census
 from pipeline.machine import Machine
 from pipeline.resize import Resize
 from pipeline.tables import Manifest, Synset
+from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
 SECTION = Resize(
@@ -123,6 +125,7 @@ def lay_out(folder: Path) -> None:
     ]
     listed = pa.Table.from_pylist(archives, schema=tables.ARCHIVES)
     tables.write(listed, tables.ARCHIVES, folder / "data/index/archives.parquet")
+    digests.seal(folder / "data/index")
     (folder / "params.yaml").write_text(PARAMS)
 
 
@@ -319,6 +322,9 @@ def test_what_was_finished_is_taken_over_if_it_is_whole(copy: Path, made: Path) 
     (work / "shards" / tasks[1].file).unlink()  # killed between the sidecar of an older run and this shard
     damaged = work / "shards" / tasks[2].file
     damaged.write_bytes(damaged.read_bytes()[:-1])
+    word = work / "done" / f"{tasks[3].file}.json"
+    resize.make_shard(tasks[3])
+    word.write_text(word.read_text().replace('"rows": ', '"rows": 1'))  # a digit more, and JSON all the same
     whole = work / "shards" / tasks[0].file
     before = whole.stat().st_mtime_ns
     alone_again = [resize.make_shard(task) for task in tasks]
@@ -370,6 +376,7 @@ def test_the_key_knows_what_decides_the_bytes(copy: Path) -> None:
         sums = [None if name == archive else "0" * 64 for name in index.archives["name"].to_pylist()]
         others = index.archives.set_column(2, "sha256", pa.array(sums, pa.string()))
         tables.write(others, tables.ARCHIVES, copy / "data/index/archives.parquet")
+        digests.seal(copy / "data/index")
         assert resize.key(SECTION, resize.read_index(resize.INDEX)) != key
 
 
@@ -403,14 +410,88 @@ def test_an_archive_that_is_not_what_was_indexed_is_named(copy: Path, how: str) 
         resize.run()
 
 
+def test_the_index_with_any_other_byte_is_refused(copy: Path) -> None:
+    before = resize.read_index(resize.INDEX)
+    for name in ("index.parquet", "archives.parquet", "contents.json", "SHA256SUMS"):
+        file = resize.INDEX / name
+        assert unsaid(file, lambda: dataclasses.replace(resize.read_index(resize.INDEX), digest=""), mask=4) == []
+    assert resize.read_index(resize.INDEX) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"drawn": "no"}, r"drawn: .*boolean \(found 'no'\)"),
+        ({"classes": {"n01440764": "tench"}}, r"classes: .*array"),
+        ({"classes": [{"wnid": 1440764, "words": "tench"}]}, r"classes\.0\.wnid: .*string \(found 1440764\)"),
+        ({"classes": []}, "not the rank of its WordNet id"),
+        ({"note": ""}, "note: unknown key"),
+    ],
+)
+def test_contents_of_another_kind_are_named(copy: Path, change: dict[str, Any], said: str) -> None:
+    file = copy / resize.INDEX / "contents.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    digests.seal(file.parent)
+    with pytest.raises(ValueError, match=rf"{said}.*Run: dvc repro --force (--single-item )?download$"):
+        resize.read_index(file.parent)
+
+
+def first_row(folder: Path) -> dict[str, Any]:
+    """A picture in the middle of an archive, as a worker's task names it."""
+    rows: list[dict[str, Any]] = resize.read_index(folder / resize.INDEX).rows.to_pylist()
+    return rows[10]
+
+
+def test_any_other_byte_of_a_picture_in_an_archive_is_refused_and_nowhere_rejected(copy: Path) -> None:
+    row = first_row(copy)
+    file, start = copy / "data/store" / row["archive"], row["offset"]
+    status, data = file.stat(), file.read_bytes()
+    assert resize.Archives(file.parents[1]).read(row) == pictures()[row["id"]]
+    for place in range(start, start + row["length"], row["length"] // 20):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # no other size, and no later
+        said = rf"^\S+{row['archive']}: byte {start}: {row['id']}: other bytes than were indexed: their CRC-32 is \w{{8}}, "
+        with pytest.raises(ValueError, match=said + r"was \w{8}\. Run: dvc repro --force download$"):
+            resize.Archives(file.parents[1]).read(row)
+    with pytest.raises(ValueError, match=said):
+        alone(copy)
+    assert not (copy / "data/shards").exists()
+
+
+def test_an_archive_that_grows_or_shrinks_while_pictures_are_read_is_refused(copy: Path) -> None:
+    row = first_row(copy)
+    file = copy / "data/store" / row["archive"]
+    data = file.read_bytes()
+    for other in (data + b"x", data[:-1], b""):
+        file.write_bytes(other)
+        with pytest.raises(
+            ValueError, match=rf"has {len(other)} bytes, had {len(data)} when it was indexed\. Run: dvc"
+        ):
+            resize.Archives(file.parents[1]).read(row)
+
+
+def test_a_picture_by_itself_that_became_another_is_refused(tmp_path: Path) -> None:
+    """Of as many bytes, or of more of which the first are as before."""
+    row = {"archive": "cat.jpg", "id": "cat", "offset": 0, "length": 3, "archive_bytes": 3, "crc32": zlib.crc32(b"cat")}
+    for data, said in ((b"dog", "byte 0: cat: other bytes than were indexed"), (b"cats", "has 4 bytes, had 3")):
+        (tmp_path / "cat.jpg").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"cat\.jpg: {said}.* Run: dvc repro --force download$"):
+            resize.Archives(tmp_path).read(row)
+
+
+def test_what_is_made_is_sealed_as_coreutils_reads_it(made: Path) -> None:
+    said = subprocess.run(["sha256sum", "-c", "--quiet", "--strict", "SHA256SUMS"], cwd=made / "data/shards")
+    assert said.returncode == 0
+    assert digests.recorded(made / "data/shards").keys() | {"SHA256SUMS"} == contents(made / "data/shards").keys()
+
+
 def test_a_worker_s_error_arrives_as_it_is(copy: Path, ray_session: None) -> None:
     index = resize.read_index(resize.INDEX)
     work = resize.prepare_work("any", Machine())
     tasks = resize.plan(SECTION, index, work, copy / "data/store")
     (copy / "data/store/deep/train.tar").write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"^\S+deep/train\.tar: ends before byte \d+\. Run: dvc repro --force download$"
-    ):
+    said = r"^\S+deep/train\.tar: has 0 bytes, had \d+ when it was indexed\. Run: dvc repro --force download$"
+    with pytest.raises(ValueError, match=said):
         resize.make(tasks, SECTION, index, Machine(workers=1))
 
 
@@ -457,15 +538,21 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     assert contents(shards.locate(manifest, machine)) == contents(made / "data/shards")
     small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(shards.SHARDS)}
     assert contents(shards.SHARDS) == small
-    assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet"}
+    assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet", "SHA256SUMS"}
     assert list((storage / "shards/work").iterdir()) == []
     stage.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
     with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force --single-item mean"):
         shards.inputs(machine)
     folder = shards.prepared(machine)
     assert folder is not None
-    (folder / "mean.npz").write_bytes(b"")
+    mean = Mean.of(Sums(manifest.rows("train"), np.zeros((3, 32, 32), np.int64), np.eye(3, dtype=np.int64)))
+    mean.save(folder / "mean.npz")
+    with pytest.raises(ValueError, match=r"SHA256SUMS: has no line for mean\.npz\. Run: dvc repro --force"):
+        shards.inputs(machine)
+    digests.add(folder / "mean.npz")
     assert shards.inputs(machine) == (manifest, folder / "mean.npz")
+    for file in (folder / "mean.npz", folder / "manifest.json"):
+        assert unsaid(file, lambda: shards.inputs(machine)) == []
     (copy / "params.yaml").write_text(PARAMS.replace("quality: 95", "quality: 94"))
     with pytest.raises(FileNotFoundError, match="never prepared"):
         shards.inputs(machine)
@@ -489,7 +576,8 @@ def test_a_shard_that_is_gone_or_cut_is_named(made: Path, tmp_path: Path) -> Non
 
 
 def test_a_set_of_files_needs_no_more_open_files_than_threads(tmp_path: Path) -> None:
-    rows = [{"archive": f"{number}.jpg", "offset": 0, "length": 2} for number in range(100)]
+    known = {"offset": 0, "length": 2, "archive_bytes": 2, "crc32": zlib.crc32(b"xy")}
+    rows: list[dict[str, Any]] = [{"archive": f"{number}.jpg", "id": str(number)} | known for number in range(100)]
     for row in rows:
         (tmp_path / row["archive"]).write_bytes(b"xy")
     archives = resize.Archives(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import tables
+from pipeline import digests, tables
 from pipeline.tables import Manifest, Shard, Synset
+from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
 
@@ -145,6 +147,9 @@ def test_a_sound_index_passes() -> None:
         (0, {"label": 2, "wnid": "n9"}, "not the rank of its WordNet id"),
         (0, {"archive": "z.tar"}, r"names the archive z\.tar, which"),
         (0, {"offset": -1}, "negative"),
+        (0, {"length": None}, "a picture has no length"),
+        (0, {"crc32": None}, "a picture has no crc32"),
+        (2, {"label": None}, "a picture has no label"),
         (0, {"length": 89}, r"ends at byte 601 of x\.tar, which has 600"),
     ],
 )
@@ -159,13 +164,20 @@ def test_an_index_has_rows_and_columns() -> None:
         check([])
     with pytest.raises(ValueError, match="has the columns"):
         tables.check_index(pa.table({"id": ["a"]}), CLASSES, ARCHIVES, Path("index.parquet"))
+    rows = pa.Table.from_pylist(INDEX_ROWS, schema=tables.INDEX)
+    with pytest.raises(ValueError, match=r"has the columns \['name', 'bytes'\], not those of tables\.ARCHIVES"):
+        tables.check_index(rows, CLASSES, ARCHIVES.select(["name", "bytes"]), Path("index.parquet"))
+    with pytest.raises(ValueError, match="the classes are not in the order of their WordNet ids, each once"):
+        tables.check_index(rows, CLASSES[::-1], ARCHIVES, Path("index.parquet"))
 
+
+SUM = "0123456789abcdef" * 4
 
 MANIFEST = Manifest(
     side=256,
     classes=CLASSES,
     shards={
-        "train": (Shard(file="t", rows=3, bytes=9, sha256="s"), Shard(file="u", rows=4, bytes=9, sha256="s")),
+        "train": (Shard(file="t", rows=3, bytes=9, sha256=SUM), Shard(file="u", rows=4, bytes=9, sha256=SUM)),
         "val": (),
     },
     indexed=8,
@@ -174,8 +186,23 @@ MANIFEST = Manifest(
 )
 
 
+def written(folder: Path, text: str) -> None:
+    """A manifest of that text, sealed: as older or other code might have left it."""
+    (folder / "manifest.json").write_text(text)
+    digests.seal(folder)
+
+
+def changed(path: tuple[Any, ...], value: object) -> str:
+    document = json.loads(MANIFEST.to_json())
+    within = document
+    for key in path[:-1]:
+        within = within[key]
+    within[path[-1]] = value
+    return json.dumps(document)
+
+
 def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(MANIFEST.to_json())
+    written(tmp_path, MANIFEST.to_json())
     assert Manifest.read(tmp_path) == MANIFEST
     assert MANIFEST.rows("train") == 7
     assert MANIFEST.rows("val") == 0
@@ -184,8 +211,83 @@ def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="dvc repro resize"):
         Manifest.read(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"side": 256}')
-    with pytest.raises(ValueError, match=r"manifest\.json: .*Run: dvc repro --force --single-item resize"):
+    (tmp_path / "manifest.json").write_text(MANIFEST.to_json())
+    with pytest.raises(
+        FileNotFoundError, match=r"SHA256SUMS: not there, .* older code wrote it\. Run: dvc repro --force"
+    ):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_with_any_other_byte_is_refused(tmp_path: Path) -> None:
+    """A digit of a number of rows makes a manifest too, one that stands for other pictures."""
+    written(tmp_path, MANIFEST.to_json())
+    for file in (tmp_path / "manifest.json", tmp_path / digests.SUMS):
+        assert unsaid(file, lambda: Manifest.read(tmp_path), mask=1) == []
+
+
+WRONG: list[tuple[tuple[Any, ...], object, str]] = [
+    (("side",), "256", r"side: .*integer \(found '256'\)"),
+    (("side",), True, r"side: .*integer \(found True\)"),
+    (("side",), 256.0, r"side: .*integer \(found 256\.0\)"),
+    (("side",), 0, "side: has to be 1 to 4096, is 0"),
+    (("side",), float("nan"), r"no JSON of ours \(NaN is no number\)"),
+    (("drawn",), 1, r"drawn: .*boolean \(found 1\)"),
+    (("indexed",), None, r"indexed: .*integer \(found None\)"),
+    (("indexed",), 9, "indexed: 9, but 7 are in shards, and 1 rejected"),
+    (("rejected",), -1, "indexed: 8, but 7 are in shards, and -1 rejected"),
+    (("more",), 3, r"more: unknown key \(its value: 3\)"),
+    (("classes",), {}, r"classes: .*array \(found \{\}\)"),
+    (("classes", 1), "n01443537", r"classes\.1: .*object"),
+    (("classes", 1, "wnid"), 7, r"classes\.1\.wnid: .*string \(found 7\)"),
+    (("classes", 1, "wnid"), "n01440764", "classes: have to be in the order of their WordNet ids, each once"),
+    (("classes", 1, "rank"), 7, r"classes\.1\.rank: unknown key"),
+    (("shards",), [], r"shards: .*object \(found \[\]\)"),
+    (("shards",), {"train": []}, "shards: has to have train and val, and may have test, has train"),
+    (("shards", "trian"), [], "shards: has to have .*, has .*trian"),
+    (("shards", "train"), {}, r"shards\.train: .*array"),
+    (("shards", "train", 0), [], r"shards\.train\.0: .*object"),
+    (("shards", "train", 0, "rows"), "3", r"shards\.train\.0\.rows: .*integer \(found '3'\)"),
+    (("shards", "train", 0, "rows"), -3, "shards: t: has -3 rows and 9 bytes"),
+    (("shards", "train", 0, "bytes"), 1e99, r"shards\.train\.0\.bytes: .*integer"),
+    (("shards", "train", 0, "bytes"), 2**64, r"shards: t: has 3 rows and 18446744073709551616 bytes"),
+    (("shards", "train", 0, "file"), "../t", r"shards: '\.\./t' is no name of a file"),
+    (("shards", "train", 0, "file"), "u", "shards: names a file twice"),
+    (("shards", "train", 0, "sha256"), "0", "shards: t: sha256: '0' is none"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), WRONG)
+def test_a_value_of_another_kind_in_a_manifest_is_named(
+    tmp_path: Path, path: tuple[Any, ...], value: object, said: str
+) -> None:
+    written(tmp_path, changed(path, value))
+    with pytest.raises(ValueError, match=said) as caught:
+        Manifest.read(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/manifest.json: ")
+    assert str(caught.value).endswith("Run: dvc repro --force --single-item resize")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no JSON of ours"),
+        ("[]", "has to be a JSON object, is list"),
+        ('{"side": 256}', "classes: is missing"),
+        ('{"side": 1, "side": 2}', "the key 'side' is there twice"),
+        ('{"side": ' + "[" * 200_000, "no JSON of ours"),
+        ('{"side": ' + "[" * 500 + "]" * 500 + "}", "classes: is missing"),
+        (
+            changed(("side",), 1).replace('"side": 1', '"side": ' + "[" * 500 + "]" * 500),
+            "Invalid JSON: recursion limit exceeded",
+        ),
+        (changed(("classes",), [3] * 1000), r"classes\.0: .* \(and 999 more\)"),
+    ],
+)
+def test_a_text_that_is_no_manifest_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    written(tmp_path, text)
+    with pytest.raises(ValueError, match=rf"manifest\.json: .*{said}.*Run: dvc repro --force --single-item resize$"):
         Manifest.read(tmp_path)
 
 

@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 
 from alexnet.learning import RateChange
 from alexnet.model import AlexNet, Model, load, save
-from pipeline import start, train
+from pipeline import digests, start, train
 from pipeline.batches import held_out
 from pipeline.machine import Machine
 from pipeline.train import Inputs
@@ -205,8 +205,10 @@ def test_the_machine_and_the_way_a_number_is_written_make_no_other_run(here: Pat
 
 def test_without_training_pictures_nothing_begins(here: Path) -> None:
     manifest = train.read_inputs(Machine()).manifest
-    empty = dataclasses.replace(manifest, shards={**manifest.shards, "train": ()})
+    rows = manifest.rows("val")
+    empty = dataclasses.replace(manifest, shards={**manifest.shards, "train": ()}, indexed=rows, rejected=0)
     (here / "data/shards/manifest.json").write_text(empty.to_json())
+    digests.seal(here / "data/shards")
     with pytest.raises(ValueError, match="no training picture"):
         train.read_inputs(Machine())
 
