@@ -69,8 +69,11 @@ def _stage(name: str, words: Sequence[str]) -> None:
     if parser.parse_args(words).verbose:
         os.environ["ALEXNET_TRACEBACK"] = "1"
     guard.over(name)
-    stage = import_module("pipeline.stage")
-    stage.main(name, lambda: import_module(f"pipeline.{name}").run())
+    import_module("pipeline.stage").main(
+        name,
+        lambda: import_module(f"pipeline.{name}").run(),
+        lambda: import_module("pipeline.preflight").check(name),
+    )
 
 
 def _program(name: str, words: Sequence[str]) -> None:
@@ -84,6 +87,8 @@ def _program(name: str, words: Sequence[str]) -> None:
     except guard.Stopped:
         print(f"{name}: stopped", file=sys.stderr)
         raise
+    except Exception as error:
+        import_module("pipeline.stage").fail(name, error)
 
 
 if __name__ == "__main__":

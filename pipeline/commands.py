@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 RECIPES = Path("recipes")
@@ -21,10 +22,21 @@ def ensemble() -> argparse.ArgumentParser:
 def recipe() -> argparse.ArgumentParser:
     """`python -m pipeline.recipe`."""
     parser, folder = parser_of("recipe"), RECIPES / "sources"
-    parser.add_argument("recipe", nargs="?", choices=names(RECIPES), metavar="RECIPE", help="without one, params.yaml")
-    parser.add_argument("--source", choices=names(folder), metavar="SOURCE", help="other pictures")
+    parser.add_argument("recipe", nargs="?", type=_in(RECIPES), metavar="RECIPE", help="without one, params.yaml")
+    parser.add_argument("--source", type=_in(folder), metavar="SOURCE", help="other pictures")
     parser.epilog = f"RECIPE: {', '.join(names(RECIPES))}. SOURCE: {', '.join(names(folder))}"
     return parser
+
+
+def _in(folder: Path) -> Callable[[str], str]:
+    """Takes the name of a file in the folder."""
+
+    def known(name: str) -> str:
+        if name not in names(folder):
+            raise argparse.ArgumentTypeError(f"{folder / name}.yaml: not there; there are {', '.join(names(folder))}")
+        return name
+
+    return known
 
 
 def names(folder: Path) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-from pipeline import guard, waiting
+from pipeline import edges, guard, waiting
 from pipeline.guard import Stopped, reached
 
 __all__ = ["WORK", "Stopped", "alone", "discard", "main", "put", "reached", "whole"]
@@ -23,18 +25,31 @@ PATIENCE = 60.0
 """Seconds for which a stage waits for one of its kind that is about to end."""
 
 
-def main(name: str, run: Callable[[], None]) -> None:
-    """Runs a stage as a program, under a guard: what the user can mend is said in plain words, and the exit code is not 0."""
+def main(name: str, run: Callable[[], None], check: Callable[[], None] | None = None) -> None:
+    """Runs a stage as a program, under a guard: what the user can mend is said in plain words, and the exit code is not 0.
+
+    `check` comes before anything is written.
+    """
     if not guard.guarded():
         guard.over(name)
     try:
+        if check is not None:
+            check()
         with alone(name):
             run()
-    except (ValueError, OSError) as error:
-        if os.environ.get("ALEXNET_TRACEBACK"):
-            raise
-        say(*f"{name}: {error}".split("\n"), to=sys.stderr)
-        raise SystemExit(1) from None
+    except Exception as error:
+        fail(name, error)
+
+
+def fail(name: str, error: Exception) -> NoReturn:
+    """Ends the program with what the user can do about an error; a fault of ours is raised again."""
+    words = edges.said(error)
+    if words is None:
+        raise error
+    if os.environ.get("ALEXNET_TRACEBACK"):
+        traceback.print_exception(error)
+    say(*f"{name}: {words}".split("\n"), to=sys.stderr)
+    raise SystemExit(1) from None
 
 
 @contextmanager

@@ -210,7 +210,8 @@ def fill(folder: Path) -> None:
         params[section].update(changes)
     with (folder / "params.yaml").open("w") as handle:
         YAML().dump(params, handle)
-    (folder / ".gitignore").open("a").write("/log.txt\n")
+    with (folder / ".gitignore").open("a") as handle:
+        handle.write("/log.txt\n")
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "kills"]):
         names_of = ["-c", "user.name=kills", "-c", "user.email=kills@localhost"]
         subprocess.run(["git", *names_of, *words], cwd=folder, check=True)

@@ -34,13 +34,16 @@ EXEMPT = {
     "__main__",
     "cluster",
     "commands",
+    "edges",
     "fetch",
     "guard",
     "machine",
     "params",
     "paths",
+    "preflight",
     "progress",
     "rendezvous",
+    "room",
     "said",
     "shards",
     "stage",
@@ -89,6 +92,13 @@ def test_a_stage_depends_on_the_modules_that_decide_its_bytes(name):
         elif dep.startswith(("alexnet/", "pipeline/")) and dep.endswith(".py"):
             declared.add(dep)
     assert declared == closure(ROOT / "pipeline" / f"{name}.py")
+
+
+def test_no_module_of_a_stage_knows_what_is_checked_before_it():
+    """Else all sections would be params, and all of their modules deps, of every stage."""
+    for name in STAGES:
+        files = {ROOT / module for module in closure(ROOT / "pipeline" / f"{name}.py")} | {ROOT / "pipeline/stage.py"}
+        assert [file for file in files if {"preflight.py", "room.py"} & {each.name for each in imported(file)}] == []
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -188,6 +188,15 @@ def test_a_second_stage_says_so_when_it_has_waited_long(
     )
 
 
+def test_a_second_stage_says_what_it_waits_for(start: Callable[..., subprocess.Popen[str]], here: Path) -> None:
+    start(sys.executable, "-c", SLEEPER)
+    wait((here / "started").exists)
+    patient = "from pipeline import waiting\nwaiting.SAID_AFTER = 0.1\nstage.PATIENCE = 0.4\ndef run"
+    second = start(sys.executable, "-c", SLEEPER.replace("def run", patient))
+    _, said = second.communicate(timeout=20)
+    assert said.startswith(f"sleeper: waiting for another 'sleeper' that is at work in {here}, 0 s at most\n")
+
+
 def test_stages_of_two_kinds_do_not_wait_for_each_other(
     start: Callable[..., subprocess.Popen[str]], here: Path
 ) -> None:
