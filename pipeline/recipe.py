@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import added, commands, params
+from pipeline import added, commands, guard, params
 from pipeline.commands import RECIPES, names
 
 SITE = Path(".dvc/site")
@@ -37,7 +37,12 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"recipe: {error}") from None
     print("recipe:", " ".join(command))
-    raise SystemExit(subprocess.run(command, check=False).returncode)
+    with subprocess.Popen(command) as dvc:
+        try:
+            raise SystemExit(dvc.wait())
+        except guard.Stopped:
+            dvc.terminate()  # its stage sees that it has gone, and ends
+            raise
 
 
 def experiment(name: str | None, source: str | None = None) -> list[str]:
