@@ -83,12 +83,12 @@ def main(arguments: argparse.Namespace) -> None:
     os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
     os.environ.update(cluster.MEMORY)  # which the stage's workers have: the bare processes are to have it too
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
-        small, large = Path(name) / "small", Path(name) / "large"
+        small, large = Path(name).absolute() / "small", Path(name).absolute() / "large"
         # as many shards as workers, and short ones: each imports what it needs
         lay_out(small, pictures, workers * WARM, workers, WARM)
         lay_out(large, pictures, arguments.pictures, workers, SECTION.images_per_shard)
         bare = Bare(pictures, workers)
-        with cluster.connected(Machine()):
+        with contextlib.chdir(name), cluster.connected(Machine()):
             stage(small)
             rounds = []
             for number in range(1, arguments.rounds + 1):
