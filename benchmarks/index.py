@@ -13,6 +13,31 @@ own.
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline import commands
+
+    parser = commands.parser_at(__file__, "python benchmarks/index.py")
+    parser.add_argument("--rows", type=int, default=1_300_000)
+    parser.add_argument("--pictures", type=int, default=8000, help="of the large archive")
+    parser.add_argument("--small", type=int, default=1000, help="rows, and pictures, of what they are compared with")
+    parser.add_argument(
+        "--layout",
+        choices=("in two archives", "a file each"),
+        action="append",
+        help="of the rows; both if none is named",
+    )
+    parser.add_argument("--images-per-shard", type=int, default=1000)
+    parser.add_argument(
+        "--folder", type=commands.there, default=None, help="where there is room: 150 kB for each picture"
+    )
+    parser.add_argument("--measure", choices=("driver", "worker"), help=argparse.SUPPRESS)
+    parser.parse_args()
+
 import contextlib
 import dataclasses
 import io
@@ -20,18 +45,14 @@ import json
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 from ruamel.yaml import YAML
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline import cluster, digests, params, resize, tables
 from pipeline.machine import Machine
@@ -47,17 +68,8 @@ CLASSES = 1000
 LAYOUTS = ("in two archives", "a file each")
 
 
-def main() -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Lays out, measures in other processes, prints."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=1_300_000)
-    parser.add_argument("--pictures", type=int, default=8000, help="of the large archive")
-    parser.add_argument("--small", type=int, default=1000, help="rows, and pictures, of what they are compared with")
-    parser.add_argument("--layout", choices=LAYOUTS, action="append", help="of the rows; both if none is named")
-    parser.add_argument("--images-per-shard", type=int, default=SECTION.images_per_shard)
-    parser.add_argument("--folder", type=Path, default=None, help="where there is room: 150 kB for each picture")
-    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(MEASURES[arguments.measure]()))
         return
@@ -214,4 +226,4 @@ MEASURES = {"driver": driver, "worker": worker}
 
 
 if __name__ == "__main__":
-    main()
+    main(parser.parse_args())

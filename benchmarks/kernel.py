@@ -12,21 +12,31 @@ memory and have one thread on one core; they take turns, and the ratio is the me
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline import commands
+
+    parser = commands.parser_at(__file__, "python benchmarks/kernel.py")
+    parser.add_argument("folder", type=commands.there)
+    parser.add_argument("--pictures", type=int, default=200, help="the first so many in the order of their names")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.parse_args()
+
 import io
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from alexnet import dataset
 from pipeline.sources.ilsvrc2012 import COUNTS, REMOTES
@@ -63,13 +73,8 @@ CONTENDERS: tuple[Callable[[bytes], object], ...] = (ours, theirs, our_jpeg, the
 AT_A_TIME = 10
 
 
-def main() -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Reads, measures, prints."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=200, help="the first so many in the order of their names")
-    parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -144,4 +149,4 @@ def projection(rate: float, pictures: list[bytes]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(parser.parse_args())

@@ -12,20 +12,33 @@ again with short codes: one epoch of learning, the codes of all rows, and the se
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline import commands
+
+    parser = commands.parser_at(__file__, "python benchmarks/neighbours.py")
+    parser.add_argument("--rows", type=int, default=20_000, help="training pictures; ILSVRC-2012 has 1,281,167")
+    parser.add_argument("--queries", type=int, default=128)
+    parser.add_argument("--neighbours", type=int, default=6)
+    parser.add_argument("--checked", type=int, default=2, help="queries that are looked up a second time, plainly")
+    parser.add_argument("--code-bits", type=int, default=0, help="of short codes, learned in one epoch; 0: none")
+    parser.add_argument("--folder", type=commands.there, default=None, help="where there is room: 8 kB for each row")
+    parser.parse_args()
+
 import dataclasses
 import resource
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline import neighbours, tables, vectors
 from pipeline.progress import Progress
@@ -36,16 +49,8 @@ GROUP = 128
 """Rows in a row group, as `evaluate.classify` writes them."""
 
 
-def main() -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Makes the features, looks up, checks."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=20_000, help="training pictures; ILSVRC-2012 has 1,281,167")
-    parser.add_argument("--queries", type=int, default=128)
-    parser.add_argument("--neighbours", type=int, default=6)
-    parser.add_argument("--checked", type=int, default=2, help="queries that are looked up a second time, plainly")
-    parser.add_argument("--code-bits", type=int, default=0, help="of short codes, learned in one epoch; 0: none")
-    parser.add_argument("--folder", type=Path, default=None, help="where there is room: 8 kB for each row")
-    arguments = parser.parse_args()
     section = Results(
         split="val",
         neighbours=arguments.neighbours,
@@ -134,4 +139,4 @@ def memory() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(parser.parse_args())

@@ -15,29 +15,43 @@ and is disturbed less by what else the machine does.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline import commands
+
+    parser = commands.parser_at(__file__, "python benchmarks/stage.py")
+    parser.add_argument("folder", type=commands.there)
+    parser.add_argument("--pictures", type=int, default=10_000, help="so many, repeated if there are fewer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--work", type=commands.there, default=None, help="where there is room: some 150 kB for each picture"
+    )
+    parser.parse_args()
+
 import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import multiprocessing
-import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 import zlib
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import torch
 from ruamel.yaml import YAML
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.kernel import QUALITY, SIDE, described, our_jpeg, projection, read
 from pipeline import cluster, digests, resize, tables
@@ -60,15 +74,8 @@ WARM = 20
 """Pictures of each process before it is timed."""
 
 
-def main() -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Lays out, measures, prints."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=10_000, help="so many, repeated if there are fewer")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--work", type=Path, default=None, help="where there is room: some 150 kB for each picture")
-    arguments = parser.parse_args()
     pictures, workers = read(arguments.folder, arguments.pictures), arguments.workers
     print(described(pictures), flush=True)
     print(f"{arguments.pictures:,} of them in turn, {workers} at once", flush=True)
@@ -77,12 +84,12 @@ def main() -> None:
     os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
     os.environ.update(cluster.MEMORY)  # which the stage's workers have: the bare processes are to have it too
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
-        small, large = Path(name) / "small", Path(name) / "large"
+        small, large = Path(name).absolute() / "small", Path(name).absolute() / "large"
         # as many shards as workers, and short ones: each imports what it needs
         lay_out(small, pictures, workers * WARM, workers, WARM)
         lay_out(large, pictures, arguments.pictures, workers, SECTION.images_per_shard)
         bare = Bare(pictures, workers)
-        with cluster.connected(Machine()):
+        with contextlib.chdir(name), cluster.connected(Machine()):
             stage(small)
             rounds = []
             for number in range(1, arguments.rounds + 1):
@@ -197,4 +204,4 @@ def _work(
 
 
 if __name__ == "__main__":
-    main()
+    main(parser.parse_args())

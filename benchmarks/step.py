@@ -10,15 +10,34 @@ of matrices, measured in the same run.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import statistics
 import sys
-import time
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline import commands
+
+    parser = commands.parser_at(__file__, "python benchmarks/step.py")
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        choices=commands.names(Path(__file__).parents[1] / "recipes"),
+        default=["paper", "original-2012"],
+    )
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("float32", "bfloat16", "float64"), default=["float32", "bfloat16"]
+    )
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.parse_args()
+
+import dataclasses
+import statistics
+import time
+
+import torch
 
 from alexnet.augmentation import Augmentation, Statistics, training_patches
 from alexnet.learning import Learning, Momentum, step
@@ -90,15 +109,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Prints a row for each recipe and precision: median and range of the pictures a second, and the floor's."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--recipes", nargs="+", default=["paper", "original-2012"])
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -129,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parser.parse_args())

@@ -9,6 +9,11 @@ Expect: as long as the runs take, one after another; what runs.csv has is not ru
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("compare")
+
 import csv
 import dataclasses
 import functools
@@ -19,7 +24,6 @@ import math
 import re
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet.names import shown
-from pipeline import added, params, recipe, stage
+from pipeline import added, commands, params, recipe, stage
 from pipeline.said import say
 
 RECORDS = Path("records")
@@ -104,9 +108,8 @@ def check_name(what: str, name: str) -> None:
 
 def main() -> None:
     """Runs what is missing, then prints the table."""
-    if len(sys.argv) < 2:
-        raise SystemExit("usage: python -m pipeline.compare FILE [VARIANT ...]")
-    file, chosen = Path(sys.argv[1]), sys.argv[2:]
+    asked = commands.compare().parse_args()
+    file, chosen = asked.file, asked.variants
     try:
         comparison = read(file)
         runs = missing(comparison, select(comparison, chosen, file))
@@ -401,7 +404,3 @@ def _interval(differences: Sequence[float]) -> str:
         return ""
     ends = interval(differences)
     return f"{statistics.mean(differences):+.2f}" + (f" ({ends[0]:+.2f} to {ends[1]:+.2f})" if ends else "")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,11 @@ Expect: sample: 1,500 + 300 pictures of 10 classes, drawn in some 15 s on one co
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("download")
+
 import dataclasses
 import json
 from collections.abc import Callable
@@ -38,11 +43,6 @@ Source = Sample | Ilsvrc2012 | Ilsvrc2010 | Synsets | ImageFolder | Imagenette |
 
 SOURCES: tuple[type[Source], ...] = get_args(Source)
 """params.yaml, `source:`: where the pictures come from (§2); which of them, `source.name` says."""
-
-
-def main() -> None:
-    """The stage as a program."""
-    stage.main("download", run)
 
 
 def run() -> None:
@@ -108,7 +108,3 @@ def summary(name: str, contents: Contents) -> list[str]:
         f"{name}: {splits} pictures of {len(contents.classes)} classes in {megabytes:,.1f} MB of {files:,} files{drawn}"
     )
     return [line, *(f"{name}: left out: {note}" for note in contents.notes)]
-
-
-if __name__ == "__main__":
-    main()

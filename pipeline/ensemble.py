@@ -12,7 +12,11 @@ The paper's 5 CNNs are five seeds: dvc exp run --queue -S learning.seed=1,2,3,4,
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("ensemble")
+
 import hashlib
 import json
 import math
@@ -27,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alexnet.names import cut
-from pipeline import digests, machine, recipe, stage, tracking
+from pipeline import commands, digests, machine, recipe, stage, tracking
 from pipeline.evaluate import OUT
 from pipeline.said import say
 from pipeline.vectors import matrix
@@ -110,12 +114,14 @@ class Member:
         return torch.stack([self._waiting.pop(name) for name in ids])
 
 
-def run(words: Sequence[str] | None = None) -> None:
+def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.ensemble", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("members", nargs="+", metavar="NAME[=WEIGHT]", help="an experiment, a revision, or a path")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the table goes as JSON")
-    arguments = parser.parse_args(words)
+    stage.main("ensemble", run)
+
+
+def run(words: Sequence[str] | None = None) -> None:
+    """Reads, measures, prints and records."""
+    arguments = commands.ensemble().parse_args(words)
     given = [Given.read(word) for word in arguments.members]
     settings = machine.read()
     with ExitStack() as stack:
@@ -266,7 +272,3 @@ def table(result: dict[str, Any]) -> str:
         )
         lines.append(f"{name:{wide}}  {weight:>6}  {top1:25}  {top5}")
     return "\n".join([*lines, f"of {result['images']:,} pictures, ten views of each, with 95 % intervals"])
-
-
-if __name__ == "__main__":
-    stage.main("ensemble", run)

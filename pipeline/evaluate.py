@@ -15,6 +15,11 @@ in work/ until all is, so a stage that was stopped goes on where it was.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("evaluate")
+
 import csv
 import dataclasses
 import hashlib
@@ -397,9 +402,3 @@ def publish(
     pairs = [(wnid, words) for wnid, words in facts["classes"]]
     aliases = record.publish(Classifier(network, facts["mean"]), pairs, weights, summary[views[0]]["top1_error"])
     print(f"evaluate: registered in MLflow as {' and '.join(aliases)}")
-
-
-if __name__ == "__main__":
-    from pipeline import evaluate as importable
-
-    stage.main("evaluate", importable.run)

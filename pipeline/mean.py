@@ -9,6 +9,11 @@ Expect: 1 MB; some 2,000 pictures a second on each CPU
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("mean")
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,9 +98,3 @@ def save(sums: Sums, machine: Machine) -> None:
         partial.write_bytes(MEAN.read_bytes())
         stage.put(partial, folder / MEAN.name)
         digests.add(folder / MEAN.name)
-
-
-if __name__ == "__main__":
-    from pipeline import mean as importable  # workers know this module by its name, not as `__main__`
-
-    stage.main("mean", importable.run)

@@ -36,7 +36,7 @@ def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS)
     """
     document = added.completed(load(file))
     if section not in document:
-        raise ParamsError(f"{file}: section '{section}' is missing{_nearest(section, document)}")
+        raise ParamsError(f"{file}: section '{section}' is missing{nearest(section, document)}")
     return check(document[section], kind, file, section)
 
 
@@ -121,11 +121,13 @@ def _fault(fault: Any, kind: type, where: str) -> str:
     key = ".".join(([where] if where else []) + path)
     match fault["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{key}: unknown key (its value: {fault['input']!r}){_nearest(path[-1], _keys(kind, path))}"
+            return f"{key}: unknown key (its value: {fault['input']!r}){nearest(path[-1], _keys(kind, path))}"
         case "missing" | "missing_argument":
             return f"{key}: is missing"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message} (found {fault['input']!r})" if path else f"{where}: {message}"
+    if not path:
+        return f"{where}: {message}" if where else message
+    return f"{key}: {message} (found {fault['input']!r})"
 
 
 def _keys(kind: Any, path: list[str]) -> list[str]:
@@ -143,6 +145,7 @@ def _dataclasses(hint: Any) -> Iterator[Any]:
         yield from _dataclasses(arg)
 
 
-def _nearest(key: str, known: Any) -> str:
+def nearest(key: str, known: Any) -> str:
+    """Words behind an unknown key: the known one that it may have meant, else all of them."""
     near = difflib.get_close_matches(key, [str(name) for name in known], n=1, cutoff=0.5)
     return f", did you mean '{near[0]}'?" if near else f"; known are {', '.join(str(name) for name in known)}"

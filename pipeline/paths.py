@@ -20,13 +20,15 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
-from filelock import FileLock
 from pyarrow import fs
 
-from pipeline import stage
+from pipeline import stage, waiting
 
 TRIES = 8
 """Of a request to an object store, over some two minutes, before the work is given up."""
+
+PATIENCE = 3600.0
+"""Seconds in which another working copy may fetch or repack what this one needs as well."""
 
 BLOCK, AHEAD = 8 * 2**20, 4
 """Bytes that are asked for at once of a file that is read from front to back, and such blocks on the way."""
@@ -278,10 +280,12 @@ def discard(path: AnyPath) -> None:
 
 @contextmanager
 def locked(path: AnyPath) -> Iterator[None]:
-    """Holds off others that would make the same file or folder: several working copies may share a store."""
+    """Holds off others that would make the same file or folder: several working copies may share a store.
+
+    Waits as long as that may take, `PATIENCE`, and says so; then raises `TimeoutError`.
+    """
     if isinstance(path, Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock")):
+        with waiting.locked(path.with_name(path.name + ".lock"), "download", f"another that makes {path}", PATIENCE):
             yield
     else:  # it is only read there, see `on_disk`
         yield

@@ -7,7 +7,11 @@ Writes: a DVC experiment, listed by `dvc exp show`, and what every stage writes
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("recipe")
+
 import json
 import os
 import subprocess
@@ -16,9 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import added, params
-
-RECIPES = Path("recipes")
+from pipeline import added, commands, guard, params
+from pipeline.commands import RECIPES, names
 
 SITE = Path(".dvc/site")
 
@@ -28,21 +31,18 @@ OPEN = "source."
 
 def main() -> None:
     """Starts the experiment and waits for it; the exit code is DVC's."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.recipe")
-    parser.add_argument("recipe", nargs="?", help=f"{', '.join(names(RECIPES))}; without one, params.yaml")
-    parser.add_argument("--source", help=f"other pictures: {', '.join(names(RECIPES / 'sources'))}")
-    asked = parser.parse_args()
+    asked = commands.recipe().parse_args()
     try:
         command = experiment(asked.recipe, asked.source)
     except (ValueError, OSError) as error:
         raise SystemExit(f"recipe: {error}") from None
     print("recipe:", " ".join(command))
-    raise SystemExit(subprocess.run(command, check=False).returncode)
-
-
-def names(folder: Path) -> list[str]:
-    """The recipes, or the sources, that there are."""
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+    with subprocess.Popen(command) as dvc:
+        try:
+            raise SystemExit(dvc.wait())
+        except guard.Stopped:
+            dvc.terminate()  # its stage sees that it has gone, and ends
+            raise
 
 
 def experiment(name: str | None, source: str | None = None) -> list[str]:
@@ -134,7 +134,3 @@ def _word(value: object) -> str:
     if isinstance(value, list):
         return f"[{','.join(_word(each) for each in value)}]"
     return json.dumps(value, ensure_ascii=False)
-
-
-if __name__ == "__main__":
-    main()

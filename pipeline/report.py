@@ -9,6 +9,11 @@ Expect: 2 MB, seconds; the same bytes for the same inputs
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("report")
+
 import base64
 import copy
 import dataclasses
@@ -324,7 +329,3 @@ def _stack(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     import numpy as np
 
     return np.stack(pictures) if pictures else np.empty((0, 1, 1, 3), np.uint8)
-
-
-if __name__ == "__main__":
-    stage.main("report", run)

@@ -13,7 +13,11 @@ a run has one core, so that there should be as many at once as there are cores, 
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("resident")
+
 import multiprocessing
 import os
 import time
@@ -34,7 +38,7 @@ from alexnet.errors import credits, mean_over_views
 from alexnet.features import features_and_logits
 from alexnet.learning import Learning
 from alexnet.model import Model
-from pipeline import added, compare, machine, params, shards, start
+from pipeline import added, commands, compare, machine, params, shards, start
 from pipeline.batches import Batch, Order, Pictures, batches
 from pipeline.compare import Comparison, Variant
 from pipeline.learner import Learner, Lesson
@@ -233,14 +237,8 @@ def check_pictures(base: Path) -> None:
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.resident")
-    parser.add_argument("file", type=Path, help="such as experiments/full-width.yaml")
-    parser.add_argument("variants", nargs="*", help="all if none is named")
-    parser.add_argument("--at-once", type=int, default=1, help="runs that learn at the same time")
-    options = parser.parse_args()
+    options = commands.resident().parse_args()
     try:
-        if options.at_once < 1:
-            raise ValueError(f"--at-once has to be at least 1, is {options.at_once}")
         comparison = compare.read(options.file)
         try:
             run(comparison, compare.select(comparison, options.variants, options.file), options.at_once)
@@ -248,9 +246,3 @@ def main() -> None:
             compare.show(comparison)
     except (ValueError, OSError) as error:
         raise SystemExit(f"resident: {error}") from None
-
-
-if __name__ == "__main__":
-    from pipeline import resident as importable  # its processes know this module by its name, not as `__main__`
-
-    importable.main()

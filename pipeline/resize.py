@@ -14,6 +14,11 @@ What the pictures were as they came is counted in pictures.json.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("resize")
+
 import contextlib
 import dataclasses
 import hashlib
@@ -479,9 +484,3 @@ def _prepare(manifest: Manifest, machine: Machine) -> None:
     with paths.whole(folder / MANIFEST) as made:
         made.write_text(manifest.to_json())
     digests.seal(folder)
-
-
-if __name__ == "__main__":
-    from pipeline import resize as importable  # workers know this module by its name, not as `__main__`
-
-    stage.main("resize", importable.run)

@@ -6,6 +6,11 @@ know of MLflow; what the workers measure they tell their driver.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("tracking")
+
 import copy
 import hashlib
 import json
@@ -555,5 +560,6 @@ def _version() -> str:
     return version("mlflow")
 
 
-if __name__ == "__main__":
-    print(address(machines.read()))  # for `make ui`
+def main() -> None:
+    """Prints where the runs are, for `make ui`."""
+    print(address(machines.read()))

@@ -9,6 +9,11 @@ Expect: the sample, 4 million parameters: 3 minutes on 2 cores
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline.__main__ import main as enter
+
+    enter("train")
+
 import csv
 import dataclasses
 import hashlib
@@ -67,11 +72,6 @@ class Inputs:
         sections["start"]["network"] = self.origin.digest  # whatever it is called, and wherever it lies
         decides = [sections, self.manifest.digest, self.mean_digest]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def main() -> None:
-    """The stage, as a program."""
-    stage.main("train", run)
 
 
 def run() -> None:
@@ -371,7 +371,3 @@ def _tensor(mean: Mean) -> Any:
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-if __name__ == "__main__":
-    main()

@@ -157,7 +157,7 @@ class Copy:
 
 def main() -> int:
     """The program; 1 if anything was different."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=30, help="how many, over all stages")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be given again")
@@ -210,7 +210,8 @@ def fill(folder: Path) -> None:
         params[section].update(changes)
     with (folder / "params.yaml").open("w") as handle:
         YAML().dump(params, handle)
-    (folder / ".gitignore").open("a").write("/log.txt\n")
+    with (folder / ".gitignore").open("a") as handle:
+        handle.write("/log.txt\n")
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "kills"]):
         names_of = ["-c", "user.name=kills", "-c", "user.email=kills@localhost"]
         subprocess.run(["git", *names_of, *words], cwd=folder, check=True)
@@ -312,8 +313,8 @@ def below(process: psutil.Popen) -> Iterator[tuple[psutil.Process, list[str]]]:
 
 
 def stage_of(process: psutil.Popen, stage: str) -> list[psutil.Process]:
-    """The stage's own process, as a list of one or none."""
-    return [child for child, words in below(process) if words[1:] == ["-m", f"pipeline.{stage}"]]
+    """The stage's own processes, its guard and itself; none where it is not there yet."""
+    return [child for child, words in below(process) if words[1:] == ["-m", "pipeline", stage]]
 
 
 def workers_of(process: psutil.Popen) -> list[psutil.Process]:

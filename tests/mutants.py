@@ -101,7 +101,7 @@ class Outcome:
 
 def main() -> int:
     """The program; 1 if a breakage survived or an entry is invalid."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="entries in whose file, words or tests this is")
     only = parser.parse_args().only
     everything = read()

@@ -9,6 +9,14 @@ Expect: 243 epochs of 10 seconds on one idle core; after a kill it goes on with 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes long to import
+    from pipeline import commands, guard
+
+    guard.hold()
+    parser = commands.parser_at(__file__, "python -m figure_1")
+    parser.add_argument("stage", choices=("search", "curves", "figure"))
+    guard.over(parser.parse_args().stage)
+
 import csv
 import json
 import math
@@ -237,6 +245,4 @@ def read_curves(file: Path) -> dict[Start, dict[Activation, dict[int, list[Epoch
 STAGES = {"search": search, "curves": curves, "figure": figure}
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in [[name] for name in STAGES]:
-        raise SystemExit(f"figure_1 takes one of {', '.join(STAGES)}; dvc repro runs them all")
     stage.main(sys.argv[1], STAGES[sys.argv[1]])

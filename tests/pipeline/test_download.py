@@ -167,8 +167,10 @@ def test_settings_that_cannot_be_are_refused_with_the_value(place: Path, changes
 
 
 def program(place: Path) -> subprocess.Popen[str]:
+    whole = params.load(ROOT / "params.yaml") | params.load(place / "params.yaml")
+    (place / "params.yaml").write_text(json.dumps(whole))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline.download"]
+    command = [sys.executable, "-m", "pipeline", "download"]
     return subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
 
 

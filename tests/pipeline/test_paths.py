@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from pipeline import digests, download, mean, params, paths, resize, shards, stage, tables
+from pipeline import digests, download, mean, params, paths, resize, shards, stage, tables, waiting
 from pipeline.batches import Pictures, batches, order
 from pipeline.machine import Machine
 from pipeline.paths import AnyPath, S3Path
@@ -558,3 +560,16 @@ def test_dvc_pushes_and_pulls_the_shards(local: Path, s3: ObjectStore, tmp_path:
     stage.discard(tmp_path / ".dvc/cache")
     run("dvc", "pull")
     assert {file.name: file.read_bytes() for file in (tmp_path / "data/shards").iterdir()} == before
+
+
+def test_who_waits_for_another_working_copy_says_so_and_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waiting, "SAID_AFTER", 0.05)
+    monkeypatch.setattr(paths, "PATIENCE", 0.2)
+    held = FileLock(tmp_path / "archive.tar.lock")
+    target = tmp_path / "archive.tar"
+    said = f"gave up waiting for another that makes {target} after 0 s"
+    with held, pytest.raises(TimeoutError, match=re.escape(said)), paths.locked(target):
+        pass
+    assert capsys.readouterr().err == f"download: waiting for another that makes {target}, 0 s at most\n"

@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 
 from alexnet.learning import RateChange
 from alexnet.model import AlexNet, Model, load, save
-from pipeline import digests, start, train
+from pipeline import digests, params, start, train
 from pipeline.batches import held_out
 from pipeline.machine import Machine
 from pipeline.train import Inputs
@@ -128,7 +128,7 @@ def copy(folder: Path) -> Path:
 
 def write(folder: Path, sections: dict[str, dict[str, Any]]) -> None:
     with (folder / "params.yaml").open("w") as handle:
-        YAML().dump(sections, handle)
+        YAML().dump(params.load(ROOT / "params.yaml") | sections, handle)
 
 
 def outs(folder: Path) -> dict[str, str]:
@@ -414,7 +414,7 @@ class Training(Watch):
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "ALEXNET_", "RAY_"))}
         self.log = (folder / "said.txt").open("wb")
         process = psutil.Popen(
-            [sys.executable, "-m", "pipeline.train"],
+            [sys.executable, "-m", "pipeline", "train"],
             cwd=folder,
             env=kept | {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"},
             stdout=self.log,

@@ -1,0 +1,95 @@
+"""The entry of every stage and program: `python -m pipeline STAGE`. Nothing is done before its words are understood.
+
+`python -m pipeline.STAGE` is the same. The module is imported by its name: Ray's workers know its functions by that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pipeline import guard
+
+if TYPE_CHECKING:
+    import argparse
+
+STAGES = ("download", "resize", "mean", "train", "evaluate", "report")
+
+
+def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
+    """Runs the stage or program of that name, or that of the first word; exit code 2 if the words say nothing known."""
+    guard.hold()
+    words = sys.argv[1:] if words is None else words
+    if name is None:
+        name, words = _named(words)
+    if name in STAGES:
+        _stage(name, words)
+    else:
+        _program(name, words)
+
+
+def _named(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The first word, if it is a stage's or a program's, and the others."""
+    from pipeline.commands import PROGRAMS
+
+    if not words or words[0] not in (*STAGES, *PROGRAMS):
+        _entry().parse_args(words[:1])  # shows or refuses, and ends
+    return words[0], words[1:]
+
+
+def _entry() -> argparse.ArgumentParser:
+    """Only shows and refuses: a word that is known does not come here."""
+    import argparse
+    from pathlib import Path
+
+    from pipeline.commands import PROGRAMS, head
+
+    here = Path(__file__)
+    each = [f"  {name:10} {head(here.with_name(f'{name}.py')).splitlines()[0]}" for name in (*STAGES, *PROGRAMS)]
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="\n".join(["The stages, which dvc repro runs, and the programs:\n", *each]),
+        epilog="python -m pipeline STAGE --help says what it reads and writes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("stage", choices=(*STAGES, *PROGRAMS), metavar="STAGE")
+    return parser
+
+
+def _stage(name: str, words: Sequence[str]) -> None:
+    from pipeline.commands import parser_of
+
+    parser = parser_of(name)
+    parser.prog = f"python -m pipeline {name}"
+    parser.add_argument("--verbose", action="store_true", help="with the traceback where something fails")
+    if parser.parse_args(words).verbose:
+        os.environ["ALEXNET_TRACEBACK"] = "1"
+    guard.over(name)
+    import_module("pipeline.stage").main(
+        name,
+        lambda: import_module(f"pipeline.{name}").run(),
+        lambda: import_module("pipeline.preflight").check(name),
+    )
+
+
+def _program(name: str, words: Sequence[str]) -> None:
+    from pipeline.commands import PROGRAMS
+
+    PROGRAMS[name]().parse_args(words)
+    guard.release()
+    sys.argv[1:] = words
+    try:
+        import_module(f"pipeline.{name}").main()
+    except guard.Stopped:
+        print(f"{name}: stopped", file=sys.stderr)
+        raise
+    except Exception as error:
+        import_module("pipeline.stage").fail(name, error)
+
+
+if __name__ == "__main__":
+    main()

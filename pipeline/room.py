@@ -1,0 +1,209 @@
+"""The room that a run takes, in memory and on disks, against what is free: refused is only what cannot go well."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from pipeline import machine
+from pipeline.machine import Machine
+
+if TYPE_CHECKING:
+    from pipeline.preflight import Network
+
+ORDER = ("download", "resize", "mean", "train", "evaluate", "report")
+
+LEAST = 64 * 2**20
+"""Bytes without which no stage begins."""
+
+JPEG, SIDE = 12_000, 256
+"""Bytes of a stored picture of that side at the least that is usual: photographs have 30,000 at quality 95."""
+
+
+# Measured, the sample on 2 cores in two processes: 32 pictures at once take 4.0 GB in all, 256 take 6.3, 1,024 take 11.0;
+# by what follows they are 3.0, 4.6 and 10.1. What is refused is refused with reason.
+RAY, PROCESS = 1_500_000_000, 600_000_000
+"""Bytes of the stage with its Ray, and of each process that trains, before a picture comes."""
+KEPT = 2.25
+"""What a step takes for a picture, in terms of what its backward pass needs."""
+WIDER = {"float64": 2.0, "bfloat16": 0.6}
+"""The same by precision, against float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that will lie in a folder."""
+
+    folder: Path
+    bytes: int
+    what: str
+
+
+def faults(name: str, document: Mapping[str, Any], network: Network | None, settings: Machine) -> list[str]:
+    """What stands in the way of the stage `name` and of those after it: a line for each disk, and for the memory."""
+    pictures = _pictures(name, document)
+    found = list(_disks([*_first(settings), *_needs(name, document, network, settings, pictures)]))
+    if network is not None and ORDER.index(name) <= ORDER.index("train"):
+        found += _memory(name, document, network, settings, pictures)
+    return found
+
+
+def _pictures(name: str, document: Mapping[str, Any]) -> dict[str, int]:
+    """How many pictures each split has, as far as that is known before the stage."""
+    manifest, source = Path("data/shards/manifest.json"), document.get("source")
+    try:
+        if ORDER.index(name) > ORDER.index("resize"):
+            shards = json.loads(manifest.read_bytes())["shards"]
+            return {split: sum(shard["rows"] for shard in shards[split]) for split in shards}
+        if isinstance(source, Mapping) and source.get("name") == "sample":
+            return {"train": int(source["train_images"]), "val": int(source["val_images"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # who reads it says what is wrong
+    return {}
+
+
+def _first(settings: Machine) -> Iterator[Need]:
+    """Every folder in which something is written, whatever the parameters say."""
+    yield Need(Path.cwd(), LEAST, "work in progress")
+    yield Need(machine.base(settings), LEAST, "runs")
+    if folder := _shards(settings):
+        yield Need(folder, 0, "shards")
+
+
+def _needs(
+    name: str, document: Mapping[str, Any], network: Network | None, settings: Machine, pictures: Mapping[str, int]
+) -> Iterator[Need]:
+    """What this stage and those after it will write, where that is known."""
+    done = ORDER.index(name)
+    if network is None:
+        return
+    if done <= ORDER.index("resize") and (folder := _shards(settings)):
+        each = _picture(document["resize"])
+        there = _below(Path("work/resize")) if folder == Path.cwd() else 0
+        yield Need(folder, max(0, sum(pictures.values()) * each - there), "shards")
+    if done <= ORDER.index("train"):
+        # two checkpoints of weights and velocity, and model.pt
+        yield Need(machine.base(settings), 20 * network.parameters, "checkpoints")
+    if done <= ORDER.index("evaluate"):
+        results = document["results"]
+        rows = pictures.get(results["split"], 0) * 4 + (pictures.get("train", 0) * 2 if results["neighbours"] else 0)
+        yield Need(Path.cwd(), rows * network.features, "evaluation")
+
+
+def _picture(resize: Mapping[str, Any]) -> int:
+    side = int(resize["side"])
+    return side * side * 3 if resize["quality"] == "raw" else JPEG * side * side // SIDE**2
+
+
+def _shards(settings: Machine) -> Path | None:
+    """The folder of the shards, if it is on a disk."""
+    if settings.shards == "auto":
+        return machine.base(settings)
+    return None if "://" in settings.shards else Path(settings.shards)
+
+
+def _below(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def _disks(needs: list[Need]) -> Iterator[str]:
+    """A line for each folder that cannot be written to, and for each disk that has too little room."""
+    by_disk: dict[int, list[Need]] = {}
+    for need in needs:
+        there = _there(need.folder)
+        if why := _unwritable(there):
+            yield f"{need.folder}: cannot be written to ({why}). Allow that, or name another folder in machine.yaml"
+        by_disk.setdefault(there.stat().st_dev, []).append(need)
+    for disk in by_disk.values():
+        folder, wanted = disk[0].folder, max(LEAST, sum(need.bytes for need in disk))
+        free = shutil.disk_usage(_there(folder)).free
+        if free < wanted:
+            what = ", ".join(dict.fromkeys(need.what for need in disk if need.bytes))
+            yield (
+                f"{folder}: {_gb(free)} are free on this disk, and at least {_gb(wanted)} will be written "
+                f"({what}). Make room, or name another disk in machine.yaml (storage)"
+            )
+
+
+@functools.cache
+def _unwritable(folder: Path) -> str:
+    """Why nothing can be written there; nothing if it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _memory(
+    name: str, document: Mapping[str, Any], network: Network, settings: Machine, pictures: Mapping[str, int]
+) -> list[str]:
+    """A line if a batch cannot fit into the memory of this machine, where it is here that the network is trained."""
+    elsewhere = (
+        settings.ray_address != "auto" or os.environ.get("RAY_ADDRESS") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    )
+    on_gpu = settings.devices != "cpu" and Path("/dev/nvidia0").exists()
+    if elsewhere or on_gpu:
+        return []
+    asked = int(document["learning"]["batch_size"])
+    batch = min(asked, pictures.get("train", asked))
+    fixed, each = _training(document, network, settings)
+    free = _free() if name == "train" else _whole()
+    if fixed + batch * each <= free:
+        return []
+    most = max(0, free - fixed) // each
+    return [
+        f"params.yaml: learning.batch_size: {asked}: a step with {batch:,} pictures takes some {_gb(fixed + batch * each)} "
+        f"of memory, and {_gb(free)} are there. "
+        + (f"Set at most {most:,}" if most else "Free some, or take a smaller network (model.width)")
+    ]
+
+
+def _training(document: Mapping[str, Any], network: Network, settings: Machine) -> tuple[int, int]:
+    """Bytes of a training on CPUs: what it takes at any batch size, and what each picture of a batch adds."""
+    processes = 1 if settings.placement == "one" or (os.cpu_count() or 1) < 2 else 2
+    side, times = int(document["resize"]["side"]), WIDER.get(document["learning"]["precision"], 1.0)
+    fixed = RAY + processes * PROCESS + 24 * network.parameters
+    return fixed, int(processes * 3 * side * side + KEPT * times * network.saved)
+
+
+def _free() -> int:
+    """Bytes that the training may take now."""
+    return min(int(psutil.virtual_memory().available), _limit()) - _spare()
+
+
+def _whole() -> int:
+    """Bytes that it may take once nothing else runs."""
+    return min(int(psutil.virtual_memory().total), _limit()) - _spare()
+
+
+def _spare() -> int:
+    return int(psutil.virtual_memory().total) // 20  # in the last twentieth Ray's memory monitor ends workers
+
+
+def _limit() -> int:
+    """The container's limit, where there is one."""
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(file).read_text())
+        except (OSError, ValueError):  # "max"
+            continue
+    return 2**63
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"

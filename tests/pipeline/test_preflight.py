@@ -1,0 +1,214 @@
+"""What is wrong with the settings or the machine is told before the first stage works, all of it at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import params, preflight, room
+from pipeline.__main__ import STAGES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the params.yaml of the repository, which is found good there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ALEXNET_MACHINE", "RAY_ADDRESS", "DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def settle(**changes: Any) -> None:
+    """Rewrites params.yaml: `section=None` removes a section, `section__key=value` sets a key."""
+    document = params.load(Path("params.yaml"))
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            document[section][key] = value
+        elif value is None:
+            del document[section]
+        else:
+            document[section] = value
+    YAML(typ="safe").dump(document, Path("params.yaml"))
+
+
+def faults(name: str = "download") -> list[str]:
+    try:
+        preflight.check(name)
+    except params.ParamsError as error:
+        return str(error).splitlines()
+    return []
+
+
+@pytest.mark.slow
+def test_what_is_in_the_repository_is_good(here: Path) -> None:
+    assert [faults(name) for name in STAGES] == [[]] * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"results__sede": 1}, r"params.yaml: results.sede: unknown key \(its value: 1\), did you mean 'seed'\?"),
+        ({"report__pictures": -1}, "params.yaml: report: pictures has to be 0 or more, is -1"),
+        ({"learning__rate": "fast"}, "params.yaml: learning.rate: .*found 'fast'"),
+        ({"augmentation__patches": "some"}, "params.yaml: augmentation.patches: "),
+        ({"start__layers": 3}, "params.yaml: start.layers: "),
+        ({"resize__quality": 101}, "params.yaml: resize: quality has to be 1 to 100"),
+        ({"source": {"name": "samlpe"}}, "params.yaml: source.name: unknown name 'samlpe', did you mean 'sample'"),
+        ({"reslts": {}}, "params.yaml: unknown section 'reslts', did you mean 'results'"),
+        ({"report": None}, "params.yaml: section 'report' is missing"),
+        ({"resize__side": 200}, r"params.yaml: resize.side: 200 pixels are stored, and the network sees 224"),
+        ({"results__split": "test"}, "params.yaml: results.split: test, but the sample has train and val alone"),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_a_fault_in_any_section_is_told_before_the_first_stage(here: Path, changes: dict[str, Any], said: str) -> None:
+    settle(**changes)
+    (only,) = faults("download")
+    assert re.match(said, only)
+    assert not (here / "work/checked").exists(), "taken for good"
+
+
+def test_two_faults_of_different_kinds_are_told_together(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(results__sede=1)
+    (here / "machine.yaml").write_text("workers: 0\n")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    settings, section, disk = faults()
+    assert settings == f"{here}/machine.yaml: workers has to be at least 1, is 0"
+    assert section.startswith("params.yaml: results.sede: ")
+    assert disk.startswith(f"{here}: 0.0 GB are free on this disk, and at least 0.1 GB will be written")
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ("ray_address: http://head:8265\n", "machine.yaml: ray_address: http://head:8265 is a dashboard's address"),
+        ("ray_address: head\n", "machine.yaml: ray_address: head: has to be host:port"),
+        ("ray_address: head:99999\n", "machine.yaml: ray_address: head:99999: has to be host:port"),
+        ("tracking: http://server:port\n", "machine.yaml: tracking: http://server:port: has no port that can be"),
+        ("storage: /proc/x\n", "/proc/x: cannot be written to"),
+        ("storege: /tmp\n", ".*machine.yaml: storege: unknown key"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_told(here: Path, machine: str, said: str) -> None:
+    (here / "machine.yaml").write_text(machine)
+    assert re.match(said, faults()[0])
+
+
+def test_a_machine_file_and_a_cluster_of_the_environment_are_looked_at(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "https://head:8265")
+    assert faults()[0].startswith("RAY_ADDRESS: https://head:8265 is a dashboard's address")
+    monkeypatch.setenv("ALEXNET_MACHINE", "/nowhere/machine.yaml")
+    assert faults()[0].startswith("/nowhere/machine.yaml: no such file here")
+
+
+def manifest(train: int) -> None:
+    Path("data/shards").mkdir(parents=True)
+    shards = {"train": [{"rows": train}], "val": [{"rows": 300}], "test": []}
+    Path("data/shards/manifest.json").write_text(json.dumps({"shards": shards}))
+
+
+def test_a_batch_that_the_memory_cannot_hold_is_refused_with_what_it_can(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "machine.yaml").write_text("devices: cpu\n")
+    settle(learning__batch_size=4096)
+    manifest(1499)
+    monkeypatch.setattr(room, "_free", lambda: 9 * 10**9)
+    monkeypatch.setattr(room, "_whole", lambda: 9 * 10**9)
+    for name in ("download", "train"):
+        (said,) = faults(name)
+        assert re.match(
+            r"params.yaml: learning.batch_size: 4096: a step with 1,(499|500) pictures takes some 13.\d GB of memory, "
+            r"and 9.0 GB are there. Set at most \d{3}",
+            said,
+        )
+    assert faults("evaluate") == []
+    settle(learning__batch_size=256)
+    assert faults("train") == []
+    settle(learning__batch_size=4096)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert faults("train") == [], "the nodes of a cluster are not this machine"
+
+
+def test_a_disk_is_asked_for_what_will_be_written_on_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(source__train_images=40_000, resize__quality="raw")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 * 10**9))
+    (said,) = faults("download")
+    assert re.match(rf"{here}: 5.0 GB are free on this disk, and at least 8.\d GB will be written \(.*shards", said)
+    manifest(40_000)
+    assert faults("train") == [], "the shards are there"
+
+
+def heavy(folder: Path) -> Iterator[str]:
+    for name in ("torch", "ray", "jinja2"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise SystemExit('imported')")
+        yield name
+
+
+@pytest.mark.slow
+def test_only_the_first_stage_after_a_change_imports_what_takes_long(here: Path) -> None:
+    list(heavy(here / "heavy"))
+    code = "import sys; from pipeline import preflight; preflight.check(sys.argv[1])"
+
+    def check(path: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": path}
+        words = [sys.executable, "-c", code, "mean"]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+    assert check(f"{here}/heavy{os.pathsep}{ROOT}").stderr == "imported\n"
+    preflight.check("download")
+    assert check(f"{here}/heavy{os.pathsep}{ROOT}").returncode == 0
+    begun = time.process_time()
+    preflight.check("resize")
+    assert time.process_time() - begun < 0.5
+    settle(report__seed=7)
+    assert check(f"{here}/heavy{os.pathsep}{ROOT}").stderr == "imported\n"
+
+
+def test_notes_of_what_was_found_good_do_not_heap_up(here: Path) -> None:
+    folder = here / "work/checked"
+    folder.mkdir(parents=True)
+    for number in range(80):
+        (folder / f"{number}.json").touch()
+    preflight.check("download")
+    assert len(list(folder.iterdir())) == preflight.KEPT
+
+
+@pytest.mark.faults
+def test_on_a_disk_that_is_really_full_a_typo_is_told_too(here: Path) -> None:
+    disk = here / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        settle(results__sede=1)
+        shutil.copy("params.yaml", disk)
+        subprocess.run(["dd", "if=/dev/zero", "of=full", "bs=4k"], cwd=disk, check=False, capture_output=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-m", "pipeline", "download"]
+        done = subprocess.run(words, cwd=disk, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "download: params.yaml: results.sede: unknown key" in done.stderr
+        assert f"{disk}: 0.0 GB are free" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,118 @@
+"""The door: every program that is here shows its usage, refuses what it does not know, and does nothing before that."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline import commands
+from pipeline.__main__ import STAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked() -> list[Path]:
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [Path(name) for name in names if name and (ROOT / name).is_file()]
+
+
+def runnable() -> list[Path]:
+    """Every module with a main of its own, wherever it lies."""
+    files = [file for file in tracked() if file.suffix == ".py"]
+    return [file for file in files if re.search(r'^if __name__ == "__main__":', (ROOT / file).read_text(), re.M)]
+
+
+def command(file: Path) -> list[str]:
+    """How it is started, from the root; a module of pipeline by its name."""
+    if file.parts[0] != "pipeline":
+        return [file.as_posix()]
+    return ["-m", ".".join(file.with_suffix("").parts).removesuffix(".__main__")]
+
+
+EVERY = [command(file) for file in runnable()] + [["-m", "pipeline", name] for name in (*STAGES, *commands.PROGRAMS)]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy with a finished run in it, which no word may touch."""
+    folder = tmp_path_factory.mktemp("copy")
+    for file in tracked():
+        if file.parts[0] != "records":
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / file, folder / file)
+    for name in ("runs/0123456789abcdef/finished.json", "data/model.pt", "work/outs/x"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    files = [file for file in folder.rglob("*") if "__pycache__" not in file.parts]
+    return {str(file.relative_to(folder)): (file.lstat().st_mtime_ns, file.lstat().st_size) for file in files}
+
+
+def ran(copy: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """A program in the copy, where to import what takes long is an error."""
+    heavy = copy.with_name("heavy")
+    for name in ("torch", "ray", "mlflow", "pyarrow"):
+        (heavy / name).mkdir(parents=True, exist_ok=True)
+        (heavy / name / "__init__.py").write_text("raise SystemExit('imported')")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "ALEXNET_", "RAY_"))}
+    path = f"{heavy}{os.pathsep}{copy}"
+    environment = kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_the_stages_and_programs_are_among_those_that_are_found() -> None:
+    names = {" ".join(words) for words in EVERY}
+    assert {f"-m pipeline.{name}" for name in (*STAGES, *commands.PROGRAMS)} <= names
+    assert {"-m pipeline", "tests/kills.py", "tests/mutants.py", "benchmarks/kernel.py"} <= names
+    assert "experiments/figure-1/figure_1.py" in names
+
+
+@pytest.mark.slow
+def test_every_program_shows_its_usage_and_refuses_what_it_does_not_know_and_does_nothing_else(copy: Path) -> None:
+    asked = {"--help": 0, "-h": 0, "nonsense": 2, "--nonsense": 2, "--verb": 2, "--hel": 2}
+    before = snapshot(copy)
+    every = [(words, word) for words in EVERY for word in asked]
+    with ThreadPoolExecutor(2) as programs:
+        done = list(programs.map(lambda pair: ran(copy, [*pair[0], pair[1]]), every))
+    wrong = []
+    for (words, word), said in zip(every, done, strict=True):
+        text = said.stdout if asked[word] == 0 else said.stderr
+        if said.returncode != asked[word] or not text.startswith("usage: ") or "Traceback" in said.stderr:
+            wrong.append((" ".join([*words, word]), said.returncode, (said.stdout + said.stderr)[-300:]))
+    assert wrong == []
+    assert snapshot(copy) == before
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "nonsense"], ["train", "--verbose", "again"], [], ["trian"], ["train", ""]]
+)
+def test_a_stage_takes_no_other_word(copy: Path, words: list[str]) -> None:
+    before = snapshot(copy)
+    done = ran(copy, ["-m", "pipeline", *words])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: python -m pipeline")
+    assert snapshot(copy) == before
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_s_usage_is_the_head_of_its_docstring(name: str) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / f"pipeline/{name}.py").read_text()))
+    assert text is not None
+    shown = commands.parser_of(name).format_help()
+    for line in ("Run: ", "Reads: ", "Writes: ", "Expect: "):
+        assert line in shown
+    assert text.splitlines()[0] in shown
