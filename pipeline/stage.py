@@ -16,6 +16,8 @@ from types import FrameType
 import psutil
 from filelock import FileLock, Timeout
 
+from pipeline import redaction
+
 WORK = Path("work")
 """Work in progress, beside the outs on the same disk, so that finishing is a rename."""
 
@@ -33,14 +35,15 @@ class Stopped(SystemExit):
 
 def main(name: str, run: Callable[[], None]) -> None:
     """Runs a stage as a program: what the user can mend is said in plain words, and the exit code is not 0."""
-    try:
-        with alone(name):
-            run()
-    except (ValueError, OSError) as error:
-        if os.environ.get("ALEXNET_TRACEBACK"):
-            raise
-        print(f"{name}: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    with redaction.guarded():
+        try:
+            with alone(name):
+                run()
+        except (ValueError, OSError) as error:
+            if os.environ.get("ALEXNET_TRACEBACK"):
+                raise
+            print(f"{name}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
 
 
 @contextmanager

@@ -30,17 +30,27 @@ STAGES = DVC["stages"]
 # They decide where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing.
 EXEMPT = {
     "__init__",
+    "begin",
     "cluster",
+    "courier",
+    "database",
+    "description",
     "fetch",
+    "journal",
     "machine",
+    "owner",
     "params",
     "paths",
     "progress",
+    "redaction",
+    "registry",
     "rendezvous",
+    "sender",
     "shards",
     "stage",
     "tracking",
     "waiting",
+    "watch",
 }
 
 
