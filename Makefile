@@ -55,7 +55,7 @@ ablations: .venv/installed ## §3, §4 and §7 taken apart, or ONLY="one-column 
 	@python -m pipeline.compare experiments/ablations.yaml $(ONLY)
 
 ui: .venv/installed ## MLflow's pages on the runs, at http://127.0.0.1:$(PORT)
-	@mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri "$$(python -m pipeline.tracking)"
+	@python -m pipeline tracking ui --port $(PORT)
 
 audit: ## asks PyPI's database for advisories on the locked packages, but for those that docs/advisories.csv has a reason for
 	@# it needs that database, so .ci/run does not: what a day's answer was is in docs/advisories.csv, and held by a test.

@@ -58,7 +58,13 @@ def resident() -> argparse.ArgumentParser:
 
 def tracking() -> argparse.ArgumentParser:
     """`python -m pipeline.tracking`."""
-    return parser_of("tracking")
+    parser = parser_of("tracking")
+    given = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: says where the runs are")
+    sending = given.add_parser("send", help="sends to MLflow what stages could not", allow_abbrev=False)
+    sending.add_argument("--limit", type=float, default=3600, metavar="SECONDS", help="how long it may take (3600)")
+    pages = given.add_parser("ui", help="MLflow's pages on the runs, at 127.0.0.1", allow_abbrev=False)
+    pages.add_argument("--port", type=int, default=5000, help="where they are (5000)")
+    return parser
 
 
 def _comparison(name: str) -> argparse.ArgumentParser:

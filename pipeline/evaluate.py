@@ -98,7 +98,7 @@ def run() -> None:
             seal(folder, text)
         with stage.whole(METRICS) as file:
             file.write_text(text)
-        publish(record, network, facts, summary, model)
+        publish(record, network, summary, model)
     stage.discard(stage.WORK / "evaluate")
     best = summary["ten_views"]
     print(
@@ -387,18 +387,14 @@ def _csv(file: Path, head: list[str], rows: Sequence[Sequence[object]]) -> None:
         writer.writerows(rows)
 
 
-def publish(
-    record: tracking.Run, network: Network, facts: dict[str, Any], summary: dict[str, Any], weights: bytes
-) -> None:
+def publish(record: tracking.Run, network: Network, summary: dict[str, Any], weights: bytes) -> None:
     """Tells MLflow the errors, and registers the network with them."""
-    from alexnet.model import Classifier
-
     views = ("ten_views", "centre")
     record.score({f"{view}/{name}": summary[view][name] for view in views for name in ("top1_error", "top5_error")})
     record.score({f"neighbours/{name}": value for name, value in summary.get("neighbours", {}).items()})
     for name in ("per_class.csv", "confusion.csv", "errors.csv"):
         record.artifact(OUT / name, "evaluation")
     record.artifact(METRICS, "evaluation")
-    pairs = [(wnid, words) for wnid, words in facts["classes"]]
-    aliases = record.publish(Classifier(network, facts["mean"]), pairs, weights, summary[views[0]]["top1_error"])
-    print(f"evaluate: registered in MLflow as {' and '.join(aliases)}")
+    aliases = record.publish(weights, network.model, summary[views[0]]["top1_error"])
+    if aliases:
+        print(f"evaluate: registered in MLflow as {' and '.join(aliases)}")

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline import edges, guard, waiting
+from pipeline import edges, guard, redaction, waiting
 from pipeline.guard import Stopped, reached
+from pipeline.said import say
 
 __all__ = ["WORK", "Stopped", "alone", "discard", "main", "put", "reached", "whole"]
-
-from pipeline.said import say
 
 WORK = Path("work")
 """Work in progress, beside the outs on the same disk, so that finishing is a rename."""
@@ -32,13 +31,14 @@ def main(name: str, run: Callable[[], None], check: Callable[[], None] | None = 
     """
     if not guard.guarded():
         guard.over(name)
-    try:
-        if check is not None:
-            check()
-        with alone(name):
-            run()
-    except Exception as error:
-        fail(name, error)
+    with redaction.guarded():
+        try:
+            if check is not None:
+                check()
+            with alone(name):
+                run()
+        except Exception as error:
+            fail(name, error)
 
 
 def fail(name: str, error: Exception) -> NoReturn:

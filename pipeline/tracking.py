@@ -1,7 +1,8 @@
-"""A run's life in MLflow, from the first parameter to the registered model; all of mlflow.
+"""A run's life in MLflow, as a stage tells it: begun before any work, told as it goes, sent at the end or later.
 
 One run stands for one fingerprint: `train` makes it, the later stages find it by its tag and add to it. Only drivers
-know of MLflow; what the workers measure they tell their driver.
+know of MLflow; what the workers measure they tell their driver. What is told goes into a journal at once, and from there to
+MLflow by a process of its own: after its start no stage waits for a server.
 """
 
 from __future__ import annotations
@@ -11,197 +12,142 @@ if __name__ == "__main__":  # before all that takes long to import
 
     enter("tracking")
 
-import copy
 import hashlib
-import json
-import logging
-import math
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-import psutil
-from filelock import FileLock
-
+from pipeline import commands, courier, database, description, journal, redaction, waiting
 from pipeline import machine as machines
+from pipeline.courier import Courier, Event
+from pipeline.journal import Journal, Reader
 from pipeline.machine import Machine
 from pipeline.tables import Manifest
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run as Record
+    from alexnet.model import Model
 
-    from alexnet.model import Classifier, Model
+START = 45.0
+"""Seconds in which a server has to have answered before a stage works."""
 
-BATCH = 1000
-"""Metrics to a request: the most that MLflow takes."""
+MAKING = 180.0
+"""The same for a database here, which may have to be made first."""
 
-WEIGHTS = PurePosixPath("extra_files/model.pt")
-"""Where model.pt lies in an MLflow model."""
+END = 30.0
+"""Seconds for which the end of a stage waits for MLflow, in all."""
 
-# Read when mlflow is imported, so set before; nobody is told of a run but its own server
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# An exported program keeps its device, and ours is the CPU; where there is a GPU, MLflow would try that
-os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
+STOPPED = 2.0
+"""The same for a stage that was told to stop."""
+
+EXPORT = 600.0
+"""Seconds that a network may take to be made ready for MLflow, which are not of `END`."""
+
+DOWNLOAD = 900.0
+"""Seconds in which a model has to be here."""
+
+flat = description.flat
+
+SEND = "python -m pipeline.tracking send"
 
 
 @dataclass
 class Run:
     """The run that is under way: what `run` gives to a stage."""
 
-    uri: str
     run_id: str
     fingerprint: str
     manifest: Manifest | None
-    _last: dict[str, int] | None = field(default=None, repr=False, compare=False)
+    journal: Journal = field(repr=False)
+    _delivery: Delivery = field(repr=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of one step."""
         self.log_all([(step, metrics)])
 
     def log_all(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Writes the metrics of many steps, in their order, each metric only past its last step.
-
-        A resumed training goes again through steps that were written before it was killed. Those are left out, so
-        that every metric keeps one value for each step. NaN is written: a run that diverged should show it.
-        Raises `OSError` if the server is gone.
-        """
-        with _plainly(self.uri):
-            from mlflow.entities import Metric
-
-            last, now, new = self._lasts(), int(time.time() * 1000), []
-            for step, metrics in rows:
-                for name, value in metrics.items():
-                    if step > last.get(name, -1):
-                        new.append(Metric(name, float(value), now, step))
-                        last[name] = step
-            for start in range(0, len(new), BATCH):
-                _client(self.uri).log_batch(self.run_id, metrics=new[start : start + BATCH])
+        """Writes the metrics of many steps, in their order; MLflow gets each metric only past its last step."""
+        for step, metrics in rows:
+            if metrics:
+                self.journal.write({"step": step, "metrics": {name: float(value) for name, value in metrics.items()}})
 
     def score(self, metrics: Mapping[str, float]) -> None:
         """Writes metrics that have no step. One that is measured again is written again only if it changed."""
-        with _plainly(self.uri):
-            known = _client(self.uri).get_run(self.run_id).data.metrics
-        for name, value in metrics.items():
-            same = name in known and (known[name] == value or (math.isnan(known[name]) and math.isnan(value)))
-            if not same:
-                self.log(self._lasts().get(name, -1) + 1, {name: value})
-
-    def _lasts(self) -> dict[str, int]:
-        """The last step written, by metric; asked for once, since nobody else writes this run's metrics."""
-        if self._last is None:
-            record = _client(self.uri).get_run(self.run_id)
-            # The public `metrics` has no steps, and a metric's whole history is long
-            self._last = {metric.key: metric.step for metric in record.data._metric_objs}
-        return self._last
+        self.journal.write({"score": {name: float(value) for name, value in metrics.items()}})
 
     def tag(self, name: str, words: str) -> None:
         """Writes a tag, in place of what it was."""
-        with _plainly(self.uri):
-            _client(self.uri).set_tag(self.run_id, name, words)
+        self.journal.write({"tag": [name, redaction.redact(words)]})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Adds a file, or what a folder holds, to the run's artifacts, under `folder`."""
-        with _plainly(self.uri):
-            client, run_id = _client(self.uri), self.run_id
-            if path.is_dir():
-                client.log_artifacts(run_id, str(path), folder)
-            else:
-                client.log_artifact(run_id, str(path), folder)
+        """Adds a file, or what a folder holds, as it is now, to the run's artifacts, under `folder`."""
+        self.journal.write({"artifact": self.journal.keep(path), "folder": folder})
 
-    def model(self, classifier: Classifier, classes: Iterable[tuple[str, str]], weights: bytes) -> str:
-        """Adds the network as an MLflow model, with signature and example, and returns its URI `models:/m-…`.
-
-        It takes float32 B×3×224×224 (227 where the network does), RGB from 0 to 255, to probabilities B×K. `classes` are
-        pairs of WordNet id and words, by label; they go with the model as `classes.json`. So does model.pt, whose bytes
-        `weights` are: what is served is an exported program, with which no training can go on.
-        """
-        import numpy as np
-        import torch
-
-        assert self.manifest is not None, "a model is of some pictures"
-        # The exported program keeps the mode, the device and the batch size it was traced with: so a copy, in eval
-        # mode, on the CPU, with two pictures and a signature that leaves their number open.
-        served, side = copy.deepcopy(classifier).cpu().eval(), classifier.network.model.patch
-        rise = np.arange(side, dtype=np.float32) * (255 / max(1, side - 1))
-        example = np.broadcast_to(rise, (2, 3, side, side)).copy()
-        with torch.inference_mode():
-            classes_number = int(served(torch.from_numpy(example)).shape[1])
-        with _plainly(self.uri), tempfile.TemporaryDirectory() as folder:
-            import mlflow.pytorch
-            from mlflow.models import ModelSignature
-            from mlflow.types.schema import Schema, TensorSpec
-
-            words = Path(folder) / "classes.json"
-            words.write_text(json.dumps([list(pair) for pair in classes], indent=1) + "\n")
-            trained = Path(folder) / WEIGHTS.name
-            trained.write_bytes(weights)
-            kind = np.dtype(np.float32)
-            signature = ModelSignature(
-                inputs=Schema([TensorSpec(kind, (-1, 3, side, side))]),
-                outputs=Schema([TensorSpec(kind, (-1, classes_number))]),
-            )
-            with warnings.catch_warnings():
-                # of weights that lie in memory channels last; tests compare what comes out
-                warnings.filterwarnings("ignore", message="No complete tensor found")
-                info = mlflow.pytorch.log_model(
-                    served,
-                    name="model",
-                    signature=signature,
-                    input_example=example,
-                    extra_files=[str(words), str(trained)],
-                    pip_requirements=_requirements(),
-                    tags={"fingerprint": self.fingerprint, "manifest": self.manifest.digest},
-                )
-        return str(info.model_uri)
-
-    def publish(
-        self, classifier: Classifier, classes: Iterable[tuple[str, str]], weights: bytes, error: float
-    ) -> tuple[str, ...]:
+    def publish(self, weights: bytes, model: Model, error: float) -> tuple[str, ...]:
         """Registers the network as `candidate`, as `champion` too if it errs less than the one there is.
 
         `weights` are the bytes of its model.pt: what was registered once is not stored again. `error` is the top-1 error,
         from 0 to 1. Errors on different pictures do not compare: a champion of another manifest stays until a person
         moves the alias. Each kind of network has a registered model of its own, and so have drawn pictures. Returns the
-        aliases given.
+        aliases given; none if MLflow does not answer, and then it is registered with the rest of the journal.
         """
         assert self.manifest is not None, "a model is of some pictures"
-        name, digest = model_name(classifier.network.model, self.manifest), hashlib.sha256(weights).hexdigest()
-        tags = {
-            "fingerprint": self.fingerprint,
-            "manifest": self.manifest.digest,
-            "weights": digest,
-            "top1_error": repr(error),
-        }
-        with _plainly(self.uri):
-            import mlflow
+        tags = {"fingerprint": self.fingerprint, "manifest": self.manifest.digest, "top1_error": repr(error)}
+        kept, name = self.journal.keep_bytes("model.pt", weights), model_name(model, self.manifest)
+        self.journal.write({"publish": kept, "sha256": hashlib.sha256(weights).hexdigest(), "name": name, "tags": tags})
+        return self._delivery.published()
 
-            client = _client(self.uri)
-            known = client.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
-            if known:
-                version = known[0].version
-                client.set_model_version_tag(name, version, "top1_error", tags["top1_error"])
-            else:
-                version = mlflow.register_model(self.model(classifier, classes, weights), name, tags=tags).version
-            champion = _champion(client, name)
-            aliases = ("candidate", "champion") if beats(tags, champion) else ("candidate",)
-            for alias in aliases:
-                client.set_registered_model_alias(name, alias, version)
-        if champion is not None and champion["manifest"] != tags["manifest"]:
-            print(f"{name}@champion was measured on other pictures and stays; this model is {name} version {version}")
-        return aliases
+
+@dataclass
+class Delivery:
+    """What sends the journal, and how long it may still be waited for."""
+
+    courier: Courier
+    public: str
+    again: Callable[[], None]
+    """Has a process, in place of one that was killed, go on."""
+    left: float
+    why: str = ""
+    _free: float = 0.0
+    """Until when the process is at work here, and no server is waited for."""
+
+    def published(self) -> tuple[str, ...]:
+        """Waits until the model is registered, and returns its aliases; none if that is not to be waited for."""
+        for event in self._flush():
+            if event["event"] == "published":
+                if event["text"]:
+                    print(event["text"])
+                return tuple(event["aliases"])
+        return ()
+
+    def all_sent(self) -> bool:
+        """Waits until all is sent; false if that is not to be waited for."""
+        return any(event["event"] == "done" for event in self._flush())
+
+    def _flush(self) -> Iterator[Event]:
+        if self.courier.dead:
+            self.courier.restart()
+            self.again()
+        number = self.courier.tell("flush")
+        try:
+            with waiting.saying(self.courier.name, f"MLflow at {self.public}", self.left):
+                for event in self.courier.events(self.left, lambda: time.monotonic() > self._free):
+                    if event["event"] == "why":
+                        self.why = event["text"]
+                    elif event["event"] == "local":
+                        self._free = time.monotonic() + EXPORT if event["on"] else 0.0
+                    if event.get("number", number) == number:
+                        yield event
+                    if event.get("number") == number:
+                        return
+        finally:
+            self.left -= self.courier.spent
 
 
 @contextmanager
@@ -218,26 +164,33 @@ def run(
 
     An unfinished run of the same stage goes on; one that FINISHED goes on only if `adopt`, as for the stages after
     `train`. Otherwise there is a new one. `params` may be nested; each is logged once. `manifest`: of the pictures, where
-    they are at hand. Raises `OSError` if the
-    tracking server does not answer, before any work is done.
+    they are at hand. Raises `OSError` if the tracking server does not answer, before any work is done; a server that goes
+    away later gets what it has missed from the next stage, and that is said.
     """
     uri = address(machine)
-    with _plainly(uri):
-        record = _begin(uri, fingerprint, stage, adopt)
-    status = "FINISHED"
-    try:
-        with _plainly(uri):
-            _describe(uri, record, params, manifest, _tags(fingerprint, stage, manifest))
-        yield Run(uri, record.info.run_id, fingerprint, manifest)
-    except BaseException as error:
-        # Stopped is a SystemExit: told to end, which is no fault of the run
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        raise
-    finally:
-        with _plainly(uri) if status == "FINISHED" else _quietly():
-            import mlflow
+    wanted = description.wanted(uri, fingerprint, params, manifest, stage, adopt)
+    with _prepared(uri, stage) as ready, courier.hired(stage) as process:
+        with _refused(public(uri)):
+            _open(process, machine, uri)
+            run_id = process.ask("begin", _limit(uri), wanted=wanted.plain, root=str(journals(machine)))
+            book = Journal.begin(journals(machine), {"run_id": run_id, "to": _to(uri, machine), "stage": stage})
+            process.ask("follow", START, folder=str(book.folder), system=_watched())
+        ready()
 
-            mlflow.end_run(status)
+        def again() -> None:
+            _open(process, machine, uri)
+            process.ask("follow", START, folder=str(book.folder), system=False)
+
+        delivery = Delivery(process, public(uri), again, END)
+        status = "FINISHED"
+        try:
+            yield Run(run_id, fingerprint, manifest, book, delivery)
+        except BaseException as error:
+            # Stopped is a SystemExit: told to end, which is no fault of the run
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            raise
+        finally:
+            _end(book, delivery, status)
 
 
 def address(machine: Machine) -> str:
@@ -245,11 +198,12 @@ def address(machine: Machine) -> str:
 
     A path in it is made absolute: MLflow resolves it where the process happens to be, and Ray moves its workers.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") if machine.tracking == "auto" else machine.tracking
+    uri = os.environ.get("MLFLOW_TRACKING_URI") if machine.tracking == "auto" else redaction.also(machine.tracking)
     if not uri:
-        return f"sqlite:///{machines.base(machine) / 'mlflow.db'}"
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{machines.home() / uri.removeprefix('sqlite:///')}"
+        return database.address(machines.base(machine) / "mlflow.db")
+    file = database.path(uri)
+    if file is not None:
+        return database.address(machines.home() / file)
     if not urlsplit(uri).scheme or uri.startswith("file:"):
         raise ValueError(
             f"tracking: {uri} is a folder, which MLflow {_version()} no longer takes. "
@@ -258,24 +212,31 @@ def address(machine: Machine) -> str:
     return uri
 
 
+def public(uri: str) -> str:
+    """The address without user, password and token, as it is said and kept."""
+    return redaction.redact(uri)
+
+
+def journals(machine: Machine) -> Path:
+    """The folder of what MLflow was not told yet."""
+    return machines.runs(machine) / "journal"
+
+
 def weights(machine: Machine, model: str) -> bytes:
     """The model.pt of an MLflow model: models:/name@alias, models:/name/3, models:/m-… or runs:/…/model.
 
     Raises `OSError` if there is none, or the tracking server does not answer.
     """
     uri = address(machine)
-    with _plainly(uri), _impatient(), tempfile.TemporaryDirectory() as folder:
-        import mlflow
-
-        _hush()
-        mlflow.set_tracking_uri(uri)
-        # all of it, since of the names of a model not each takes a path behind it
-        file = Path(mlflow.artifacts.download_artifacts(model, dst_path=folder)) / WEIGHTS
-        if not file.is_file():
-            raise OSError(
-                f"MLflow at {_public(uri)}: {model} has no model.pt, as `evaluate` adds it. Give the file itself"
-            )
-        return file.read_bytes()
+    with (
+        _prepared(uri, "MLflow"),
+        courier.hired("MLflow") as process,
+        _refused(public(uri)),
+        tempfile.TemporaryDirectory() as folder,
+        waiting.saying("MLflow", f"{model} from {public(uri)}", DOWNLOAD),
+    ):
+        file = process.ask("weights", DOWNLOAD, uri=uri, public=public(uri), model=model, folder=folder)
+        return Path(file).read_bytes()
 
 
 def model_name(model: Model, manifest: Manifest) -> str:
@@ -283,275 +244,78 @@ def model_name(model: Model, manifest: Manifest) -> str:
     return f"{model.network}-drawn" if manifest.drawn else model.network
 
 
-def beats(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
-    """Whether a model of these tags takes the champion's place: fewer errors on the same pictures."""
-    if champion is None:
-        return not math.isnan(float(tags["top1_error"]))
-    same = tags["manifest"] == champion["manifest"]
-    return same and float(tags["top1_error"]) < float(champion["top1_error"])
+# How a run begins and ends
 
 
-def flat(params: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Nested parameters under dotted names, as words: `{"learning": {"rate": 0.01}}` is `learning.rate` = 0.01."""
-    found: dict[str, str] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
-        else:
-            found[f"{above}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return found
+@contextmanager
+def _prepared(uri: str, name: str) -> Iterator[Callable[[], None]]:
+    """A database that is free, knows where it lies, and is made by one process at a time: until the call that is given.
+
+    Four processes that find none spoil each other's tables.
+    """
+    file = database.path(uri)
+    with ExitStack() as stack:
+        if file is not None:
+            what = f"{file}, which another stage makes or looks through"
+            stack.enter_context(waiting.locked(Path(f"{file}.lock"), name, what, MAKING))
+            database.wait_until_free(file, name)
+            if said := database.settle(file):
+                print(f"{name}: {said}")
+        yield stack.close
 
 
-# How a run begins
-
-
-def _begin(uri: str, fingerprint: str, stage: str, adopt: bool) -> Record:
-    """Starts MLflow's current run, found or new."""
-    import mlflow
-
-    _hush()
-    mlflow.set_tracking_uri(uri)
-    with _only_one(uri), _impatient():
-        client = _client(uri)
-        experiment = _experiment(client, uri)
-        _close_abandoned(client, experiment)
-        found = _find(client, experiment, fingerprint, stage, adopt)
-        system = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
-        mlflow.set_experiment(experiment_id=experiment)
-        name = f"{os.environ.get('DVC_EXP_NAME') or 'alexnet'}-{fingerprint[:8]}"
-        tags = {"fingerprint": fingerprint, "process": _process()}
-        if found is None:
-            return mlflow.start_run(run_name=name, tags=tags, log_system_metrics=system)
-        # Before it is RUNNING, or another start could take it for abandoned
-        client.set_tag(found.info.run_id, "process", tags["process"])
-        return mlflow.start_run(run_id=found.info.run_id, log_system_metrics=system)
-
-
-def _experiment(client: MlflowClient, uri: str) -> str:
-    """The experiment's id; made if it is not there."""
-    from mlflow.exceptions import MlflowException
-
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet"
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        # A server knows where it keeps artifacts; with a database they would land in the current folder
-        beside = uri.startswith("sqlite:///")
-        place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if beside else None
+def _open(process: Courier, machine: Machine, uri: str) -> None:
+    """Has the process join the server, or the database."""
+    with waiting.saying(process.name, f"MLflow at {public(uri)}", _limit(uri)):
         try:
-            return str(client.create_experiment(name, artifact_location=place))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # another was faster
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise ValueError(f"MLflow's experiment '{name}' is deleted. Restore it, or set MLFLOW_EXPERIMENT_NAME")
-    return str(found.experiment_id)
+            root = str(journals(machine))
+            process.ask("open", _limit(uri), uri=uri, public=public(uri), to=_to(uri, machine), root=root)
+        except OSError as error:
+            raise type(error)(
+                f"{error}. It has to answer before any work; machine.yaml, tracking, says where"
+            ) from None
 
 
-def _find(client: MlflowClient, experiment: str, fingerprint: str, stage: str, adopt: bool) -> Record | None:
-    """The latest run that this stage may go on with."""
-    given = os.environ.get("MLFLOW_RUN_ID")
-    if given:
-        return client.get_run(given)
-    wanted = f"tags.fingerprint = '{fingerprint}'"
-    for record in client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]):
-        mine = record.data.tags.get("process") == _process()
-        if record.info.status == "RUNNING" and _owner_lives(record) and not mine:
-            continue  # the same training in another working copy
-        unfinished = record.info.status != "FINISHED" and record.data.tags.get("stage", stage) == stage
-        if adopt or unfinished:
-            return record
-    return None
+def _limit(uri: str) -> float:
+    return START if database.path(uri) is None else MAKING
 
 
-def _close_abandoned(client: MlflowClient, experiment: str) -> None:
-    """Ends as KILLED what a dead process of this machine left RUNNING, whatever its fingerprint."""
-    for record in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        if _owner_lives(record) is False:
-            client.set_terminated(record.info.run_id, "KILLED")
-
-
-def _process() -> str:
-    """This process, in words that no other process has: with its start, since numbers are used again."""
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
-
-
-def _owner_lives(record: Record) -> bool | None:
-    """Whether the process that started the run is there; None if it was one of another machine."""
-    host, _, process = record.data.tags.get("process", "").partition(" ")
-    if host != socket.gethostname():
-        return None
-    number, _, began = process.partition(" ")
+@contextmanager
+def _refused(where: str) -> Iterator[None]:
+    """Lets a wait that was given up say for what it was."""
     try:
-        return f"{psutil.Process(int(number)).create_time():.2f}" == began
-    except (psutil.Error, ValueError):
-        return False
+        yield
+    except TimeoutError as error:
+        raise OSError(f"MLflow at {where}: {error}") from None
 
 
-def _describe(
-    uri: str, record: Record, params: Mapping[str, Any], manifest: Manifest | None, tags: Mapping[str, str]
-) -> None:
-    """Parameters that the run does not have, tags, and the data set."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-
-    client, words = _client(uri), flat(params)
-    # MLflow lets nobody change a parameter. Only a stage after training can, and then a tag tells the later value
-    known = record.data.params
-    new = [Param(key, value) for key, value in words.items() if key not in known]
-    changed = {f"now.{key}": value for key, value in words.items() if known.get(key, value[:6000]) != value[:6000]}
-    for start in range(0, len(new), 100):
-        client.log_batch(record.info.run_id, params=new[start : start + 100])
-    client.log_batch(record.info.run_id, tags=[RunTag(key, value) for key, value in {**tags, **changed}.items()])
-
-    if manifest is None:
-        return
-    pictures = {split: manifest.rows(split) for split in sorted(manifest.shards)}
-    data = Dataset(
-        name="drawn pictures" if manifest.drawn else "pictures",
-        digest=manifest.digest[:32],  # the column is short; the tag `manifest` has all 64
-        source_type="code",
-        source=json.dumps({"tags": {"manifest": manifest.digest}}),
-        profile=json.dumps(pictures),
-    )
-    context = [InputTag("mlflow.data.context", "training")]
-    client.log_inputs(record.info.run_id, [DatasetInput(data, context)])
-
-
-def _tags(fingerprint: str, stage: str, manifest: Manifest | None) -> dict[str, str]:
-    tags = {
-        "fingerprint": fingerprint,
-        "stage": stage,
-        "manifest": manifest.digest if manifest else "",
-        "host": socket.gethostname(),
-        "process": _process(),
-        "gpu": _gpu(),
-        "dvc.stage": os.environ.get("DVC_STAGE", ""),
-        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
-        "ray.job_id": _ray_job(),
-    }
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags["git.commit"] = commit
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
-    return {name: value for name, value in tags.items() if value}
-
-
-def _git(*words: str) -> str:
-    try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _gpu() -> str:
-    # Not torch.cuda: asking it for a name takes up memory of the GPU for as long as this process lives
-    try:
-        import pynvml
-    except ImportError:
-        return ""
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return ", ".join(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-    except pynvml.NVMLError:
-        return ""
-
-
-def _ray_job() -> str:
-    # What `ray job submit` tells the driver that it starts; it is there before the driver has joined the cluster
-    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return str((config.get("metadata") or {}).get("job_submission_id", ""))
-
-
-# How MLflow is spoken to
-
-
-def _client(uri: str) -> MlflowClient:
-    from mlflow import MlflowClient
-
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).parent.is_dir():
-        raise ValueError(
-            f"{uri}: no such folder on {socket.gethostname()}. A database file serves one machine; "
-            "for several, run `mlflow server` and set tracking in machine.yaml"
+def _end(book: Journal, delivery: Delivery, status: str) -> None:
+    """Tells the end, waits for MLflow as long as that is worth it, and says what it did not take."""
+    book.write({"end": status})
+    if status == "KILLED":
+        delivery.left = min(delivery.left, STOPPED)
+    reader = Reader(book.folder)
+    if not delivery.all_sent():
+        print(
+            f"{delivery.courier.name}: not all is in MLflow at {delivery.public} ({delivery.why or 'no answer'}): "
+            f"{reader.left()} in {book.folder}. The next stage sends it, or: {SEND}",
+            file=sys.stderr,
         )
-    return MlflowClient(uri)
+    if reader.refused:
+        print(
+            f"{delivery.courier.name}: MLflow refuses {reader.refused} lines: {book.folder}/refused.jsonl",
+            file=sys.stderr,
+        )
 
 
-def _only_one(uri: str) -> AbstractContextManager[object]:
-    """Holds off others while a database may be made: four processes that find none spoil each other's tables."""
-    if not uri.startswith("sqlite:///"):
-        return nullcontext()
-    file = Path(uri.removeprefix("sqlite:///"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{file}.lock")
+def _watched() -> bool:
+    return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
 
 
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Lets a server that is not there fail in seconds; later on MLflow may wait, as it does by itself."""
-    wished = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    before = {name: os.environ.get(name) for name in wished}
-    os.environ.update({name: value for name, value in wished.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name in wished:
-            if before[name] is None:
-                os.environ.pop(name, None)
-
-
-@contextmanager
-def _plainly(uri: str) -> Iterator[None]:
-    """Turns MLflow's exceptions into an `OSError` that says which server, without its password."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise OSError(f"MLflow at {_public(uri)}: {str(error).replace(uri, _public(uri))}") from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Lets the error that is already under way through, not one about telling the server."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        print(f"the run could not be ended in MLflow: {type(error).__name__}", file=sys.stderr)
-
-
-def _public(uri: str) -> str:
-    parts = urlsplit(uri)
-    if not parts.hostname or "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _hush() -> None:
-    """Keeps the log to what a reader of a stage can use, unless MLflow's own setting says otherwise."""
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _champion(client: MlflowClient, name: str) -> dict[str, str] | None:
-    """The tags of the present champion, None if there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        version = client.get_model_version_by_alias(name, "champion")
-    except MlflowException:
-        return None
-    return {"manifest": "", "top1_error": "nan", **version.tags}
-
-
-def _requirements() -> list[str]:
-    """What the served model needs. Given outright: to let MLflow find out takes longer than all the rest."""
-    from importlib.metadata import version
-
-    return [f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "numpy")]
+def _to(uri: str, machine: Machine) -> str:
+    """The server that a journal is for; a database in the working copy wherever that may be moved to."""
+    file, base = database.path(uri), machines.base(machine)
+    return public(uri) if file is None or not file.is_relative_to(base) else f"{file.relative_to(base)}"
 
 
 def _version() -> str:
@@ -560,6 +324,50 @@ def _version() -> str:
     return version("mlflow")
 
 
-def main() -> None:
-    """Prints where the runs are, for `make ui`."""
-    print(address(machines.read()))
+# The program
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The program."""
+    given = commands.tracking().parse_args(words)
+    with redaction.guarded():
+        if given.command == "send":
+            send(given.limit)
+        elif given.command == "ui":
+            show(given.port)
+        else:
+            print(public(address(machines.read())))
+
+
+def send(limit: float) -> None:
+    """Sends what stages have left for the server that is named now; says what there is for others."""
+    machine = machines.read()
+    uri, root = address(machine), journals(machine)
+    there = [reader for reader in journal.pending(root) if reader.over]
+    if others := sorted({reader.about["to"] for reader in there} - {_to(uri, machine)}):
+        print(f"for {' and '.join(others)}: set tracking in machine.yaml, and send again")
+    if len(there) == len([reader for reader in there if reader.about["to"] in others]):
+        print(f"nothing is left for {public(uri)}")
+        return
+    with _prepared(uri, "send") as ready, courier.hired("send") as process, _refused(public(uri)):
+        _open(process, machine, uri)
+        ready()
+        delivery = Delivery(process, public(uri), lambda: _open(process, machine, uri), limit)
+        if not delivery.all_sent():
+            raise OSError(f"MLflow at {public(uri)}: not all was sent in {limit:g} s ({delivery.why or 'no answer'})")
+    print(f"all is in MLflow at {public(uri)}")
+
+
+def show(port: int) -> None:
+    """Becomes MLflow's server for a database, told of it by the environment: arguments are for all to see."""
+    uri = address(machines.read())
+    if urlsplit(uri).scheme in ("http", "https"):
+        print(f"the runs are at {public(uri)}")
+        return
+    file = database.path(uri)
+    if file is not None:
+        os.chdir(file.parent)
+        uri = database.address(Path(file.name))
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)])  # noqa: S606

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import io
 import math
 import os
 import re
@@ -13,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet.model import AlexNet, Classifier
-from pipeline import tracking
+from alexnet.model import AlexNet, Classifier, save
+from pipeline import courier, registry, tracking
 from pipeline.machine import Machine
 from pipeline.stage import Stopped
 from pipeline.tables import Manifest, Shard, Synset
@@ -54,15 +57,35 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.fixture(scope="module")
+def sender() -> Iterator[courier.Courier]:
+    """The process that speaks to MLflow: one for many tests, since it takes seconds to be there."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in list(os.environ):
+            if name.startswith(("MLFLOW_", "DVC_")):
+                environment.delenv(name)
+        environment.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+        with courier.hired("kept") as process:
+            yield process
+
+
 @pytest.fixture
-def store(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def store(home: Path, sender: courier.Courier, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A client of one database for all tests of this file; the fingerprint keeps them apart."""
+    monkeypatch.setattr(courier, "hired", lambda _: contextlib.nullcontext(sender))
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "DVC_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DVC_ROOT", str(home))
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-    return tracking._client(tracking.address(MACHINE))
+    return client()
+
+
+def client() -> Any:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking.address(MACHINE))
+    return mlflow.MlflowClient()
 
 
 def only(client: Any, fingerprint: str) -> Any:
@@ -94,28 +117,59 @@ def test_address_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
             tracking.address(Machine(tracking=folder))
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("sqlite:///we%3Fird/mlflow.db", "sqlite:///mlflow.db"),
+        ("postgresql://me:Pl4nted.Secret@db/x", "postgresql://me:Pl4nted.Secret@db/x"),
+    ],
+)
+def test_the_pages_are_told_of_a_database_by_the_environment(
+    uri: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ReplacedError(Exception):
+        pass
+
+    def execv(_: str, words: list[str]) -> None:
+        raise ReplacedError(*words)
+
+    (tmp_path / "we?ird").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(ReplacedError) as caught:
+        tracking.main(["ui", "--port", "5001"])
+    assert caught.value.args[-4:] == ("--host", "127.0.0.1", "--port", "5001")
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == told
+    assert Path.cwd() == (tmp_path / "we?ird" if uri.startswith("sqlite") else tmp_path)
+
+
+def test_the_address_is_printed_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:Pl4nted.Secret@there:5000")
+    tracking.main([])
+    tracking.main(["ui"])
+    assert capsys.readouterr().out == "http://there:5000\nthe runs are at http://there:5000\n"
+    for words in (["sned"], ["--port", "1"], ["send", "all"], ["--help"]):
+        with pytest.raises(SystemExit):
+            tracking.main(words)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_champion_has_fewer_errors_on_the_same_pictures() -> None:
     def tags(error: float, pictures: str = "a") -> dict[str, str]:
         return {"manifest": pictures, "top1_error": repr(error)}
 
-    assert tracking.beats(tags(0.9), None)
-    assert tracking.beats(tags(0.3), tags(0.4))
-    assert not tracking.beats(tags(0.4), tags(0.4))
-    assert not tracking.beats(tags(0.3, "b"), tags(0.4))
-    assert not tracking.beats(tags(math.nan), None)
-    assert not tracking.beats(tags(math.nan), tags(0.4))
-
-
-@pytest.mark.slow
-def test_a_password_is_not_printed() -> None:
-    from mlflow.exceptions import MlflowException
-
-    with (
-        pytest.raises(OSError, match="https://host:1/x: no route") as caught,
-        tracking._plainly("https://me:pw@host:1/x"),
-    ):
-        raise MlflowException("no route to https://me:pw@host:1/x")
-    assert "pw" not in str(caught.value)
+    assert registry.beats(tags(0.9), None)
+    assert registry.beats(tags(0.3), tags(0.4))
+    assert not registry.beats(tags(0.4), tags(0.4))
+    assert not registry.beats(tags(0.3, "b"), tags(0.4))
+    assert not registry.beats(tags(math.nan), None)
+    assert not registry.beats(tags(math.nan), tags(0.4))
 
 
 @pytest.mark.slow
@@ -155,7 +209,6 @@ def test_the_experiment_and_the_run_may_be_named(store: Any, monkeypatch: pytest
 @pytest.mark.slow
 def test_the_machine_is_watched(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     with tracking.run(MACHINE, "watched", {}, manifest(), "train"):
         time.sleep(2)
     assert "system/cpu_utilization_percentage" in only(store, "watched").data.metrics
@@ -249,7 +302,7 @@ def test_artifacts_lie_in_the_working_copy_that_lasts(
 
 KILLED = """
 import sys, time
-from pipeline import tracking
+from pipeline import registry, tracking
 from pipeline.machine import Machine
 from pipeline.tables import Manifest
 pictures = Manifest(side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True)
@@ -301,11 +354,11 @@ def test_four_at_once_on_no_database(store: Any, tmp_path: Path, monkeypatch: py
     code = KILLED.replace("time.sleep(600)", "pass")
     processes = [subprocess.Popen([sys.executable, "-c", code, f"at once {number}"], env=path) for number in range(4)]
     assert [process.wait(120) for process in processes] == [0] * 4
-    client = tracking._client(tracking.address(MACHINE))
+    there = client()
     for number in range(4):
-        record = only(client, f"at once {number}")
+        record = only(there, f"at once {number}")
         assert record.info.status == "FINISHED"
-        assert len(values(client, record.info.run_id, "loss")) == 5
+        assert len(values(there, record.info.run_id, "loss")) == 5
 
 
 @pytest.mark.slow
@@ -318,12 +371,6 @@ def test_a_server_that_is_not_there_fails_soon_and_plainly(store: Any) -> None:
         with pytest.raises(OSError, match=f"MLflow at {uri}"):
             run.__enter__()
         assert time.monotonic() - start < 30
-
-
-@pytest.mark.slow
-def test_a_database_on_another_machine_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="A database file serves one machine"):
-        tracking.Run(f"sqlite:///{tmp_path}/nowhere/mlflow.db", "1", "", manifest()).log(0, {"loss": 1.0})
 
 
 def classifier(normalization: Any, seed: int, border: Any = "overhang") -> Classifier:
@@ -340,6 +387,14 @@ def classifier(normalization: Any, seed: int, border: Any = "overhang") -> Class
     return Classifier(network, torch.rand(3, 256, 256) * 255)  # in training mode, as it comes from a training
 
 
+def saved(network: Classifier) -> bytes:
+    """A model.pt of the network."""
+    file = io.BytesIO()
+    facts = {"fingerprint": "f", "classes": [["n1", "a"], ["n2", "b"]], "drawn": False, "manifest": "m"}
+    save(file, network.network, **facts, mean=network.mean_CHW, mean_kind="image")
+    return file.getvalue()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("normalization", "border", "side"),
@@ -351,9 +406,8 @@ def test_the_served_model_is_the_network(store: Any, normalization: str, border:
     network = classifier(normalization, 1, border)
     pictures = manifest(drawn=False)
     with tracking.run(MACHINE, f"served {normalization}", {}, pictures, "evaluate", adopt=True) as run:
-        uri = run.model(network, [("n1", "a"), ("n2", "b")], b"weights")
-    assert network.training, "the network that was given has changed"
-    served = mlflow.pyfunc.load_model(uri)
+        assert run.publish(saved(network), network.network.model, 0.5)
+    served = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     generator = np.random.default_rng(0)
     for count in (1, 2, 5):
         patches = generator.uniform(0, 255, (count, 3, side, side)).astype(np.float32)
@@ -374,10 +428,11 @@ def test_each_kind_of_network_has_a_champion_of_its_own() -> None:
 def test_candidate_and_champion(store: Any) -> None:
     def publish(seed: int, error: float, pictures: int) -> tuple[str, ...]:
         with tracking.run(MACHINE, f"published {seed}", {}, manifest(pictures), "evaluate", adopt=True) as run:
-            return run.publish(classifier("none", seed), [("n1", "a"), ("n2", "b")], weights(seed), error)
+            return run.publish(weights(seed), PAPER, error)
 
+    @functools.cache
     def weights(seed: int) -> bytes:
-        return f"model.pt {seed}".encode()
+        return saved(classifier("none", seed))
 
     def champion() -> str:
         return str(store.get_model_version_by_alias("alexnet-drawn", "champion").tags["weights"])
@@ -396,9 +451,9 @@ def test_candidate_and_champion(store: Any) -> None:
 
 @pytest.mark.slow
 def test_the_weights_of_a_model_are_found_by_each_of_its_names(store: Any) -> None:
-    given = b"what data/model.pt holds"
+    given = saved(classifier("none", 5))
     with tracking.run(MACHINE, "weights", {}, manifest(drawn=False), "evaluate", adopt=True) as run:
-        run.publish(classifier("none", 5), [("n1", "a"), ("n2", "b")], given, 0.5)
+        run.publish(given, PAPER, 0.1)
     version = store.get_model_version_by_alias("alexnet", "candidate")
     logged = store.get_model_version("alexnet", version.version).source
     names = ["models:/alexnet@champion", f"models:/alexnet/{version.version}", logged, f"runs:/{run.run_id}/model"]

@@ -1,0 +1,81 @@
+"""Whether the process that began something lives: known by what the kernel counts since boot, not by the clock."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+PROC = Path("/proc")
+
+TOLERANCE = 300.0
+"""Seconds by which a start may seem to differ where it is known by the clock alone: the clock can have been set since."""
+
+
+def identity() -> str:
+    """This process: host, number and start. Where /proc tells them, the start is the boot, the namespace and the ticks."""
+    number = os.getpid()
+    return f"{socket.gethostname()} {number} {_start(number) or f'{psutil.Process().create_time():.2f}'}"
+
+
+def lives(words: str) -> bool | None:
+    """Whether the process of that identity is there; None if that cannot be known here: of another machine, or container."""
+    host, _, rest = words.partition(" ")
+    number, _, start = rest.partition(" ")
+    if host != socket.gethostname() or not number.isdigit():
+        return None
+    if "/" not in start:
+        return _lives_by_the_clock(int(number), start)
+    machine, boot, namespace, ticks = start.split("/")
+    if boot != _boot():
+        return False if machine and machine == _machine() else None
+    if namespace != _namespace():
+        return None
+    return _ticks(int(number)) == ticks
+
+
+def _lives_by_the_clock(number: int, start: str) -> bool:
+    try:
+        return abs(psutil.Process(number).create_time() - float(start)) < TOLERANCE and not _ended(number)
+    except (psutil.Error, ValueError):
+        return False
+
+
+def _ended(number: int) -> bool:
+    return psutil.Process(number).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+def _start(number: int) -> str:
+    boot, namespace, ticks = _boot(), _namespace(), _ticks(number)
+    return f"{_machine()}/{boot}/{namespace}/{ticks}" if boot and namespace and ticks else ""
+
+
+def _machine() -> str:
+    return _read(Path("/etc/machine-id"))
+
+
+def _boot() -> str:
+    return _read(PROC / "sys/kernel/random/boot_id")
+
+
+def _namespace() -> str:
+    """The inode of the namespace that the numbers are of: two containers may have one host name."""
+    with suppress(OSError):
+        return str((PROC / "self/ns/pid").stat().st_ino)
+    return ""
+
+
+def _ticks(number: int) -> str:
+    """When the process began, in ticks since boot; nothing if it is not there, or has ended and waits to be asked how."""
+    # behind the name, which is in parentheses and may hold any character: state is the 3rd field, the start the 22nd
+    fields = _read(PROC / str(number) / "stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
+
+
+def _read(file: Path) -> str:
+    with suppress(OSError):
+        return file.read_text().strip()
+    return ""

@@ -1,0 +1,105 @@
+"""Secrets stay out of what is said and kept: passwords in addresses, tokens in queries, what the environment calls secret."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TextIO
+from urllib.parse import quote, unquote
+
+HIDDEN = "***"
+
+SHORTEST = 8
+"""Characters of a secret that is hidden wherever it stands: a shorter one is part of too many words."""
+
+NAMES = re.compile(r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|(API)?KEY)$", re.IGNORECASE)
+"""Variables of the environment whose values are secrets."""
+
+USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#'\"<>`]*@", re.I)
+"""What stands before the host of an address: a user, and perhaps a password."""
+
+PASSWORDS = re.compile(r"://[^:/?#\s]*:(\S*)@"), re.compile(r"https?://([^:/?#\s]*)@")
+"""A password as SQLAlchemy reads it, which takes a slash in it too; and a token in place of the user."""
+
+QUERY = re.compile(
+    r"(?P<name>[?&;](?:[\w.-]*(?:token|signature|secret|password|passwd|credential|api_?key)|sig|key|pwd|auth)=)[^&;\s'\"<>]+",
+    re.I,
+)
+
+HEADER = re.compile(r"\b(?P<kind>Bearer|Basic)\s+[A-Za-z0-9+/=._~-]{8,}")
+
+
+def redact(text: str) -> str:
+    """The text without secrets: those that are known here, and whatever stands where a secret does in an address."""
+    for secret in _known():
+        text = text.replace(secret, HIDDEN)
+    text = QUERY.sub(rf"\g<name>{HIDDEN}", USER.sub(r"\g<scheme>", text))
+    return HEADER.sub(rf"\g<kind> {HIDDEN}", text)
+
+
+def _known() -> list[str]:
+    """The secrets of the environment, the longest first: one may be a part of another."""
+    found = set(_also)
+    for name, value in os.environ.items():
+        found |= _spellings(value) if NAMES.search(name) else _of_address(value)
+    return sorted(found, key=len, reverse=True)
+
+
+def also(address: str) -> str:
+    """Lets the password of an address that is not in the environment be hidden from now on; returns the address."""
+    _also.update(_of_address(address))
+    return address
+
+
+_also: set[str] = set()
+
+
+def _spellings(secret: str) -> set[str]:
+    plain = unquote(secret)
+    return {word for word in (secret, plain, quote(plain, safe="")) if len(word) >= SHORTEST}
+
+
+def _of_address(words: str) -> set[str]:
+    found = [secret for pattern in PASSWORDS for secret in pattern.findall(words)]
+    return {spelling for secret in found for spelling in _spellings(secret)}
+
+
+class Redacted:
+    """A stream of text that passes on all but secrets."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text without its secrets."""
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Writes each line without its secrets."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """While the block runs, what is printed has no secrets; a traceback has none after it either."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Redacted(sys.stdout), Redacted(sys.stderr)
+    sys.excepthook = _tell
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
