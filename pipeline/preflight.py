@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline import machine, params, room, stage
+from pipeline import added, machine, params, room, stage
 from pipeline.machine import Machine
 
 SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
@@ -85,7 +85,7 @@ def _port(address: str) -> int | None:
 def _params(faults: list[str]) -> tuple[Mapping[str, Any], Network | None]:
     """The file, and how large its network is; None where the file has faults."""
     try:
-        document = params.load(params.PARAMS)
+        document = added.completed(params.load(params.PARAMS))
     except params.ParamsError as error:
         faults.append(str(error))
         return {}, None

@@ -84,6 +84,14 @@ def test_a_fault_in_any_section_is_told_before_the_first_stage(here: Path, chang
     assert not (here / "work/checked").exists(), "taken for good"
 
 
+def test_a_file_of_before_a_key_was_added_is_good(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.added.ADDED", {"report.pictures": 8})
+    document = params.load(Path("params.yaml"))
+    del document["report"]["pictures"]
+    YAML(typ="safe").dump(document, Path("params.yaml"))
+    assert faults() == []
+
+
 def test_two_faults_of_different_kinds_are_told_together(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(results__sede=1)
     (here / "machine.yaml").write_text("workers: 0\n")
