@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,7 @@ def made_up(folder: Path, rows: int, apart: bool, section: Resize) -> Path:
         "archive": places,
         "offset": offset,
         "length": length,
+        "crc32": np.random.default_rng(0).integers(0, 2**32, rows, np.uint32),
     }
     archives = {"name": names, "bytes": sizes, "sha256": ["0" * 64] * len(names), "md5": [None] * len(names)}
     store(folder, section, index, archives, [Synset(wnid=wnid, words=wnid) for wnid in wnids])
@@ -140,6 +142,7 @@ def archive(folder: Path, count: int, section: Resize) -> Path:
         "archive": ["archive"] * count,
         "offset": number * len(data),
         "length": np.full(count, len(data)),
+        "crc32": np.full(count, zlib.crc32(data), np.uint32),
     }
     archives = {"name": ["archive"], "bytes": [count * len(data)], "sha256": ["0" * 64], "md5": [None]}
     store(folder, section, index, archives, [Synset(wnid="n0", words="any")])

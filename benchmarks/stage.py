@@ -27,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+import zlib
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -117,7 +118,7 @@ def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, image
             archive.write(data)
             digest.update(data)
             known = {"id": f"{number:08}", "split": "train", "label": 0, "wnid": "n0", "archive": "archive"}
-            rows.append({**known, "offset": offset, "length": len(data)})
+            rows.append({**known, "offset": offset, "length": len(data), "crc32": zlib.crc32(data)})
             offset += len(data)
         os.fsync(archive.fileno())
     tables.write(pa.Table.from_pylist(rows, schema=tables.INDEX), tables.INDEX, folder / "data/index/index.parquet")

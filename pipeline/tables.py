@@ -33,6 +33,7 @@ INDEX = pa.schema(
         "archive": pa.string(),  # the file's name in the data store
         "offset": pa.int64(),  # of the picture's first byte in the archive
         "length": pa.int64(),  # in bytes
+        "crc32": pa.uint32(),  # of those bytes, as they lay there when the archive was hashed (zlib.crc32)
     }
 )
 

@@ -85,7 +85,13 @@ def contents(
 
 def _picture(name: str, found: Found, place: Place) -> Picture:
     return Picture(
-        id=name, split=found.split, wnid=found.wnid, archive=place.archive, offset=place.offset, length=place.length
+        id=name,
+        split=found.split,
+        wnid=found.wnid,
+        archive=place.archive,
+        offset=place.offset,
+        length=place.length,
+        crc32=place.crc32,
     )
 
 

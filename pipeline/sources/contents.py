@@ -29,6 +29,8 @@ class Picture:
     archive: str
     offset: int
     length: int
+    crc32: int | None
+    """Of its bytes; None for a picture that is a file of its own, of which its `Archive` knows it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,8 @@ class Archive:
     sha256: str
     md5: str | None
     """What the sets of our field are published with; None for a picture that is a file of its own."""
+    crc32: int | None = None
+    """Of all its bytes, where the file is a picture by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +95,26 @@ def gathered(
     rows = rows.select(tables.INDEX.names).combine_chunks()
     if not pc.any(pc.equal(rows["split"], "val")).as_py():
         raise ValueError(f"{store}: no validation picture of these classes was found")
-    listed = tables.collect(archives(pc.unique(rows["archive"]).to_pylist()), tables.ARCHIVES)
+    known = tables.collect(archives(pc.unique(rows["archive"]).to_pylist()), _HASHED)
+    rows = _checked(rows, known, store)
+    listed = known.select(tables.ARCHIVES.names)
     return Contents(classes=taken, pictures=rows, archives=listed, drawn=drawn, notes=(*notes, *left_out))
+
+
+_HASHED = tables.ARCHIVES.append(tables.INDEX.field("crc32"))
+
+
+def _checked(rows: pa.Table, archives: pa.Table, store: AnyPath) -> pa.Table:
+    """The rows, each with its checksum: that of a picture which is a file of its own came when the file was hashed."""
+    places = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
+    alone = pc.is_null(rows["crc32"])
+    changed = pc.and_(alone, pc.not_equal(rows["length"], archives["bytes"].take(places)))
+    if pc.any(changed).as_py():
+        name = rows["archive"].filter(changed)[0].as_py()
+        raise ValueError(f"{store / name}: changed while it was read. Run it again")
+    crc32 = pc.coalesce(rows["crc32"], archives["crc32"].take(places))
+    assert crc32.null_count == 0, rows.filter(pc.is_null(crc32))
+    return rows.set_column(rows.schema.get_field_index("crc32"), "crc32", crc32)
 
 
 def _refuse_twice(rows: pa.Table, store: AnyPath) -> None:

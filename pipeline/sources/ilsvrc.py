@@ -221,10 +221,7 @@ def synset_pictures(
         name = _named(_TRAIN_PICTURE, member.name, where, f"{wnid}_10026.JPEG")
         if name.group(2) != wnid:
             raise ValueError(f"{where}: member {member.name} is of {name.group(2)}, not of {wnid}. Fetch it again")
-        yield (
-            name.group(1),
-            Place(archive=paths.below(store, path), offset=start + member.offset_data, length=member.size),
-        )
+        yield name.group(1), _place(file, path, store, start + member.offset_data, member.size)
 
 
 def _train(file: Hashed, path: AnyPath, store: AnyPath, known: Devkit, complete: bool) -> Iterator[Picture]:
@@ -261,7 +258,7 @@ def _numbered(
                 f"{path}: member {member.name}: the {split} ground truth has no line {number}, it has {len(wnids)}. "
                 "Both have to be of one year"
             )
-        place = Place(archive=paths.below(store, path), offset=member.offset_data, length=member.size)
+        place = _place(file, path, store, member.offset_data, member.size)
         yield picture(name.group(1), split, wnids[number - 1], place)
     if complete and count != len(wnids):
         raise ValueError(
@@ -275,7 +272,11 @@ def _patches(file: Hashed, path: AnyPath, store: AnyPath) -> Iterator[tuple[str,
     for member in members(file, 0, file.bytes, str(path)):
         name = PurePosixPath(member.name)
         if name.suffix == ".JPEG":
-            yield name.stem, Place(archive=paths.below(store, path), offset=member.offset_data, length=member.size)
+            yield name.stem, _place(file, path, store, member.offset_data, member.size)
+
+
+def _place(file: Hashed, path: AnyPath, store: AnyPath, start: int, length: int) -> Place:
+    return Place(archive=paths.below(store, path), offset=start, length=length, crc32=file.crc32(start, length))
 
 
 def _patched(pictures: Iterable[Picture], patches: dict[str, Place]) -> Iterator[Picture]:
@@ -287,7 +288,15 @@ def _patched(pictures: Iterable[Picture], patches: dict[str, Place]) -> Iterator
 
 def picture(name: str, split: str, wnid: str, place: Place) -> Picture:
     """A picture in its place."""
-    return Picture(id=name, split=split, wnid=wnid, archive=place.archive, offset=place.offset, length=place.length)
+    return Picture(
+        id=name,
+        split=split,
+        wnid=wnid,
+        archive=place.archive,
+        offset=place.offset,
+        length=place.length,
+        crc32=place.crc32,
+    )
 
 
 def _named(pattern: re.Pattern[str], name: str, where: str, example: str) -> re.Match[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, cast
@@ -82,6 +83,14 @@ class Hashed:
         part = self._file.read(length)
         self._see(part[max(0, self._seen - start) :])
         return part
+
+    def crc32(self, start: int, length: int) -> int:
+        """The checksum of a range of bytes, most of which nothing else has read."""
+        end, crc32 = start + length, 0
+        while start < end and (part := self.read(start, min(CHUNK, end - start))):
+            crc32 = zlib.crc32(part, crc32)
+            start += len(part)
+        return crc32
 
     def archive(self, name: str) -> Archive:
         """The file's size and checksums, when the rest of it has been read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pipeline import paths
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.sources.contents import Archive
-from pipeline.sources.tars import members, reading
+from pipeline.sources.tars import CHUNK, members, reading
 
 ENDINGS = frozenset((".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """A file is taken for a picture by its ending, in small or capital letters; whether it is one, `resize` finds out."""
@@ -30,6 +31,8 @@ class Place:
     archive: str
     offset: int
     length: int
+    crc32: int | None = None
+    """Of these bytes; None for a file of its own that is not hashed yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +93,13 @@ class Tree:
             return found
 
     def _hashed(self, name: str) -> Archive:
+        sha256, crc32, length = hashlib.sha256(), 0, 0
         with (self.store / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-            return Archive(name=name, bytes=file.tell(), sha256=digest.hexdigest(), md5=None)
+            while part := file.read(CHUNK):
+                sha256.update(part)
+                crc32 = zlib.crc32(part, crc32)
+                length += len(part)
+        return Archive(name=name, bytes=length, sha256=sha256.hexdigest(), md5=None, crc32=crc32)
 
 
 def of_folder(folder: AnyPath, store: AnyPath) -> Tree:
@@ -121,6 +128,7 @@ def of_tar(file: AnyPath, store: AnyPath) -> Tree:
             path = PurePosixPath(member.name).as_posix()
             if path in found:
                 raise ValueError(f"{file}: member {path} is there twice. Fetch the archive again")
-            found[path] = Place(archive=name, offset=member.offset_data, length=member.size)
+            crc32 = whole.crc32(member.offset_data, member.size)
+            found[path] = Place(archive=name, offset=member.offset_data, length=member.size, crc32=crc32)
         archive = whole.archive(name)
     return Tree(where=file, store=store, files=dict(sorted(found.items())), tars=(archive,))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import tarfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,6 +127,7 @@ def assert_indexed(store: Store) -> None:
     assert [f"{picture.id}.JPEG" for picture in pictures] == list(there)
     for picture in pictures:
         assert store.picture(picture) == there[f"{picture.id}.JPEG"]
+        assert picture.crc32 == zlib.crc32(store.picture(picture))
     train = [picture for picture in pictures if picture.split == "train"]
     val = [picture for picture in pictures if picture.split == "val"]
     assert [picture.wnid for picture in train] == [picture.id.split("_")[0] for picture in train]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def lay_out(folder: Path) -> None:
                     "archive": archive,
                     "offset": member.offset_data,
                     "length": member.size,
+                    "crc32": zlib.crc32(pictures()[member.name.removesuffix(".JPEG")]),
                 }
                 for member in tar
             ]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ import pytest
 
 from pipeline import download, fetch, params
 from pipeline.fetch import Remote
-from pipeline.sources import cifar10, huggingface, ilsvrc2010, ilsvrc2012, imagenette, tars, tiny_imagenet
-from pipeline.sources.contents import Contents
+from pipeline.sources import cifar10, huggingface, ilsvrc2010, ilsvrc2012, imagenette, tars, tiny_imagenet, tree
+from pipeline.sources.contents import Archive, Contents
 from tests.pipeline import layouts
 from tests.pipeline.layouts import Layout
 from tests.pipeline.miniature import jpeg
@@ -71,6 +72,7 @@ def test_every_row_is_the_picture_its_class_and_its_split(store: Path, name: str
         assert pixels(data) == pixels(layout.rows[name_][2])
     for row in found.pictures.to_pylist():
         assert row["label"] == sorted(layout.words).index(row["wnid"])
+        assert row["crc32"] == zlib.crc32(listed[row["id"]][2])
     assert not found.drawn
 
 
@@ -78,6 +80,22 @@ def pixels(data: bytes) -> bytes:
     from alexnet.dataset import decode
 
     return decode(data).numpy().tobytes()
+
+
+def test_a_picture_by_itself_that_changes_while_it_is_read_is_refused(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = layouts.imagefolder(store)
+    hashed = tree.Tree._hashed
+
+    def longer(self: tree.Tree, name: str) -> Archive:
+        with (store / name).open("ab") as file:
+            file.write(b"x")
+        return hashed(self, name)
+
+    monkeypatch.setattr(tree.Tree, "_hashed", longer)
+    with pytest.raises(ValueError, match=r"my/pets/train/Cat/0\.jpg: changed while it was read\. Run it again"):
+        contents(store, layout.section)
 
 
 @pytest.mark.parametrize("name", layouts.ALL)

@@ -99,9 +99,27 @@ def test_a_missing_and_a_cut_file_are_named(shard: Path, tmp_path: Path) -> None
 
 
 INDEX_ROWS: list[dict[str, Any]] = [
-    {"id": "a", "split": "train", "label": 0, "wnid": "n01440764", "archive": "x.tar", "offset": 512, "length": 88},
-    {"id": "b", "split": "val", "label": 1, "wnid": "n01443537", "archive": "x.tar", "offset": 600, "length": 0},
-    {"id": "c", "split": "test", "label": -1, "wnid": "", "archive": "y.tar", "offset": 0, "length": 9},
+    {
+        "id": "a",
+        "split": "train",
+        "label": 0,
+        "wnid": "n01440764",
+        "archive": "x.tar",
+        "offset": 512,
+        "length": 88,
+        "crc32": 1,
+    },
+    {
+        "id": "b",
+        "split": "val",
+        "label": 1,
+        "wnid": "n01443537",
+        "archive": "x.tar",
+        "offset": 600,
+        "length": 0,
+        "crc32": 0,
+    },
+    {"id": "c", "split": "test", "label": -1, "wnid": "", "archive": "y.tar", "offset": 0, "length": 9, "crc32": 2},
 ]
 
 
