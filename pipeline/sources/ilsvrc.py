@@ -6,31 +6,22 @@ compressed tar with `meta.mat` and the ground truth. Nothing is unpacked: a pict
 
 from __future__ import annotations
 
-import io
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
-
-import numpy as np
-from scipy.io import loadmat
 
 from pipeline import paths
 from pipeline.fetch import Remote
 from pipeline.paths import AnyPath
-from pipeline.sources import bounds, published, repacked
+from pipeline.sources import bounds, matlab, published, repacked
 from pipeline.sources.contents import Archive, Choice, Contents, Picture, gathered
 from pipeline.sources.tars import Hashed, hashed, members, reading
 from pipeline.sources.tree import Place
 from pipeline.tables import Synset
 
 META = "data/meta.mat"
-
-COMPRESSED = 15
-"""The kind of a part of a MATLAB file that holds another, deflated."""
 
 PART = "; or, if a part of the set is what you want, set params.yaml: source.complete: false"
 
@@ -184,14 +175,13 @@ def _unpack(file: AnyPath, wanted: tuple[str, ...], year: Year) -> dict[str, byt
 def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
     """Number, synset and number of training pictures of the low-level synsets, by rank of the WordNet id."""
     try:
-        synsets = loadmat(io.BytesIO(_inflated(meta)), squeeze_me=True)["synsets"]  # type: ignore[arg-type]  # a file object will do
         rows = sorted(
-            (str(row["WNID"]), int(row[field]), str(row["words"]), int(row["num_train_images"]))
-            for row in np.atleast_1d(synsets)
+            (str(row["WNID"]), int(*row[field]), str(row["words"]), int(*row["num_train_images"]))
+            for row in matlab.read(meta)["synsets"]
             # the other synsets are the inner nodes of WordNet's tree: no picture is of them
-            if int(row["num_children"]) == 0
+            if int(*row["num_children"]) == 0
         )
-    except Exception as error:  # loadmat fails in many ways on bytes that are no MATLAB file
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{file}: {META}: no list of synsets in it ({type(error).__name__}: {error})") from None
     for kind, values in (("WNID", [row[0] for row in rows]), (field, [row[1] for row in rows])):
         twice = [value for value, count in Counter[str | int](values).items() if count > 1]
@@ -199,24 +189,6 @@ def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[S
             raise ValueError(f"{file}: {META}: {kind} {twice[0]} is there twice")
     classes = tuple(Synset(wnid=wnid, words=words) for wnid, _, words, _ in rows)
     return [row[1] for row in rows], classes, tuple(row[3] for row in rows)
-
-
-def _inflated(mat: bytes) -> bytes:
-    """A MATLAB file of version 5 whose parts are not compressed, so that what is read has no more bytes than are here."""
-    order: Literal["little", "big"] = "big" if mat[126:128] == b"MI" else "little"
-    parts, place, room = [mat[:128]], 128, bounds.SMALL
-    while place + 8 <= len(mat):
-        kind, length = (int.from_bytes(mat[at : at + 4], order) for at in (place, place + 4))
-        part = mat[place : place + 8 + length]
-        if kind == COMPRESSED:
-            unpacker = zlib.decompressobj()
-            part = unpacker.decompress(part[8:], room + 1)
-        room -= len(part)
-        if room < 0:
-            raise ValueError(f"more than {bounds.SMALL:,} bytes come out of {len(mat):,}")
-        parts.append(part)
-        place += 8 + length
-    return b"".join(parts)
 
 
 def synset_tars(file: Hashed, path: AnyPath) -> Iterator[tuple[str, int, int]]:

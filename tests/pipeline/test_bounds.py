@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -13,12 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.io import loadmat
 
 from pipeline import fetch
-from pipeline.sources import bounds, huggingface, ilsvrc, repacked, tars, tree
+from pipeline.sources import bounds, huggingface, ilsvrc, imagefolder, matlab, repacked, tars, tree
+from tests import fuzz
+from tests.pipeline import layouts
 from tests.pipeline.server import File, Server, serving
 from tests.pipeline.test_ilsvrc import meta
 
@@ -124,7 +129,7 @@ def test_a_meta_mat_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeyp
     whole = meta()
     assert ilsvrc._synsets(tmp_path, whole, "ILSVRC2012_ID")[0]
     packed = zlib.compress(bytes(2**20))
-    bomb = whole[:128] + struct.pack("<LL", ilsvrc.COMPRESSED, len(packed)) + packed
+    bomb = whole[:128] + struct.pack("<LL", matlab.COMPRESSED, len(packed)) + packed
     with pytest.raises(ValueError, match=r"meta\.mat: no list of synsets in it .*more than 65,536 bytes come out"):
         ilsvrc._synsets(tmp_path, bomb, "ILSVRC2012_ID")
 
@@ -177,3 +182,30 @@ def test_a_list_that_is_none_is_refused(
         fetch.listing(f"{server.url}/list", {"Authorization": "Bearer mine"})
     server.files["/list"] = File(json.dumps([{"path": "a"}]).encode(), headers={"Link": '</2>; rel="next"'})
     assert fetch.listing(f"{server.url}/list") == ([{"path": "a"}], f"{server.url}/2")
+
+
+def test_meta_mat_is_read_as_scipy_reads_it() -> None:
+    for data in (meta(), layouts.meta(2010, dict.fromkeys(layouts.WNIDS, (5, 4)))):
+        ours, theirs = matlab.read(data)["synsets"], loadmat(io.BytesIO(data), squeeze_me=True)["synsets"]
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert set(one) == set(other.dtype.names)
+            for name, value in one.items():
+                assert np.array_equal(value if isinstance(value, str) else np.squeeze(value), other[name])
+
+
+def test_no_damage_of_a_meta_mat_crashes_or_is_another_error() -> None:
+    """SciPy's reader ended the process at one of three hundred."""
+    lots, whole = np.random.default_rng(0), meta()
+    for _ in range(500):
+        with contextlib.suppress(ValueError):
+            ilsvrc._synsets(Path("devkit"), fuzz.damaged(whole, whole, lots), "ILSVRC2012_ID")
+
+
+def test_a_list_of_kaggle_s_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/LOC_val_solution.csv").write_bytes(b'ImageId,PredictionString\n"' + b"x" * 200_000)
+    with pytest.raises(
+        ValueError, match=r"LOC_val_solution\.csv: no list of pictures and their classes \(field larger"
+    ):
+        imagefolder._solved(tree.of_folder(tmp_path / "set", tmp_path), "val")
