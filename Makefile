@@ -16,7 +16,7 @@ ONLY ?=
 EXPERIMENT ?= ablations
 PORT ?= 5000
 
-.PHONY: help repro test fast lint mutants kills faults whole compare ablations ui audit licences lock clean
+.PHONY: help repro test fast lint mutants kills faults fuzz whole compare ablations ui audit licences lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -44,6 +44,9 @@ kills: .venv/installed ## kills every stage again and again and compares what co
 
 faults: .venv/installed ## the faults of docs/faults.md that take long, or need network namespaces
 	@pytest --faults -m faults
+
+fuzz: .venv/installed ## 20,000 damaged pictures, archives, tables, networks and lists, and what is said of each
+	@python tests/fuzz.py --cases 20000 --seed 0
 
 whole: .venv/installed ## the whole workflow with each recipe at full width, and on a small set of each source
 	@pytest tests/test_whole.py --whole

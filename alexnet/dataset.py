@@ -5,11 +5,9 @@ Names of arrays end in their axes: B images, C channels (red, green, blue), H ro
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -19,23 +17,30 @@ from typing import BinaryIO, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    Image,
+    TiffImagePlugin,  # noqa: F401 - else Pillow loads each of its plugins to find this one
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 from torch import Tensor
 from torch.nn import functional
+
+from alexnet import limits
+from alexnet.limits import FRAMES, jpeg_segments
 
 Filter = Literal["bilinear", "bicubic", "area"]
 
 Fit = Literal["crop", "warp"]
 
-MAX_PIXELS = 80_000_000
-"""A picture that claims more is refused before it is unpacked. The largest of ILSVRC-2012 have some 60 million."""
-
-
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of a JPEG's frame header: depth, height, width, components. The three left out define tables."""
-
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 """The head of a PPM as it is usually written; width, height. The pixels follow as they are."""
+
+FAST_PPM = (3, 2)
+"""Of such a PPM, as in `limits.COST`."""
+
+STRIP = 2**20
+"""Pixels that are converted at a time."""
 
 EXIF = b"Exif\0\0"
 """How the EXIF block of a file begins."""
@@ -82,29 +87,29 @@ class Undecodable(ValueError):  # noqa: N818 - a verdict on the bytes, said as o
 
 
 def decode(data: bytes) -> Tensor:
-    """The picture in `data`, a file of any format, as uint8 3 x H x W in red, green, blue.
+    """The picture in `data`, a file of one of `limits.FORMATS`, as uint8 3 x H x W in red, green, blue.
 
+    It takes at most `limits.MEMORY`, 1 GiB, and some ten seconds: what may take more is refused by what it claims.
     The picture is taken as it lies in the file: an EXIF rotation is not applied (but a TIFF's tag, which says how its
     rows lie) and a colour profile is ignored, grey becomes three equal channels, transparency is dropped, 16 bits keep
     their upper 8, an animation gives its first picture. Raises `Undecodable` with the reason.
     """
     if not data:
         raise Undecodable("the file is empty")
+    _refuse(limits.of_file(data))
     pixels = PPM.match(data)
     if pixels is not None:
         width, height = int(pixels[1]), int(pixels[2])
-        _refuse_bomb(width, height)
+        _refuse(limits.of_size(width, height, FAST_PPM, data))
         if len(data) == pixels.end() + 3 * width * height:
             return _pixels(data, pixels.end(), height, width)
-    frame = _jpeg_frame(data)
-    if frame is not None:
-        components, height, width = frame
-        _refuse_bomb(width, height)
-        if components in (1, 3):
-            try:
-                return _decode_jpeg(data)
-            except RuntimeError:
-                pass  # Pillow decides: it reads more kinds of JPEG, and says plainly what is wrong with the others
+    jpeg = limits.jpeg(data)
+    _refuse(jpeg.reason)
+    if jpeg.components in (1, 3):
+        try:
+            return _decode_jpeg(data)
+        except RuntimeError:
+            pass  # Pillow decides: it reads more kinds of JPEG, and says plainly what is wrong with the others
     return _decode_with_pillow(data)
 
 
@@ -119,40 +124,19 @@ def _decode_jpeg(data: bytes) -> Tensor:
     return picture_CHW
 
 
-def _jpeg_frame(data: bytes) -> tuple[int, int, int] | None:
-    """(components, height, width) from a JPEG's frame header; None if there is none to be found."""
-    for marker, start, end in jpeg_segments(data):
-        if marker in FRAMES and end - start >= 6:
-            height, width = (int.from_bytes(data[start + at : start + at + 2]) for at in (1, 3))
-            return data[start + 5], height, width
-    return None
-
-
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of the segments before a JPEG's pixels, without their length; none of another file."""
-    if not data.startswith(b"\xff\xd8\xff"):
-        return
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
-        if data[place + 1] == 0xFF:  # a fill byte
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
-        yield data[place + 1], place + 4, min(end, len(data))
-        place = end
-
-
-def _refuse_bomb(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise Undecodable(f"too many pixels: it claims {width} x {height}, more than {MAX_PIXELS:,}")
+def _refuse(reason: str) -> None:
+    if reason:
+        raise Undecodable(reason)
 
 
 def _decode_with_pillow(data: bytes) -> Tensor:
+    for check in (limits.of_ppm, limits.of_webp, limits.of_tiff):
+        _refuse(check(data))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that nobody here reads
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                _refuse_bomb(*picture.size)
+            with _opened(data) as picture:
+                _refuse(limits.of_size(*picture.size, limits.COST[str(picture.format)], data))
                 return torch.from_numpy(_rgb(picture)).permute(2, 0, 1)
         except Undecodable:
             raise
@@ -161,18 +145,35 @@ def _decode_with_pillow(data: bytes) -> Tensor:
                 f"no known format of pictures: {len(data)} bytes, the first are {data[:8].hex(' ')}"
             ) from None
         except Image.DecompressionBombError:
-            raise Undecodable(f"too many pixels: it claims more than {MAX_PIXELS:,}") from None
+            raise Undecodable(f"too many pixels: it claims more than {limits.MAX_PIXELS:,}") from None
         except Exception as error:  # a broken file can raise anything in Pillow's parsers
             raise Undecodable(f"damaged: {str(error) or type(error).__name__}") from None
 
 
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(limits.Counted(data), formats=limits.FORMATS)
+
+
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """H x W x 3, some rows at a time: each step of Pillow copies all it is given."""
+    if picture.mode in ("I", "F"):
+        raise Undecodable(f"pixels without a known range: of mode {picture.mode} (32 bits)")
+    picture.load()
+    width, height = picture.size
+    rows = max(1, STRIP // width)
+    if rows >= height:
+        return _converted(picture)
+    whole = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        whole[top : top + rows] = _converted(picture.crop((0, top, width, min(height, top + rows))))
+    return whole
+
+
+def _converted(picture: Image.Image) -> NDArray[np.uint8]:
     """H x W x 3. Pillow undoes Adobe's inverted CMYK when it reads the file."""
     if picture.mode.startswith("I;16"):
         grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)  # Pillow's own conversion clips at 255
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.mode in ("I", "F"):
-        raise Undecodable(f"pixels without a known range: of mode {picture.mode} (32 bits)")
     return np.array(picture.convert("RGB"))
 
 
@@ -191,13 +192,20 @@ def look(data: bytes) -> tuple[str, int]:
         return COMPONENTS[components], _orientation(exif)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata, as when it was decoded
-        with Image.open(io.BytesIO(data)) as picture:
+        with _opened(data) as picture:
             mode, *bits = picture.mode.split(";")
             deep = bits or ";16" in str(getattr(picture, "tile", ""))
             kind = f"{picture.format} {COLOURS.get(mode, mode)}{' of 16 bits' if deep else ''}"
-            if getattr(picture, "is_animated", False):
+            if _animated(picture):
                 kind += ", animated"
             return kind, _orientation(picture.info.get("exif", b""))
+
+
+def _animated(picture: Image.Image) -> bool:
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:  # of a GIF Pillow looks for the second picture, which may be damaged
+        return False
 
 
 def _orientation(exif: bytes) -> int:
@@ -263,10 +271,11 @@ def _area(picture_CHW: Tensor, side: int) -> Tensor:
     square = min(picture_CHW.shape[1:])
     whole = (2 * square) ** 2  # a cell is square / side pixels long, and counted in units of 1 / (2 side)
     means = []
-    for channel_HW in picture_CHW.numpy():  # one by one: in int64 a large picture takes gigabytes
-        sums_HW = channel_HW.astype(np.int64)
-        for axis in (0, 1):
-            sums_HW = _sums_between(sums_HW, square, side, axis)
+    rows = max(1, STRIP // picture_CHW.shape[2])  # at a time: in int64 a large picture takes gigabytes
+    for channel_HW in picture_CHW.numpy():
+        bands = (channel_HW[top : top + rows].astype(np.int64) for top in range(0, len(channel_HW), rows))
+        sums_HW = np.concatenate([_sums_between(band_HW, square, side, axis=1) for band_HW in bands])
+        sums_HW = _sums_between(sums_HW, square, side, axis=0)
         means.append(((2 * sums_HW + whole) // (2 * whole)).astype(np.uint8))
     return torch.from_numpy(np.stack(means))
 

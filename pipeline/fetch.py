@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
@@ -43,6 +43,12 @@ TIMEOUT = (20.0, 60.0)
 """Seconds without an answer, and without a byte, that count as a failure."""
 
 CHUNK = 2**20
+
+LISTING = 2**26
+"""Bytes of a server's answer in JSON; a page of the Hub has some 300 kB."""
+
+LEAST_FREE = 2**30
+"""Bytes that a file whose length nobody says leaves on the disk."""
 
 AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 """Answers that may be another one in a moment."""
@@ -118,13 +124,32 @@ def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, st
     def once() -> tuple[Any, str | None]:
         with _answer(session, url, {}) as answer:
             try:
-                return answer.json(), answer.links.get("next", {}).get("url")
-            except ValueError:
-                raise ValueError(f"{_shown(url)}: answers with something else than a list") from None
+                body = answer.raw.read(LISTING + 1, decode_content=False)
+            except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+                raise _Failure(f"broke off ({type(error).__name__})") from None
+            if len(body) > LISTING:
+                raise ValueError(f"{_shown(url)}: answers with more than {LISTING:,} bytes, which is no list")
+            try:
+                entries = json.loads(body)
+            except (ValueError, RecursionError):
+                entries = None
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                raise ValueError(f"{_shown(url)}: answers with something else than a list")
+            return entries, _next(url, answer.links.get("next", {}).get("url"))
 
     with requests.Session() as session:
         session.headers.update(headers or {})
         return _patiently(url, once)
+
+
+def _next(url: str, page: str | None) -> str | None:
+    """The address of the next page, which is of the same server: it is asked with the same login."""
+    if page is None:
+        return None
+    page = urljoin(url, page)
+    if urlsplit(page)[:2] != urlsplit(url)[:2]:
+        raise ValueError(f"{_shown(url)}: the next page is said to be at {_shown(page)}, another server")
+    return page
 
 
 def mirrored(url: str) -> str:
@@ -202,6 +227,12 @@ def _receive(answer: requests.Response, part: _Part, first: int, total: int | No
                 out.write(piece)
                 progress.add(((place + len(piece)) >> 20) - (place >> 20))
                 place += len(piece)
+                if total is not None and place > total:
+                    raise ValueError(
+                        f"{_shown(url)}: more than {total:,} bytes come, which is all the file should have"
+                    )
+                if total is None:
+                    _refuse_full_disk(part.path, LEAST_FREE)
         except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
             why = f" ({type(error).__name__})"
     if why or (total is not None and place < total):

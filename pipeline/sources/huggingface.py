@@ -41,6 +41,12 @@ LABELS = "labels.json"
 ROWS = 100
 """Rows in memory at a time: some 10 MB of ImageNet."""
 
+PAGES = 10_000
+"""Of a list of the Hub, each of up to a thousand files."""
+
+MOST_ROWS, GROUP = 2**26, 2**31
+"""Rows of a file, and bytes that a row group may claim to have unpacked; imagenet-1k's have 100 rows and 15 MB."""
+
 _FILE = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.parquet")
 _WNID = re.compile(r"(.+)_(n[0-9]{8})")
 
@@ -107,7 +113,9 @@ class HuggingFace:
             f"{hub}/api/datasets/{quote(self.dataset)}/tree/{quote(self.revision, safe='')}?recursive=true"
         )
         found = 0
-        while page:
+        for _ in range(PAGES):
+            if not page:
+                break
             entries, page = listing(page, headers)
             for entry in entries:
                 path = PurePosixPath(str(entry.get("path", "")))
@@ -117,8 +125,10 @@ class HuggingFace:
                     found += 1
                     if path.name not in there:
                         url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
-                        sha256 = entry.get("lfs", {}).get("oid")
+                        sha256 = (entry.get("lfs") or {}).get("oid")
                         fetch(Remote(url=url, bytes=entry.get("size"), sha256=sha256), folder / path.name, headers)
+        if page:
+            raise ValueError(f"{hub}: {self.dataset} at {self.revision}: a list of more than {PAGES} pages")
         if not found:
             raise ValueError(f"{hub}: {self.dataset} at {self.revision} has no files like train-00000-of-00294.parquet")
 
@@ -131,8 +141,9 @@ def _split(file: PurePath | S3Path) -> str:
 
 def _labelled(file: AnyPath) -> bool:
     with _readable(file), paths.opened(file) as source, pq.ParquetFile(source) as parquet:
-        labels = parquet.read(columns=["label"])["label"]
-        return bool(pc.any(pc.greater_equal(labels, 0)).as_py())
+        _check(parquet, file)
+        labels = parquet.iter_batches(MOST_ROWS // 2**10, columns=["label"])
+        return any(pc.any(pc.greater_equal(batch["label"], 0)).as_py() for batch in labels)
 
 
 def _missing(there: set[str]) -> list[str]:
@@ -151,6 +162,7 @@ def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
     labels: dict[str, int] = {}
     row = 0
     with _readable(file), pq.ParquetFile(file) as parquet:
+        _check(parquet, file)
         names = _label_names(parquet.schema_arrow, file)
         for batch in parquet.iter_batches(ROWS, columns=["image", "label"]):
             for picture in batch.to_pylist():
@@ -179,6 +191,17 @@ def _refuse_one_for_two(wnid: str, label: int, first: int, names: list[str], fil
             f"{file}: labels {first} and {label}, {names[first][:80]!r} and {names[label][:80]!r}, would both be the class "
             f"{wnid[:80]!r}. Give one of them another name"
         )
+
+
+def _check(parquet: pq.ParquetFile, file: AnyPath) -> None:
+    """`ValueError` if the file claims more than fits into memory, a row group at a time."""
+    known = parquet.metadata
+    if not 0 <= known.num_rows <= MOST_ROWS:
+        raise ValueError(f"{file}: claims {known.num_rows:,} rows, more than {MOST_ROWS:,}. Fetch it again")
+    for group in range(known.num_row_groups):
+        claimed = known.row_group(group).total_byte_size
+        if not 0 <= claimed <= GROUP:
+            raise ValueError(f"{file}: row group {group} claims {claimed:,} bytes, more than {GROUP:,}. Fetch it again")
 
 
 @contextmanager

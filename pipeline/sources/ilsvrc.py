@@ -6,24 +6,16 @@ compressed tar with `meta.mat` and the ground truth. Nothing is unpacked: a pict
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, cast
-
-import numpy as np
-from scipy.io import loadmat
 
 from pipeline import paths
 from pipeline.fetch import Remote
 from pipeline.paths import AnyPath
-from pipeline.sources import published
+from pipeline.sources import bounds, matlab, published, repacked
 from pipeline.sources.contents import Archive, Choice, Contents, Picture, gathered
 from pipeline.sources.tars import Hashed, hashed, members, reading
 from pipeline.sources.tree import Place
@@ -95,7 +87,7 @@ def contents(
     test_wnids: tuple[str, ...] = ()
     if year.test_truth and (folder / year.test_truth).is_file():
         truth = folder / year.test_truth
-        test_wnids = _truth(truth.read_bytes(), str(truth), known.wnids)
+        test_wnids = _truth(bounds.small(truth), str(truth), known.wnids)
         archives.append(hashed(truth, store))
     patches: dict[str, Place] = {}
     notes: list[str] = []
@@ -136,7 +128,7 @@ def official(
     ]
     if year.test_truth:
         truth = folder / year.test_truth
-        said.append((year.test_truth, "test", len(_truth(truth.read_bytes(), str(truth), known.wnids))))
+        said.append((year.test_truth, "test", len(_truth(bounds.small(truth), str(truth), known.wnids))))
     for name, what, count in said:
         if count != counts[what]:
             raise ValueError(
@@ -169,17 +161,11 @@ def _truth(text: bytes, where: str, wnids: dict[int, str]) -> tuple[str, ...]:
 
 def _unpack(file: AnyPath, wanted: tuple[str, ...], year: Year) -> dict[str, bytes]:
     parts: dict[str, bytes] = {}
-    try:
-        # unpacked to its end, where its checksum is; a devkit has 3 MB
-        with file.open("rb") as whole, gzip.open(whole) as packed:
-            unpacked = io.BytesIO(packed.read())
-        with tarfile.open(fileobj=unpacked, mode="r:") as tar:
-            for member in tar:
-                name = next((name for name in wanted if f"/{member.name}".endswith(f"/{name}")), None)
-                if name and member.isfile():
-                    parts[name] = cast("IO[bytes]", tar.extractfile(member)).read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise ValueError(f"{file}: not a whole .tar.gz ({error}). Fetch it again") from None
+    for member, data in repacked.untarred(file):
+        name = next((name for name in wanted if f"/{member}".endswith(f"/{name}")), None)
+        if name:
+            bounds.check_member(len(data), member, file, bounds.SMALL)
+            parts[name] = data
     for name in wanted:
         if name not in parts:
             raise ValueError(f"{file}: holds no {name}. It has to be the devkit of classification ({year.devkit})")
@@ -189,14 +175,13 @@ def _unpack(file: AnyPath, wanted: tuple[str, ...], year: Year) -> dict[str, byt
 def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
     """Number, synset and number of training pictures of the low-level synsets, by rank of the WordNet id."""
     try:
-        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]  # type: ignore[arg-type]  # a file object will do
         rows = sorted(
-            (str(row["WNID"]), int(row[field]), str(row["words"]), int(row["num_train_images"]))
-            for row in np.atleast_1d(synsets)
+            (str(row["WNID"]), int(*row[field]), str(row["words"]), int(*row["num_train_images"]))
+            for row in matlab.read(meta)["synsets"]
             # the other synsets are the inner nodes of WordNet's tree: no picture is of them
-            if int(row["num_children"]) == 0
+            if int(*row["num_children"]) == 0
         )
-    except Exception as error:  # loadmat fails in many ways on bytes that are no MATLAB file
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{file}: {META}: no list of synsets in it ({type(error).__name__}: {error})") from None
     for kind, values in (("WNID", [row[0] for row in rows]), (field, [row[1] for row in rows])):
         twice = [value for value, count in Counter[str | int](values).items() if count > 1]

@@ -92,7 +92,7 @@ def _solved(root: Tree, top: str) -> list[Found]:
     if not lists:
         return []
     found = []
-    for line, row in enumerate(csv.reader(io.StringIO(root.read(lists[0]).decode("utf-8", "replace"))), start=1):
+    for line, row in enumerate(_lines(root, lists[0]), start=1):
         if row == ["ImageId", "PredictionString"]:
             continue
         match row:
@@ -105,6 +105,13 @@ def _solved(root: Tree, top: str) -> list[Found]:
                     f"{root.where / lists[0]}: line {line} is {','.join(row)!r}, not a picture and its class"
                 )
     return sorted(found, key=lambda picture: picture.path)
+
+
+def _lines(root: Tree, path: str) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(root.read(path).decode("utf-8", "replace"), newline="")))
+    except csv.Error as error:
+        raise ValueError(f"{root.where / path}: no list of pictures and their classes ({error})") from None
 
 
 def _words(root: Tree) -> dict[str, str]:

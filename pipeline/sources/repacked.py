@@ -10,16 +10,19 @@ import dataclasses
 import gzip
 import io
 import os
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from pipeline import paths
 from pipeline.paths import AnyPath
+from pipeline.sources import bounds
 from pipeline.sources.contents import Archive
 from pipeline.sources.tars import CHUNK
 from pipeline.sources.tree import Tree, of_tar
@@ -43,7 +46,7 @@ def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Files]) ->
                     return dataclasses.replace(tree, origins=(origin,))
         part = paths.on_disk(target).with_name(target.name + ".part")
         with part.open("wb") as out:
-            _write(out, unpack(paths.on_disk(file)))
+            _write(out, unpack(paths.on_disk(file)), paths.on_disk(file))
             out.flush()
             os.fsync(out.fileno())
         part.replace(paths.on_disk(target))
@@ -53,35 +56,74 @@ def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Files]) ->
         return dataclasses.replace(tree, origins=(origin,))
 
 
-def _write(file: IO[bytes], files: Files) -> None:
+def _write(file: IO[bytes], files: Files, origin: Path) -> None:
+    """Writes a tar of the files; `ValueError` if they are more than may come out of their origin."""
+    packed, total = origin.stat().st_size, 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, data in files:
+            bounds.check_name(name, origin)
+            total += len(data) + tarfile.BLOCKSIZE
+            bounds.check_total(total, packed, origin)
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has written
 
 
 def unzipped(origin: Path) -> Files:
     """The files in a zip, in the order of its directory, their checksums verified."""
     try:
         with zipfile.ZipFile(origin) as packed:
-            for member in packed.infolist():
-                if not member.is_dir():
-                    yield member.filename, packed.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{origin}: not a whole zip ({error}). Fetch it again") from None
+            found = [member for member in packed.infolist() if not member.is_dir()]
+            bounds.check_total(sum(member.file_size for member in found), origin.stat().st_size, origin)
+            for member in found:
+                bounds.check_member(member.file_size, member.filename, origin)
+                bounds.check_name(member.filename, origin)
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise NotImplementedError(f"member {member.filename!r} is neither stored nor deflated")
+                if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+                    raise ValueError(
+                        f"{origin}: member {member.filename!r} is no plain file. Is this the right archive?"
+                    )
+                yield member.filename, packed.read(member)
+    except _NOT_WHOLE as error:
+        raise ValueError(f"{origin}: not a whole zip ({str(error) or type(error).__name__}). Fetch it again") from None
 
 
-def untarred(origin: Path) -> Files:
+def untarred(origin: AnyPath) -> Files:
     """The files in a .tar.gz, in its order; read to its end, where its checksum is."""
     try:
-        with gzip.open(origin) as packed:
-            with tarfile.open(fileobj=packed, mode="r|") as tar:
-                for member in tar:
-                    file = tar.extractfile(member)
-                    if file is not None:
-                        yield member.name, file.read()
-            while packed.read(CHUNK):
+        with origin.open("rb") as whole, gzip.open(whole) as packed:
+            limited = bounds.Unpacked(cast("IO[bytes]", packed), paths.size(origin) or 0, origin)
+            with tarfile.open(fileobj=cast("IO[bytes]", limited), mode="r|", tarinfo=bounds.Member) as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has seen
+                    if member.isdir():
+                        continue
+                    if not member.isfile():
+                        raise ValueError(
+                            f"{origin}: member {member.name!r} is no plain file. Is this the archive it should be?"
+                        )
+                    bounds.check_name(member.name, origin)
+                    bounds.check_member(member.size, member.name, origin)
+                    yield member.name, cast("IO[bytes]", tar.extractfile(member)).read()
+            while limited.read(CHUNK):
                 pass
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{origin}: not a whole .tar.gz ({error}). Fetch it again") from None
+    except _NOT_WHOLE as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{origin}: not a whole .tar.gz ({reason}). Fetch it again") from None
+
+
+_NOT_WHOLE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    IndexError,
+    UnicodeError,
+)
+"""What zipfile, tarfile and gzip raise where their bytes are wrong."""

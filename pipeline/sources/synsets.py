@@ -13,7 +13,7 @@ from typing import Literal
 
 from pipeline import paths
 from pipeline.paths import AnyPath
-from pipeline.sources import ilsvrc
+from pipeline.sources import bounds, ilsvrc
 from pipeline.sources.class_folders import drawn
 from pipeline.sources.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gathered
 from pipeline.sources.tars import reading
@@ -69,5 +69,5 @@ class Synsets:
 def _words(folder: AnyPath) -> dict[str, str]:
     if not (folder / WORDS).is_file():
         return {}
-    lines = (folder / WORDS).read_text("utf-8", "replace").splitlines()
+    lines = bounds.small(folder / WORDS).decode("utf-8", "replace").splitlines()
     return {wnid: words for wnid, _, words in (line.partition("\t") for line in lines) if words}

@@ -16,6 +16,7 @@ from typing import IO, cast
 from pipeline import paths
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
+from pipeline.sources.bounds import Member
 from pipeline.sources.contents import Archive
 
 CHUNK = 2**20
@@ -30,7 +31,7 @@ def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tar
     window = Window(hashed, start, length)
     cut = f"{where}: cut short or damaged: "
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", window), mode="r:") as tar:
+        with tarfile.open(fileobj=cast("IO[bytes]", window), mode="r:", tarinfo=Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has seen
                 if member.isdir():
@@ -43,7 +44,7 @@ def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tar
                     raise ValueError(f"{cut}it ends inside member {member.name}. Fetch it again")
                 yield member
             end = tar.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, RecursionError, UnicodeError) as error:
         raise ValueError(f"{cut}{error}. Fetch it again") from None
     # a block that is no header ends tarfile's loop without a word; only one of zeros is the end of a tar
     window.seek(end)

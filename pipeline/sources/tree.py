@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from pipeline import paths
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
+from pipeline.sources import bounds
 from pipeline.sources.contents import Archive
 from pipeline.sources.tars import CHUNK, members, reading
 
@@ -51,6 +52,7 @@ class Tree:
     def read(self, path: str) -> bytes:
         """The bytes of a small file."""
         place = self.files[path]
+        bounds.check_member(place.length, path, self.where, bounds.SMALL)
         with paths.opened(self.store / place.archive) as file:
             return bytes(file.read_at(place.length, place.offset))
 
@@ -126,6 +128,7 @@ def of_tar(file: AnyPath, store: AnyPath) -> Tree:
     with reading(file) as whole:
         for member in members(whole, 0, whole.bytes, str(file)):
             path = PurePosixPath(member.name).as_posix()
+            bounds.check_name(member.name, file)
             if path in found:
                 raise ValueError(f"{file}: member {path} is there twice. Fetch the archive again")
             crc32 = whole.crc32(member.offset_data, member.size)

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexnet.dataset import MAX_PIXELS, Mean, Sums, Undecodable, decode, eigen, encode, look, resize
+from alexnet.dataset import Mean, Sums, Undecodable, decode, eigen, encode, look, resize
+from alexnet.limits import MAX_PIXELS
 
 
 def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -1,0 +1,434 @@
+"""Damages small files of every kind that the project reads, and reads them with its own code, in a child process.
+
+Run:    make fuzz, or python tests/fuzz.py --cases 20000 --seed 0 [--only KIND]; what was stopped goes on where it was
+Writes: work/fuzz/: state.json, and the file of each case that failed
+Fails:  a crash, a hang, too much memory, an error that is not one of ours (ValueError or OSError with a message), and,
+        where a digest was written with the file (`sealed`), other contents without an error
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+WORK = Path("work/fuzz")
+
+BATCH = 500
+"""Cases that one child reads."""
+
+SECONDS, MEMORY = 30, 2 * 2**30
+"""That one case may take; the memory is what the child has beside what it had before the first."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: small whole ones, and the project's own code that reads one, to what can be compared."""
+
+    name: str
+    seeds: Callable[[Path], list[bytes]]
+    read: Callable[[bytes, bytes, Path], object]
+    """Of the damaged bytes, the whole ones, and a folder that is empty."""
+    sealed: bool = False
+    """A digest is written with it: other contents have to be an error."""
+    ours: bool = True
+    """Its errors are ours already; False: a library's are let pass until its reader has been mended."""
+
+
+def _pictures(_: Path) -> list[bytes]:
+    from tests.alexnet.test_dataset import AS_PILLOW, KINDS
+    from tests.alexnet.test_limits import gif_with, tiff, with_scans
+
+    odd = [tiff(), gif_with(b"!\xfe\1x\0"), with_scans(3), b"P3\n2 2\n9\n" + b"1 " * 12, b"P6\n2 2\n9\n" + bytes(12)]
+    return [*(data for all_of_it in KINDS.values() for data in all_of_it), *AS_PILLOW.values(), *odd]
+
+
+def _picture(data: bytes, _: bytes, __: Path) -> object:
+    from alexnet.dataset import decode, look
+
+    return decode(data).numpy().tobytes(), look(data)
+
+
+def _tars(_: Path) -> list[bytes]:
+    from tests.pipeline import layouts
+
+    files = {"train/a/1.JPEG": b"one", "x/" * 70 + "é.jpg": b"two" * 300, "empty": b"", "words.txt": b"a\tb\n"}
+    return [layouts.tar(files, kind) for kind in (0, 1, 2) if kind or all(len(name) < 100 for name in files)]
+
+
+def _tar(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline.sources import tree
+
+    file = _written(folder / "a.tar", data)
+    return [(name, place.length, place.crc32) for name, place in tree.of_tar(file, folder).files.items()]
+
+
+def _tgzs(folder: Path) -> list[bytes]:
+    return [gzip.compress(data, mtime=0) for data in _tars(folder)]
+
+
+def _tgz(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline.sources import repacked
+
+    return list(repacked.untarred(_written(folder / "a.tgz", data)))
+
+
+def _zips(_: Path) -> list[bytes]:
+    from tests.pipeline import layouts
+
+    return [layouts.zipped({"train/a/1.JPEG": b"one" * 99, "b.txt": b"two", "c": bytes(2000)})]
+
+
+def _zip(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline.sources import repacked
+
+    return list(repacked.unzipped(_written(folder / "a.zip", data)))
+
+
+def _devkits(_: Path) -> list[bytes]:
+    from tests.pipeline.test_ilsvrc import devkit
+
+    return [devkit()]
+
+
+def _devkit(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline.sources import ilsvrc
+    from tests.pipeline.test_ilsvrc import YEAR
+
+    return ilsvrc.devkit(_written(folder / "devkit.tar.gz", data), YEAR)
+
+
+def _metas(_: Path) -> list[bytes]:
+    from tests.pipeline.test_ilsvrc import meta
+
+    return [meta()]
+
+
+def _meta(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline.sources import ilsvrc
+
+    return ilsvrc._synsets(folder, data, "ILSVRC2012_ID")
+
+
+def _shards(folder: Path) -> list[bytes]:
+    from tests.pipeline import miniature
+
+    miniature.shard(folder / "a.parquet", range(6), [0, 1, 0, 1, 0, 1], 16, 2)
+    return [(folder / "a.parquet").read_bytes()]
+
+
+def _shard(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline import tables
+
+    file = _written(folder / "a.parquet", data)
+    whole, by_groups = tables.read(file).to_pylist(), [group.to_pylist() for group in tables.groups(file)]
+    return whole, by_groups
+
+
+def _hubs(folder: Path) -> list[bytes]:
+    from tests.pipeline import layouts
+
+    layouts.huggingface(folder)
+    return [file.read_bytes() for file in sorted(folder.rglob("*.parquet"))]
+
+
+def _hub(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline.sources import huggingface
+
+    file = _written(folder / "train-00000-of-00001.parquet", data)
+    return huggingface._labelled(file), list(huggingface._pictures(file, split="train"))
+
+
+def _manifests(folder: Path) -> list[bytes]:
+    from tests.pipeline import miniature
+
+    miniature.prepared(folder, 4, 2, 2, 16)
+    return [(folder / "data/shards/manifest.json").read_bytes()]
+
+
+def _manifest(data: bytes, whole: bytes, folder: Path) -> object:
+    from pipeline.tables import Manifest
+
+    _sealed(folder / "manifest.json", whole).write_bytes(data)
+    return Manifest.read(folder).to_json()
+
+
+def _means(folder: Path) -> list[bytes]:
+    from tests.pipeline import miniature
+
+    miniature.prepared(folder, 4, 2, 2, 16)
+    return [(folder / "data/mean.npz").read_bytes()]
+
+
+def _mean(data: bytes, whole: bytes, folder: Path) -> object:
+    from alexnet.dataset import Mean
+
+    mean = Mean.load(_written(folder / "mean.npz", data))
+    return [np.asarray(value).tobytes() for value in (mean.image_CHW, mean.covariance_CC, mean.images)]
+
+
+def _models(_: Path) -> list[bytes]:
+    from alexnet.model import build, save
+    from tests.sections import PAPER
+
+    file = io.BytesIO()
+    save(file, build(replace(PAPER, width=1 / 48), 3), fingerprint="f" * 12, classes=[["n1", "one"]])
+    return [file.getvalue()]
+
+
+def _model(data: bytes, _: bytes, __: Path) -> object:
+    from alexnet.model import load
+
+    network, facts = load(io.BytesIO(data))
+    return [value.numpy().tobytes() for value in network.state_dict().values()], facts
+
+
+def _checkpoints(_: Path) -> list[bytes]:
+    import torch
+
+    file = io.BytesIO()
+    torch.save({"fingerprint": "f" * 12, "step": 7, "weights": {"a": torch.arange(999.0), "b": torch.ones(3)}}, file)
+    return [file.getvalue()]
+
+
+def _checkpoint(data: bytes, _: bytes, folder: Path) -> object:
+    from ray.train import Checkpoint
+
+    from pipeline import train_loop
+
+    _written(folder / train_loop.CHECKPOINT, data)
+    return str(train_loop.read(Checkpoint.from_directory(folder)))
+
+
+def _lists(_: Path) -> list[bytes]:
+    return [b"ImageId,PredictionString\nv1,n1 1 2 3 4\nv2,n2 5 6 7 8 n1 1 2 3 4\n" * 3]
+
+
+def _list(data: bytes, _: bytes, folder: Path) -> object:
+    from pipeline.sources import imagefolder, tree
+
+    _written(folder / "set" / imagefolder.SOLUTION, data)
+    return imagefolder._solved(tree.of_folder(folder / "set", folder), "val")
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("picture", _pictures, _picture),
+        Kind("tar", _tars, _tar),
+        Kind("tar.gz", _tgzs, _tgz, sealed=True),
+        Kind("zip", _zips, _zip),
+        Kind("devkit", _devkits, _devkit, sealed=True),
+        Kind("meta.mat", _metas, _meta),
+        Kind("shard", _shards, _shard),
+        Kind("parquet", _hubs, _hub),
+        Kind("manifest", _manifests, _manifest, sealed=importlib.util.find_spec("pipeline.digests") is not None),
+        Kind("mean", _means, _mean, ours=False),
+        Kind("model", _models, _model, ours=False),
+        Kind("checkpoint", _checkpoints, _checkpoint, ours=False),
+        Kind("csv", _lists, _list),
+    )
+}
+
+
+def _written(file: Path, data: bytes) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
+def _sealed(file: Path, whole: bytes) -> Path:
+    """The whole file, with the digest beside it that its writer leaves."""
+    _written(file, whole)
+    if importlib.util.find_spec("pipeline.digests"):
+        importlib.import_module("pipeline.digests").seal(file.parent)
+    return file
+
+
+def damaged(data: bytes, other: bytes, lots: np.random.Generator) -> bytes:
+    """The bytes, changed in one to four places, and other than they were."""
+    changed = bytearray(data)
+    for _ in range(int(lots.integers(1, 5))):
+        _damage(changed, other, lots)
+    if changed == data:
+        changed.append(int(lots.integers(256)))
+    return bytes(changed)
+
+
+def _damage(data: bytearray, other: bytes, lots: np.random.Generator) -> None:
+    if not data:
+        data += other
+    start = int(lots.integers(len(data) + 1))
+    end = min(len(data), start + int(2 ** lots.uniform(0, 12)))
+    match int(lots.integers(8)):
+        case 0 | 1 if start < len(data):
+            data[start] ^= 1 << int(lots.integers(8))
+        case 2 if start < len(data):
+            data[start] = int(lots.choice([0, 1, 0x30, 0x39, 0x7F, 0x80, 0xFF]))
+        case 3:
+            del data[start:]
+        case 4:
+            del data[start:end]
+        case 5:
+            data[start:start] = lots.bytes(end - start) if lots.random() < 0.5 else bytes(data[start:end])
+        case 6:
+            place = int(lots.integers(len(other) + 1))
+            data[start:end] = other[place : place + end - start]
+        case _:
+            value = int(lots.choice([0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1]))
+            order = "little" if lots.random() < 0.5 else "big"
+            length = int(lots.choice([2, 4]))
+            data[start : start + length] = (
+                value.to_bytes(8, order)[:length] if order == "little" else value.to_bytes(8, order)[-length:]
+            )
+
+
+def case(number: int, seed: int, kinds: list[str], seeds: dict[str, list[bytes]]) -> tuple[Kind, bytes, bytes]:
+    """The kind of a case, its whole bytes and its damaged ones; the same for the same numbers."""
+    kind = KINDS[kinds[number % len(kinds)]]
+    lots = np.random.default_rng([seed, number, *kind.name.encode()])
+    known = seeds[kind.name]
+    whole = known[int(lots.integers(len(known)))]
+    return kind, whole, damaged(whole, known[int(lots.integers(len(known)))], lots)
+
+
+def fault(kind: Kind, whole: bytes, data: bytes, folder: Path) -> str:
+    """What is wrong with how a damaged file is read; empty if nothing is."""
+    try:
+        found = kind.read(data, whole, folder)
+    except (ValueError, OSError) as error:
+        return "" if str(error) or not kind.ours else f"{type(error).__name__} without a message"
+    except MemoryError:
+        return "too much memory"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}" if kind.ours else ""
+    if kind.sealed:
+        with tempfile.TemporaryDirectory() as beside:
+            if found != kind.read(whole, whole, Path(beside)):
+                return "read as other contents, without an error"
+    return ""
+
+
+def child(kinds: list[str], seed: int, first: int, last: int) -> None:
+    """Reads cases, and says of each when it begins and what was wrong."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as scratch:
+        seeds = {}
+        for name in kinds:
+            (Path(scratch) / name).mkdir()
+            seeds[name] = KINDS[name].seeds(Path(scratch) / name)
+            whole = seeds[name][0]
+            (Path(scratch) / f"{name}-whole").mkdir()
+            KINDS[name].read(whole, whole, Path(scratch) / f"{name}-whole")  # it is read, and what it needs is loaded
+    limit = _peak() + MEMORY
+    for number in range(first, last):
+        print(json.dumps({"begins": number}), flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            said = fault(*case(number, seed, kinds, seeds), Path(folder))
+        if _peak() > limit:
+            said, limit = f"too much memory: {_peak() - limit + MEMORY:,} bytes", _peak() + MEMORY
+        print(json.dumps({"ends": number, "fault": said}), flush=True)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def watch(kinds: list[str], seed: int, first: int, last: int) -> tuple[int, dict[int, str]]:
+    """Runs a child over cases; the first that it did not read, and what was wrong, by case."""
+    faults, at = {}, first - 1
+    words = ["--child", str(first), str(last), "--seed", str(seed), *(f"--only={name}" for name in kinds)]
+    program = [sys.executable, Path(__file__).resolve(), *words]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+        assert process.stdout is not None
+        why, ended = "", first
+        while not why and ended < last:
+            patience = SECONDS if at >= ended else 10 * SECONDS  # it imports, before the first
+            if not select.select([process.stdout], [], [], patience)[0]:
+                why = f"hangs for {SECONDS} s"
+            elif not (line := process.stdout.readline()):
+                why = f"crashes: {process.wait()}"
+            elif "begins" in (said := json.loads(line)):
+                at = said["begins"]
+            else:
+                ended = said["ends"] + 1
+                if said["fault"]:
+                    faults[said["ends"]] = said["fault"]
+        process.kill()
+    if why and at < ended:
+        raise RuntimeError(f"the child {why} before its first case: {' '.join(map(str, program))}")
+    return (ended, faults) if not why else (at + 1, faults | {at: why})
+
+
+def main() -> None:
+    """Reads all cases that the state does not have; ends with 1 if any was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", choices=list(KINDS), help="a kind of file; all, if none is named")
+    parser.add_argument("--child", nargs=2, type=int, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    kinds = words.only or list(KINDS)
+    if words.child:
+        child(kinds, words.seed, *words.child)
+        return
+    file, of = WORK / "state.json", {"seed": words.seed, "kinds": kinds, "code": _code()}
+    state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if state.get("of") != of:
+        state = {"of": of, "next": 0, "faults": {}}
+    start, first = time.monotonic(), state["next"]
+    while state["next"] < words.cases:
+        reached, faults = watch(kinds, words.seed, state["next"], min(words.cases, state["next"] + BATCH))
+        state["next"] = reached
+        state["faults"] |= {str(number): f"{kinds[number % len(kinds)]}: {said}" for number, said in faults.items()}
+        _written(file.with_suffix(".new"), json.dumps(state, indent=1).encode()).replace(file)
+        print(f"fuzz: {reached:,} of {words.cases:,}, {len(state['faults'])} faults", file=sys.stderr, flush=True)
+    _keep(state["faults"], kinds, words.seed)
+    for number, said in state["faults"].items():
+        print(f"case {number}: {said}")
+    print(f"fuzz: {words.cases - first:,} cases in {time.monotonic() - start:.0f} s, {len(state['faults'])} faults")
+    sys.exit(bool(state["faults"]))
+
+
+def _code() -> str:
+    """Of all code that is run: with another, the cases begin anew."""
+    files = sorted(path for part in ("alexnet", "pipeline", "tests") for path in (ROOT / part).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _keep(faults: dict[str, str], kinds: list[str], seed: int) -> None:
+    """The damaged files of the cases that were wrong, for a debugger."""
+    if not faults:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        seeds = {}
+        for name in {kinds[int(number) % len(kinds)] for number in faults}:
+            (Path(scratch) / name).mkdir()
+            seeds[name] = KINDS[name].seeds(Path(scratch) / name)
+        for number in faults:
+            _written(WORK / f"{number}.bin", case(int(number), seed, kinds, seeds)[2])
+
+
+if __name__ == "__main__":
+    main()
