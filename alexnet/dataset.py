@@ -5,6 +5,7 @@ Names of arrays end in their axes: B images, C channels (red, green, blue), H ro
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import warnings
