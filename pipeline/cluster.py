@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_worker_niceness": "0",  # a worker is the work, not a background to it
+    "RAY_task_oom_retries": "3",  # for ever by default
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end would join whatever Ray it finds
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would start its workers by it, and wait for ever
 }
@@ -43,6 +45,12 @@ MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
+
+_KILLED = re.compile(
+    r"IP: (?P<node>[^,]+).* was (?P<used>[\d.]+ ?\w+) used / (?P<all>[\d.]+ ?\w+) limit.*?\((?P<limit>[\d.]+)% of",
+    re.DOTALL,
+)
+"""How Ray's memory monitor says why it has killed a process."""
 
 
 @contextmanager
@@ -179,7 +187,25 @@ def _next(running: dict[ray.ObjectRef[Result], Item]) -> tuple[Item, Result]:
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:
+        if killed := out_of_memory(str(error)):
+            raise OSError("\n".join(killed)) from None
         raise OSError(f"a worker died, also when its task was tried again: {error}") from None
+
+
+def out_of_memory(said: str) -> tuple[str, str] | None:
+    """What happened and what to do where Ray's memory monitor has killed a worker; None for whatever else Ray says."""
+    found = _KILLED.search(said)
+    if found is None:
+        return None
+    what = (
+        f"Ray's memory monitor killed a worker: of the memory of {found['node']} {found['used']} of {found['all']} were in "
+        f"use, and it allows {found['limit']} %"
+    )
+    advice = (
+        "End what else is in memory there (ps aux --sort -rss), set fewer workers or placement: one in machine.yaml, or a "
+        "smaller learning.batch_size; RAY_memory_usage_threshold is what it allows"
+    )
+    return what, advice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
