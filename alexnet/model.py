@@ -8,7 +8,6 @@ convolution of §6 stands between 5 and 6.
 from __future__ import annotations
 
 import dataclasses
-import io
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet import draws
+from alexnet import draws, sealed
 from alexnet.columns import Link, Together
 from alexnet.normalization import ALPHA, NEIGHBOURS, AcrossKernels, AcrossSpace
 
@@ -26,6 +25,9 @@ the network of 21,843 classes had before its last layer in 2012 (layers-146-2011
 
 UNDIVIDED = ("fc8.weight", "fc8.bias")
 """What each column computes whole, so that nothing has to cross behind it."""
+
+SAVED = frozenset(("model", "classes", "weights", "facts"))
+"""What `save` writes, beside its digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -419,17 +421,27 @@ def save(handle: BinaryIO, network: Network, **facts: Any) -> None:
     assert network.share == 1, "only a whole network is saved"
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     contents = {"model": _plain(network.model), "classes": network.classes, "weights": weights, "facts": facts}
-    # to memory first: given a path, torch would store its stem inside, and a pipe cannot be sought
-    buffer = io.BytesIO()
-    torch.save(contents, buffer)
-    handle.write(buffer.getvalue())
+    sealed.write(handle, contents)
 
 
-def load(handle: BinaryIO) -> tuple[Network, dict[str, Any]]:
-    """Reads what `save` wrote: the network, in evaluation mode on the CPU, and the facts. Runs no code of the file."""
-    contents = torch.load(handle, weights_only=True, map_location="cpu")
-    network = build(Model(**_tuples(contents["model"])), contents["classes"])
-    network.load_state_dict(contents["weights"])
+def load(handle: BinaryIO, name: str = "") -> tuple[Network, dict[str, Any]]:
+    """Reads what `save` wrote: the network, in evaluation mode on the CPU, and the facts. Runs no code of the file.
+
+    `ValueError` if it is damaged, or of another version of this code. `name` stands for it where the handle has none.
+    """
+    name = name or str(getattr(handle, "name", "model.pt"))
+    try:
+        contents = sealed.read(handle, SAVED, name=name)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Bring back a whole copy: DVC has one of data/model.pt, dvc checkout --force"
+        ) from None
+    try:
+        network = build(Model(**_tuples(contents["model"])), contents["classes"])
+        network.load_state_dict(contents["weights"])
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{name}: no network of this version of the code ({type(error).__name__}: {why})") from None
     return network.eval(), contents["facts"]
 
 

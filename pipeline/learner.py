@@ -116,6 +116,9 @@ class Learner:
     def tell(self, *rows: dict[str, float]) -> None:
         """Hears of rows of history as they come."""
 
+    def beat(self) -> None:
+        """Called after each batch that was learned from or measured."""
+
     def pause(self) -> None:
         """Called where no sum is open, so that what `contents` gives is all there is to go on from."""
 
@@ -158,7 +161,10 @@ class Learner:
         self.pause()
 
     def _batches(self, stored: Pictures, epoch: Order, size: int, first: int = 0) -> Iterator[Batch]:
-        return self.read(stored, epoch, size, first=first, replica=self.place.replica, replicas=self.place.replicas)
+        place = self.place
+        for batch in self.read(stored, epoch, size, first=first, replica=place.replica, replicas=place.replicas):
+            yield batch
+            self.beat()
 
     def _step(self, batch: Batch, rates: Rates) -> Measured:
         lesson, progress = self.lesson, self.progress

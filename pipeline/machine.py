@@ -37,11 +37,16 @@ class Machine:
     replicas: every process holds both columns. auto: columns, but one process on a single GPU."""
     checkpoint_steps: int = 1000
     """A checkpoint is written after each epoch, and after so many steps within one."""
+    patience: int = 300
+    """Seconds for which `train` waits for a step of its workers, or ten times the longest one; three times that for them to
+    begin, for a node that is missing, and for another process that has the run."""
+    other_code: Literal["refuse", "continue"] = "refuse"
+    """What `train` does about a run that other code has begun: refuse, or go on with it all the same."""
     tracking: str = "auto"
     """MLflow's tracking URI. auto: `MLFLOW_TRACKING_URI` if it is set, else `mlflow.db` in the storage or working copy."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "devices", "checkpoint_steps"):
+        for name in ("workers", "devices", "checkpoint_steps", "patience"):
             count = getattr(self, name)
             if isinstance(count, int) and count < 1:
                 raise ValueError(f"{name} has to be at least 1, is {count}")

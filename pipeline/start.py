@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexnet import pretraining
+from alexnet import pretraining, sealed
 from alexnet.augmentation import Augmentation, centre_view, subtracted
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
-from alexnet.model import LAYERS, AlexNet, Model, build
-from pipeline import machine, tracking
+from alexnet.model import LAYERS, SAVED, AlexNet, Model, build
+from pipeline import checkpoints, machine, tracking
 from pipeline.batches import Order, Pictures, batches, held_out
 from pipeline.machine import Machine
 from pipeline.paths import AnyPath
@@ -94,11 +94,14 @@ def origin(section: Start, model: Model, manifest: Manifest, settings: Machine) 
         where, data = str(file), file.read_bytes()
     try:
         # not model.load: this code need not be able to build that network, of which it takes some layers
-        contents = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        contents = sealed.read(io.BytesIO(data), SAVED, checkpoints.UNSEALED, name=where)
+    except ValueError as error:
+        raise ValueError(f"params.yaml: start.network: {error}") from None
+    try:
         theirs, facts = contents["weights"], contents.get("facts", contents)  # a checkpoint says its facts itself
         run = facts["fingerprint"]
         same = [wnid for wnid, _ in facts["classes"]] == [synset.wnid for synset in manifest.classes]
-    except Exception as error:  # a file of anything can raise anything in torch's reader, whose words are not for here
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         fault = type(error).__name__
         raise ValueError(f"params.yaml: start.network: {where}: no network of ours ({fault})") from None
     with torch.device("meta"):

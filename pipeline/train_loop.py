@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
-import json
-import tempfile
-from dataclasses import dataclass
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint
 from torch import Tensor
 
 from alexnet.augmentation import Augmentation
@@ -23,16 +23,14 @@ from alexnet.columns import Apart, Together
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.model import Model
-from pipeline import stage
+from pipeline import checkpoints
 from pipeline.batches import Pictures, batches
 from pipeline.learner import Learner, Lesson, Place
 from pipeline.paths import AnyPath
 from pipeline.tables import Manifest
 
-CHECKPOINT = "checkpoint.pt"
-
-LIST = "checkpoint_manager_snapshot.json"
-"""Ray's list of a run's checkpoints."""
+BEAT = 1.0
+"""Seconds between two signs of life."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,36 +50,81 @@ class Task:
     checkpoint_steps: int
     first: ray.ObjectRef[dict[str, Tensor]]
     """Whole weights, by name, in place of drawn ones."""
-    start: Path | None
-    """A checkpoint to go on from where Ray knows of none."""
-    mailbox: ray.actor.ActorHandle[Any]
+    run: Path
+    """Where the checkpoints lie."""
+    code: dict[str, Any]
+    """What decides this training, for the checkpoints to say."""
+    start: Path | None = None
+    """The checkpoint to go on from."""
+    known: tuple[Path, ...] = ()
+    """It and older ones, the oldest first: all but the newest of them go when there are newer ones."""
+    mailbox: Any = None
+    """A `Mailbox`, another for each attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Where a worker is."""
+
+    node: str
+    """Ray's name for it."""
+    address: str
+    pid: int
+
+
+@dataclass(kw_only=True)
+class News:
+    """What the driver hears of its workers."""
+
+    mailbox: str
+    """Another one after it died and was started again: what it held is lost."""
+    rows: list[dict[str, float]] = field(default_factory=list)
+    images: int = 0
+    """Learned from so far."""
+    first: int | None = None
+    """Those when the worker began."""
+    step: int = 0
+    beats: int = 0
+    """Signs of life."""
+    processes: list[Process] = field(default_factory=list)
+    saved: int = 0
+    """The step of the last checkpoint."""
 
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Carries rows of history from rank 0 to the driver as they come."""
+    """Carries rows of history, signs of life and news of checkpoints from the workers to the driver as they come."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.first: int | None = None
-        self.images = 0
+        self.news = News(mailbox=uuid.uuid4().hex)
 
-    def put(self, rows: list[dict[str, float]], images: float) -> None:
-        """From the worker: rows of history, and the pictures learned from so far; first when it is about to begin."""
-        self.rows += rows
-        self.images = int(images)
-        self.first = self.images if self.first is None else self.first
+    def here(self, process: Process) -> None:
+        """From each worker: where it is."""
+        self.news.processes.append(process)
+        self.news.beats += 1
 
-    def take(self) -> tuple[list[dict[str, float]], int, int | None]:
-        """By the driver: the rows since it last asked, the pictures now, and those when the worker began, if it has."""
-        rows, self.rows = self.rows, []
-        return rows, self.images, self.first
+    def put(self, rows: list[dict[str, float]], images: float, step: int) -> None:
+        """From rank 0: rows of history, pictures and steps learned from so far; first when it is about to begin."""
+        news = self.news
+        news.rows += rows
+        news.images, news.step, news.beats = int(images), step, news.beats + 1
+        news.first = news.images if news.first is None else news.first
+
+    def saved(self, step: int) -> None:
+        """From rank 0: it has left a checkpoint."""
+        self.news.saved = step
+
+    def take(self) -> News:
+        """By the driver: the news, with the rows since it last asked."""
+        taken, self.news = self.news, dataclasses.replace(self.news, rows=[])
+        return taken
 
 
 def loop(config: dict[str, Task]) -> None:
     """Ray Train's function for a worker. What it leaves is its last checkpoint, after the last epoch."""
     task = config["task"]
     torch.set_num_threads(task.threads)
+    _begin(task)
     worker = Worker(task)
     worker.restore()
     worker.tell(*worker.progress.steps, *worker.progress.epochs)
@@ -107,13 +150,20 @@ class Worker(Learner):
         read = functools.partial(batches, threads=task.threads)
         place = _place(self.rank, context.get_world_size(), task)
         super().__init__(lesson, train, val, read, ray.train.torch.get_device(), place)
-        self.saved_step = 0
+        self.saved_step, self.beaten = 0, 0.0
+        self.known = [*task.known]
 
     def tell(self, *rows: dict[str, float]) -> None:
         """Sends the driver rows of history, and how many pictures were learned from."""
         if self.rank == 0:
+            self.beaten = time.monotonic()
             done = self.progress.epoch * (len(self.pictures) - len(self.aside)) + self.progress.epoch_sums[2]
-            self.task.mailbox.put.remote([*rows], done)
+            self.task.mailbox.put.remote([*rows], done, self.progress.step)
+
+    def beat(self) -> None:
+        """Tells the driver that it is alive, if it has not just done so."""
+        if time.monotonic() - self.beaten > BEAT:
+            self.tell()
 
     def pause(self) -> None:
         """A checkpoint at the end of an epoch, and within one when enough steps have gone by."""
@@ -122,68 +172,36 @@ class Worker(Learner):
 
     def save(self) -> None:
         """Leaves a checkpoint."""
-        classes = [[synset.wnid, synset.words] for synset in self.task.manifest.classes]
-        contents = {"fingerprint": self.task.fingerprint, "classes": classes, **self.contents()}
+        task, contents = self.task, self.contents()
         self.saved_step = self.progress.step
         if self.rank != 0:
-            ray.train.report({})
             return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(contents, Path(folder, CHECKPOINT))
-            name = f"checkpoint-{self.progress.step:09d}-{self.progress.epoch:04d}"
-            ray.train.report({}, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        classes = [[synset.wnid, synset.words] for synset in task.manifest.classes]
+        facts = {"fingerprint": task.fingerprint, "classes": classes, "code": task.code}
+        self.known.append(checkpoints.write(task.run, {**facts, **contents}))
+        checkpoints.thin_out(self.known)
+        task.mailbox.saved.remote(self.saved_step)
 
     def restore(self) -> None:
-        """Goes on from the last checkpoint of this run, if there is one."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None and self.task.start is not None:
-            checkpoint = Checkpoint.from_directory(self.task.start)
-        if checkpoint is not None:
-            self.go_on(read(checkpoint))
-            self.saved_step = self.progress.step
-
-
-def refuse_others(folder: Path, fingerprint: str) -> None:
-    """`ValueError` if a checkpoint in a run's folder is another run's, as when somebody has renamed the folder."""
-    for file in sorted(folder.glob(f"checkpoint-*/{CHECKPOINT}")):
-        whose = fingerprint
-        with contextlib.suppress(Exception):  # a part of a file can raise anything in torch's reader; see `mend`
-            whose = torch.load(file, weights_only=True, mmap=True)["fingerprint"]  # without the tensors
-        if whose != fingerprint:
-            raise ValueError(
-                f"{file.parent}: belongs to run {whose}, this is {fingerprint}. "
-                "Move it away, or bring back its parameters and pictures"
-            )
-
-
-def mend(folder: Path) -> Path | None:
-    """Of a run whose list of checkpoints is lost, the newest one that is whole; None if the list is there.
-
-    Ray writes its list over the old one, so a process that is killed meanwhile leaves none, or a part that Ray refuses
-    ever after.
-    """
-    listed = folder / LIST
-    try:
-        json.loads(listed.read_bytes())
-        return None
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        listed.unlink()
-    for found in sorted(folder.glob("checkpoint-*"), reverse=True):
+        """Goes on from the checkpoint that the driver has found whole, if there is one."""
+        if self.task.start is None:
+            return
         try:
-            read(Checkpoint.from_directory(found))
-            return found
-        except Exception:  # a part of a file can raise anything in torch's reader
-            stage.discard(found)
-    return None
+            self.go_on(checkpoints.read(self.task.start))
+        except (ValueError, OSError) as error:
+            raise checkpoints.ChangedError(f"{error}; a moment ago it was whole") from None
+        self.saved_step = self.progress.step
 
 
-def read(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU; runs no code of the file."""
-    with checkpoint.as_directory() as folder:
-        contents: dict[str, Any] = torch.load(Path(folder, CHECKPOINT), weights_only=True, map_location="cpu")
-    return contents
+def _begin(task: Task) -> None:
+    """Tells the driver where this process is, and sees that the run's folder is here too."""
+    context = ray.get_runtime_context()
+    address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    task.mailbox.here.remote(Process(node=context.get_node_id(), address=address, pid=os.getpid()))
+    if not task.run.is_dir():
+        raise ValueError(
+            f"{task.run}: is not on the node {address}. machine.yaml: storage has to name a folder that all nodes see"
+        )
 
 
 def _place(rank: int, size: int, task: Task) -> Place:

@@ -9,7 +9,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -25,9 +27,10 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from alexnet import sealed
 from alexnet.learning import RateChange
 from alexnet.model import AlexNet, Model, load, save
-from pipeline import digests, start, train
+from pipeline import checkpoints, digests, provenance, start, train, waiting
 from pipeline.batches import held_out
 from pipeline.machine import Machine
 from pipeline.train import Inputs
@@ -136,11 +139,23 @@ def outs(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy(tmp_path_factory.mktemp("prepared"))
+
+
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(copy(tmp_path))
+    shutil.copytree(prepared, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def recorded(folder: Path) -> None:
+    """A dvc.lock that knows the model."""
+    md5 = hashlib.md5((folder / "data/model.pt").read_bytes(), usedforsecurity=False).hexdigest()
+    (folder / "dvc.lock").write_text(f"stages:\n  train:\n    outs:\n    - path: data/model.pt\n      md5: {md5}\n")
 
 
 # Which run it is
@@ -216,10 +231,11 @@ def test_without_training_pictures_nothing_begins(here: Path) -> None:
 # What a finished run leaves
 
 
-@pytest.fixture
-def finished(here: Path) -> tuple[Path, Inputs, AlexNet]:
+@pytest.fixture(scope="module")
+def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Inputs]:
     """A run's folder as the end of a training leaves it, from first weights."""
-    inputs = train.read_inputs(Machine())
+    with contextlib.chdir(prepared):
+        inputs = train.read_inputs(Machine())
     network = AlexNet(inputs.model, 3)
     network.draw_first_weights(5)
     steps = [{"step": 2, "epoch": 0, "rate": 0.002, "loss": 1 / 3, "top1_error": 0.5}]
@@ -227,10 +243,22 @@ def finished(here: Path) -> tuple[Path, Inputs, AlexNet]:
     contents = {
         "weights": dict(network.named_parameters()),
         "progress": {"steps": steps, "epochs": epochs},
+        "code": provenance.here().record(),
     }
-    folder = here / "runs" / inputs.fingerprint
-    folder.mkdir(parents=True)
+    folder = tmp_path_factory.mktemp("ended") / inputs.fingerprint
+    folder.mkdir()
     train.finish(contents, inputs, folder)
+    return folder, inputs
+
+
+@pytest.fixture
+def finished(ended: tuple[Path, Inputs], here: Path) -> tuple[Path, Inputs, AlexNet]:
+    """A copy of it in the working copy, and its network."""
+    made, inputs = ended
+    network = AlexNet(inputs.model, 3)
+    network.draw_first_weights(5)
+    folder = here / "runs" / inputs.fingerprint
+    shutil.copytree(made, folder)
     return folder, inputs, network
 
 
@@ -264,14 +292,24 @@ def test_equal_contents_give_equal_bytes(finished: tuple[Path, Inputs, AlexNet],
     first = outs(here)
     train.deliver(folder)
     assert outs(here) == first
-    assert len(set(first.values())) == 3
+    assert len(set(first.values())) == 4, "the model, two tables, and their digests"
     assert not [path for path in folder.iterdir() if path.suffix == ".part"]
+
+
+def test_the_history_goes_with_digests_that_sha256sum_reads(finished: tuple[Path, Inputs, AlexNet], here: Path) -> None:
+    train.deliver(finished[0])
+    folder = here / "data/history"
+    assert sorted(file.name for file in folder.iterdir()) == ["SHA256SUMS", "epochs.csv", "steps.csv"]
+    check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=folder, capture_output=True).stdout == b"epochs.csv: OK\nsteps.csv: OK\n"
+    (folder / "steps.csv").write_text((folder / "steps.csv").read_text().replace("0.5", "0.4"))
+    assert subprocess.run(check, cwd=folder, capture_output=True).returncode == 1
 
 
 @pytest.mark.parametrize("name", ["model.pt", "steps.csv", "epochs.csv"])
 @pytest.mark.parametrize("fault", ["altered", "cut", "gone"])
 def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
-    finished: tuple[Path, Inputs, AlexNet], name: str, fault: str
+    finished: tuple[Path, Inputs, AlexNet], name: str, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = finished[0] / name
     data = bytearray(file.read_bytes())
@@ -281,64 +319,142 @@ def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
     else:
         file.write_bytes(data if fault == "altered" else file.read_bytes()[:-1])
     assert not train.finished(finished[0])
+    assert f"{file}: gone, or not what the run made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda text: text[:-20],
+        lambda text: "",
+        lambda text: "[1]",
+        lambda text: "{}",
+        lambda text: text.replace('"model.pt"', '"model.pu"'),
+        lambda text: re.sub('"id": "(.)', r'"id": "x\1', text),
+        lambda text: text.replace('"digest"', '"digesu"'),
+        lambda text: json.dumps({"id": 3, "digests": json.loads(text)["digests"]}),
+        lambda text: json.dumps({"id": "3", "digests": ["model.pt"]}),
+        lambda text: re.sub('(torchvision": ").', r"\g<1>7", text),
+    ],
+)
+def test_a_word_that_is_damaged_is_named_and_counts_for_nothing(
+    finished: tuple[Path, Inputs, AlexNet], spoilt: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = finished[0] / "finished.json"
+    file.write_text(spoilt(file.read_text()))
+    assert train.finished(finished[0]) is None
+    assert re.fullmatch(
+        rf"train: {file}: damaged \(\w+\); what it speaks of is made again from the last checkpoint\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_a_word_of_before_is_heeded(finished: tuple[Path, Inputs, AlexNet]) -> None:
+    file = finished[0] / "finished.json"
+    word = json.loads(file.read_text())
+    file.write_text(json.dumps({"id": word["id"], "digests": word["digests"]}, indent=1))
+    found = train.finished(finished[0])
+    assert found is not None
+    assert (found.id, found.code) == (word["id"], None)
+
+
+@pytest.mark.parametrize(("spoilt", "there"), [(False, True), (True, False)])
+def test_a_mark_of_what_was_delivered_is_heeded_unless_it_is_damaged(
+    finished: tuple[Path, Inputs, AlexNet], here: Path, spoilt: bool, there: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished[0]
+    train.deliver(folder)
+    recorded(here)
+    mark = here / "work/delivered" / folder.name
+    if spoilt:
+        mark.write_text("0" + mark.read_text()[1:] if mark.read_text()[0] != "0" else "1" + mark.read_text()[1:])
+    word = train.finished(folder)
+    assert word is not None
+    assert train._delivered(folder, word) is there
+    assert ("damaged" in capsys.readouterr().err) is spoilt
+
+
+def test_a_mark_of_before_is_heeded(finished: tuple[Path, Inputs, AlexNet], here: Path) -> None:
+    folder = finished[0]
+    train.deliver(folder)
+    recorded(here)
+    word = train.finished(folder)
+    assert word is not None
+    (here / "work/delivered" / folder.name).write_text(word.id)
+    assert train._delivered(folder, word)
+
+
+# Other code
+
+
+def checkpoint(code: Any, step: int = 4) -> checkpoints.Checkpoint:
+    return checkpoints.Checkpoint(Path("checkpoint"), step, 1, code)
+
+
+def other_code(name: str = "pipeline/learner.py") -> dict[str, Any]:
+    """A record that is another than here."""
+    record = provenance.here().record()
+    return {**record, "files": {**record["files"], name: "0" * 64}}
+
+
+def test_a_run_that_has_not_begun_and_one_of_this_code_are_gone_on_with(tmp_path: Path) -> None:
+    assert train._other_code(tmp_path, None, None, Machine()) == ""
+    assert train._other_code(tmp_path, None, checkpoint(provenance.here().record()), Machine()) == ""
+
+
+def test_other_code_is_refused_with_the_two_ways_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        train._other_code(tmp_path, None, checkpoint(other_code()), Machine())
+    what, anew, on = str(caught.value).splitlines()
+    assert what == f"{tmp_path} was begun by other code than this, and is at step 4. Other is: pipeline/learner.py"
+    assert anew == f"To begin anew: rm -r {tmp_path}"
+    assert on.startswith("To go on with it all the same: other_code: continue in machine.yaml")
+
+
+def test_other_code_goes_on_if_the_machine_says_so_and_mlflow_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = train._other_code(tmp_path, None, checkpoint(other_code()), Machine(other_code="continue"))
+    before = provenance.of(other_code())
+    assert before is not None
+    now = provenance.here().digest
+    assert said == f"{now} from step 4, after {before.digest}. Other is: pipeline/learner.py"
+    assert "was begun by other code, and is gone on with from step 4" in capsys.readouterr().err
+
+
+def test_a_run_of_before_is_gone_on_with_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train._other_code(tmp_path, None, checkpoint(None), Machine()).endswith("after code that was not recorded")
+    assert "begun before runs recorded their code, and is gone on with from step 4" in capsys.readouterr().err
+
+
+def test_a_finished_run_of_other_code_is_not_taken_over_in_silence(finished: tuple[Path, Inputs, AlexNet]) -> None:
+    word = train.finished(finished[0])
+    assert word is not None
+    assert train._other_code(finished[0], word, None, Machine()) == ""
+    word = dataclasses.replace(word, code=other_code("alexnet/model.py"))
+    with pytest.raises(ValueError, match=r"is at its end\. Other is: alexnet/model\.py"):
+        train._other_code(finished[0], word, None, Machine())
+
+
+def test_a_run_that_another_process_has_is_waited_for_and_then_given_up_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waiting, "SAID_AFTER", 0.2)
+    folder, own = tmp_path / "runs/one", f"process {os.getpid()} on {socket.gethostname()}"
+    with (
+        train._held(folder, Machine()),
+        pytest.raises(TimeoutError, match=rf"{folder}, which {own} is at work in after 3 s"),
+        train._held(folder, Machine(patience=1)),
+    ):
+        pytest.fail("both have it")
+    assert f"train: waiting for {folder}, which {own} is at work in" in capsys.readouterr().err
+    with train._held(folder, Machine(patience=1)):
+        pass
 
 
 def test_a_run_without_the_word_that_it_is_finished_is_not(finished: tuple[Path, Inputs, AlexNet]) -> None:
     (finished[0] / "finished.json").unlink()
     assert not train.finished(finished[0])
-
-
-# The checkpoints, when Ray's list of them is lost
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Path:
-    for step in (3, 6, 9):
-        folder = tmp_path / f"checkpoint-{step:09d}-{step // 3:04d}"
-        folder.mkdir()
-        torch.save({"step": step}, folder / "checkpoint.pt")
-    whole = (tmp_path / "checkpoint-000000009-0003/checkpoint.pt").read_bytes()
-    (tmp_path / "checkpoint-000000009-0003/checkpoint.pt").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "checkpoint-000000012-0004").mkdir()
-    return tmp_path
-
-
-@pytest.mark.parametrize("listed", [None, b"", b'{"ray_version":"2.60.0","checkpoint_res'])
-def test_a_lost_list_costs_no_more_than_the_checkpoint_under_way(checkpoints: Path, listed: bytes | None) -> None:
-    from pipeline.train_loop import LIST, mend
-
-    if listed is not None:
-        (checkpoints / LIST).write_bytes(listed)
-    assert mend(checkpoints) == checkpoints / "checkpoint-000000006-0002"
-    assert not (checkpoints / LIST).exists(), "Ray would refuse it ever after"
-    left = sorted(path.name for path in checkpoints.iterdir())
-    assert left == ["checkpoint-000000003-0001", "checkpoint-000000006-0002"]
-
-
-def test_a_list_that_is_there_is_rays(checkpoints: Path) -> None:
-    from pipeline.train_loop import LIST, mend
-
-    (checkpoints / LIST).write_text(json.dumps({"ray_version": "2.60.0"}))
-    before = sorted(checkpoints.rglob("*"))
-    assert mend(checkpoints) is None
-    assert sorted(checkpoints.rglob("*")) == before
-
-
-def test_a_checkpoint_of_another_run_is_found_among_this_one_s_and_a_cut_one_is_none(checkpoints: Path) -> None:
-    from pipeline.train_loop import refuse_others
-
-    for step, whose in ((3, "ours"), (6, "ours")):
-        torch.save({"fingerprint": whose}, checkpoints / f"checkpoint-{step:09d}-{step // 3:04d}/checkpoint.pt")
-    refuse_others(checkpoints, "ours")
-    torch.save({"fingerprint": "theirs"}, checkpoints / "checkpoint-000000003-0001/checkpoint.pt")
-    with pytest.raises(ValueError, match=r"checkpoint-000000003-0001: belongs to run theirs, this is ours\. Move it"):
-        refuse_others(checkpoints, "ours")
-
-
-def test_a_run_that_has_not_begun_has_nothing_to_mend(tmp_path: Path) -> None:
-    from pipeline.train_loop import mend
-
-    assert mend(tmp_path / "none") is None
 
 
 # Real trainings
@@ -390,10 +506,9 @@ class Watch:
             self.look()
             time.sleep(0.02)
 
-    def listed(self) -> bool:
-        """Whether a checkpoint is there and Ray has written its list."""
-        lists = list(self.folder.glob("runs/*/checkpoint_manager_snapshot.json"))
-        return bool(lists) and "checkpoint-" in lists[0].read_text()
+    def saved(self) -> bool:
+        """Whether a checkpoint is there."""
+        return any(self.folder.glob("runs/*/checkpoint-*/checkpoint.pt"))
 
     def below(self) -> list[psutil.Process]:
         found: list[psutil.Process] = self.process.children(recursive=True)
@@ -410,8 +525,9 @@ class Watch:
 class Training(Watch):
     """`python -m pipeline.train` in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "ALEXNET_", "RAY_"))}
+    def __init__(self, folder: Path, keep: tuple[str, ...] = ()) -> None:
+        ours = ("DVC_", "ALEXNET_", "RAY_")
+        kept = {key: value for key, value in os.environ.items() if key in keep or not key.startswith(ours)}
         self.log = (folder / "said.txt").open("wb")
         process = psutil.Popen(
             [sys.executable, "-m", "pipeline.train"],
@@ -532,16 +648,15 @@ def test_it_trains(undisturbed: Ran, first: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_made_again_with_a_worker_killed_it_ends_the_same(undisturbed: Ran, first: Path) -> None:
     """DVC has recorded the outs and they are gone, as after `dvc repro --force`: so it trains anew."""
-    md5 = hashlib.md5((first / "data/model.pt").read_bytes(), usedforsecurity=False).hexdigest()
-    (first / "dvc.lock").write_text(f"stages:\n  train:\n    outs:\n    - path: data/model.pt\n      md5: {md5}\n")
+    recorded(first)
     shutil.rmtree(first / "data/history")
     (first / "data/model.pt").unlink()
     (word,) = first.glob("runs/*/finished.json")
     watch, ended = Watch(first, psutil.Process()), threading.Event()
 
     def kill() -> None:
-        watch.until(lambda: not word.parent.exists() or not (word.exists() or watch.listed()))
-        watch.until(watch.listed)
+        watch.until(lambda: not word.parent.exists() or not (word.exists() or watch.saved()))
+        watch.until(watch.saved)
         watch.mark()
         assert not word.exists()
         watch.workers()[0].kill()
@@ -564,7 +679,7 @@ def test_made_again_with_a_worker_killed_it_ends_the_same(undisturbed: Ran, firs
 def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
     """The driver killed after the first checkpoint, and the training started again."""
     training = begin(second)
-    training.until(training.listed)
+    training.until(training.saved)
     training.mark()
     # Ray's two agents, and a worker that has only begun to start, stay for up to a minute, and hold nothing
     idle = ("Agent", "setup_worker.py", "default_worker.py")
@@ -697,9 +812,10 @@ def test_it_begins_with_another_network_but_for_its_classes_and_a_checkpoint_goe
     for name, weight in learned(folder).items():
         assert torch.equal(weight, (drawn if name.startswith("fc8") else other).state_dict()[name]), name
     (checkpoint,) = folder.glob("runs/*/checkpoint-*/checkpoint.pt")
-    contents = torch.load(checkpoint, weights_only=True)
+    contents = checkpoints.read(checkpoint.parent)
     contents["weights"]["conv2.weight"] += 1
-    torch.save(contents, checkpoint)
+    with checkpoint.open("wb") as handle:
+        sealed.write(handle, contents)
     (folder / "data/model.pt").unlink()
     (checkpoint.parents[1] / "finished.json").unlink()
     trained(folder)
@@ -729,3 +845,4 @@ def test_it_begins_with_clusters_in_the_first_layers(
     (run,) = MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["1"])
     assert run.data.tags["start"] == "conv1 and conv2 of 200 patches each, clustered"
     assert run.data.params["start.unsupervised"] == "kmeans"
+    assert run.data.tags["code"] == provenance.here().digest
