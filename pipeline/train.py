@@ -362,7 +362,9 @@ def finish(contents: dict[str, Any], inputs: Inputs, folder: Path) -> None:
     stage.put(made, folder / "model.pt")
     for name in TABLES:
         _write_csv(contents["progress"][name.removesuffix(".csv")], folder / name)
-    word = Word(id=uuid.uuid4().hex, digests={name: _digest(folder / name) for name in MADE}, code=contents.get("code"))
+    word = Word(
+        id=uuid.uuid4().hex, digests={name: digests.of(folder / name) for name in MADE}, code=contents.get("code")
+    )
     made = folder / "finished.json.part"
     made.write_text(word.text())
     stage.put(made, folder / "finished.json")
@@ -379,7 +381,7 @@ def finished(folder: Path) -> Word | None:
         _say(f"{error}; what it speaks of is made again from the last checkpoint")
         return None
     for name, digest in word.digests.items():
-        if not (folder / name).exists() or _digest(folder / name) != digest:
+        if not (folder / name).exists() or digests.of(folder / name) != digest:
             _say(f"{folder / name}: gone, or not what the run made; it is made again from the last checkpoint")
             return None
     return word
@@ -467,8 +469,3 @@ def _tensor(mean: Mean) -> Any:
     import torch
 
     return torch.from_numpy(mean.image_CHW)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
