@@ -78,10 +78,6 @@ def put(made: Path, out: Path) -> None:
     made.replace(out)
 
 
-def reached(words: str) -> None:
-    """Notes how far the work is that a stop does not lose, such as `step 340`."""
-
-
 def discard(path: Path) -> None:
     """Removes a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
