@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray._private import auto_init_hook, ray_constants
@@ -73,12 +74,21 @@ def connected(machine: Machine) -> Iterator[None]:
         _start()
     else:
         _join(address)
+    ray._private.worker.print_to_stdstream = _told  # its own writes pages
     try:
         yield
     finally:
         # a job's folder may go when its driver has left the cluster, and the stage is still in it
         if not in_job():
             ray.shutdown()
+
+
+def _told(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
+    """Says in a line of its own what Ray tells a driver of its cluster, such as of a task that is tried again."""
+    text = "\n".join(data["lines"]).strip()
+    killed = out_of_memory(text)
+    line = killed[0] if killed else text.partition("\n")[0][:300]
+    print(f"ray: {line}", file=sys.stderr, flush=True)
 
 
 def _address(machine: Machine) -> str | None:

@@ -16,6 +16,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 
+from pipeline import cluster
 from pipeline.attempts import Attempts
 from pipeline.checkpoints import ChangedError, Checkpoint
 from pipeline.faults import PAUSES, Fault, explained
@@ -154,3 +155,12 @@ def test_a_fault_of_ours_is_raised_as_it_is_and_names_the_last_checkpoint() -> N
     with pytest.raises(KeyError) as caught:
         attempts.again(explained(failed(error)), reached(8))
     assert "step 8" in caught.value.__notes__[0]
+
+
+def test_what_ray_tells_a_driver_in_pages_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    retried = "Task work failed due to oom. There are 3 oom retries remaining, so the task will be retried. Error: "
+    cluster._told({"lines": [retried + MEMORY], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    cluster._told({"lines": ["A node has died\nand this is its story"], "pid": "raylet", "is_err": False}, False)
+    oom, died = capsys.readouterr().err.splitlines()
+    assert oom.startswith("ray: Ray's memory monitor killed a worker: of the memory of 10.0.0.7")
+    assert died == "ray: A node has died"
