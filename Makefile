@@ -81,7 +81,7 @@ lock: ## requirements.lock anew, from pyproject.toml (needs uv)
 clean: ## the environment and the work in progress; no archive, no run
 	@rm -rf .venv work
 
-repro fast lint mutants kills faults whole compare ablations ui licences: .venv/ready
+repro fast lint mutants kills faults fuzz whole compare ablations ui licences: .venv/ready
 
 .venv/ready: .venv/installed .dvc/site.pth
 	@cp .dvc/site.pth "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"

@@ -72,7 +72,7 @@ def _say(what: str, error: BaseException, todo: str) -> str:
 
 def essential(text: str) -> str:
     """The line of a library's words that says what happened, without its advertisements."""
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]
     lines = [
         line for line in lines if line and not re.match(r"Traceback|File \"|\[SQL|\(Background|[~^]+$|\*\*\*", line)
     ]
@@ -81,7 +81,7 @@ def essential(text: str) -> str:
 
 
 def _cut(text: str) -> str:
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
     return "\n".join(lines[:LINES])
 
 

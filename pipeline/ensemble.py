@@ -198,6 +198,7 @@ def check_sealed(name: str, found: str) -> None:
         from dvc.exceptions import DvcException
         from dvc_data.index import DataIndexDirError
 
+        recipe.keep_here()
         known, file = {}, PREDICTIONS
         with suppress(DvcException, DataIndexDirError, OSError):
             known = digests.parse(dvc.api.read((OUT / digests.SUMS).as_posix(), rev=name, mode="rb"))

@@ -91,6 +91,8 @@ def _json(value: object) -> bytes:
 
 def _plain(kind: Any, value: Any) -> Any:
     """`value`, already checked, as plain dataclasses and tuples."""
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         hints = get_type_hints(kind)
         return kind(**{key: _plain(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
