@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import resource
@@ -49,8 +48,6 @@ class Kind:
     """Of the damaged bytes, the whole ones, and a folder that is empty."""
     sealed: bool = False
     """A digest is written with it: other contents have to be an error."""
-    ours: bool = True
-    """Its errors are ours already; False: a library's are let pass until its reader has been mended."""
 
 
 def _pictures(_: Path) -> list[bytes]:
@@ -135,7 +132,17 @@ def _shards(folder: Path) -> list[bytes]:
     return [(folder / "a.parquet").read_bytes()]
 
 
-def _shard(data: bytes, _: bytes, folder: Path) -> object:
+def _shard(data: bytes, whole: bytes, folder: Path) -> object:
+    from pipeline.batches import Pictures
+    from pipeline.tables import Shard
+
+    file = _written(folder / "a.parquet", data)
+    known = Shard(file=file.name, rows=6, bytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
+    pictures = Pictures(folder, [known])
+    return [pictures.read(group) for group in range(len(pictures.groups))]
+
+
+def _table(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline import tables
 
     file = _written(folder / "a.parquet", data)
@@ -204,18 +211,42 @@ def _model(data: bytes, _: bytes, __: Path) -> object:
 def _checkpoints(_: Path) -> list[bytes]:
     import torch
 
-    file = io.BytesIO()
-    torch.save({"fingerprint": "f" * 12, "step": 7, "weights": {"a": torch.arange(999.0), "b": torch.ones(3)}}, file)
+    from alexnet import sealed
+
+    file, weights = io.BytesIO(), {"a": torch.arange(999.0), "b": torch.ones(3)}
+    known = {"fingerprint": "f" * 12, "classes": [["n1", "one"]], "progress": {"step": 7, "epoch": 1}}
+    sealed.write(file, {**known, "weights": weights, "velocity": weights})
     return [file.getvalue()]
 
 
 def _checkpoint(data: bytes, _: bytes, folder: Path) -> object:
-    from ray.train import Checkpoint
+    from pipeline import checkpoints
 
-    from pipeline import train_loop
+    _written(folder / checkpoints.FILE, data)
+    return str(checkpoints.read(folder))
 
-    _written(folder / train_loop.CHECKPOINT, data)
-    return str(train_loop.read(Checkpoint.from_directory(folder)))
+
+def _histories(_: Path) -> list[bytes]:
+    head = "epoch,step,rate,train_loss,train_top1_error,val_loss,val_top1_error,val_top5_error\n"
+    return [(head + "".join(f"{epoch},{epoch * 5 + 5},0.01,2.5,0.75,2.25,.5,0.25\n" for epoch in range(4))).encode()]
+
+
+def _history(data: bytes, whole: bytes, folder: Path) -> object:
+    from pipeline import report
+
+    _sealed(folder / "epochs.csv", whole).write_bytes(data)
+    return report.history(folder / "epochs.csv")
+
+
+def _answers(_: Path) -> list[bytes]:
+    return [b"actual,predicted\r\n" + b'"a, b",c\r\nc,none\r\n"a, b","a, b"\r\n' * 3]
+
+
+def _answer(data: bytes, whole: bytes, folder: Path) -> object:
+    from pipeline import report
+
+    _sealed(folder / "confusion.csv", whole).write_bytes(data)
+    return report.confusion(folder / "confusion.csv", ["a, b", "c"]).tolist()
 
 
 def _lists(_: Path) -> list[bytes]:
@@ -238,12 +269,15 @@ KINDS = {
         Kind("zip", _zips, _zip),
         Kind("devkit", _devkits, _devkit, sealed=True),
         Kind("meta.mat", _metas, _meta),
-        Kind("shard", _shards, _shard),
+        Kind("shard", _shards, _shard, sealed=True),
+        Kind("table", _shards, _table),
         Kind("parquet", _hubs, _hub),
-        Kind("manifest", _manifests, _manifest, sealed=importlib.util.find_spec("pipeline.digests") is not None),
-        Kind("mean", _means, _mean, ours=False),
-        Kind("model", _models, _model, ours=False),
-        Kind("checkpoint", _checkpoints, _checkpoint, ours=False),
+        Kind("manifest", _manifests, _manifest, sealed=True),
+        Kind("mean", _means, _mean, sealed=True),
+        Kind("model", _models, _model, sealed=True),
+        Kind("checkpoint", _checkpoints, _checkpoint, sealed=True),
+        Kind("history", _histories, _history, sealed=True),
+        Kind("confusion", _answers, _answer, sealed=True),
         Kind("csv", _lists, _list),
     )
 }
@@ -258,8 +292,9 @@ def _written(file: Path, data: bytes) -> Path:
 def _sealed(file: Path, whole: bytes) -> Path:
     """The whole file, with the digest beside it that its writer leaves."""
     _written(file, whole)
-    if importlib.util.find_spec("pipeline.digests"):
-        importlib.import_module("pipeline.digests").seal(file.parent)
+    from pipeline import digests
+
+    digests.seal(file.parent)
     return file
 
 
@@ -315,11 +350,11 @@ def fault(kind: Kind, whole: bytes, data: bytes, folder: Path) -> str:
     try:
         found = kind.read(data, whole, folder)
     except (ValueError, OSError) as error:
-        return "" if str(error) or not kind.ours else f"{type(error).__name__} without a message"
+        return "" if str(error) else f"{type(error).__name__} without a message"
     except MemoryError:
         return "too much memory"
     except Exception as error:
-        return f"{type(error).__name__}: {error}" if kind.ours else ""
+        return f"{type(error).__name__}: {error}"
     if kind.sealed:
         with tempfile.TemporaryDirectory() as beside:
             if found != kind.read(whole, whole, Path(beside)):
