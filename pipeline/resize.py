@@ -38,6 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alexnet import limits
 from pipeline import cluster, digests, documents, params, paths, stage, tables
 from pipeline.census import Census
 from pipeline.machine import Machine, read, store
@@ -55,6 +56,9 @@ GROUP = 128
 """Rows in a row group: some 4 MB of JPEG, small enough to stream, large enough for one read; the paper's batch."""
 RAW_GROUP = 32
 """The same where pixels are stored: some 6 MB."""
+
+AHEAD = 2**28
+"""Bytes of pictures that are read ahead, beside one more piece."""
 
 PIECE = 8
 """Pictures that a thread reads ahead before it hands them over: to do that for each by itself costs 4 % of all the time."""
@@ -358,14 +362,15 @@ def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tu
     order = sorted(range(len(rows)), key=lambda place: (rows[place]["archive"], rows[place]["offset"]))
     archives = Archives(folder)
     ahead: deque[tuple[list[int], Future[list[bytes]]]] = deque()
-    threads = paths.at_once(folder)
+    threads, held = paths.at_once(folder), 0
     with ThreadPoolExecutor(threads) as readers:
         try:
-            for first in range(0, len(order), PIECE):
-                places = order[first : first + PIECE]
+            for places in pieces(order, rows):
                 ahead.append((places, readers.submit(archives.read_all, [rows[place] for place in places])))
-                if len(ahead) > threads:
+                held += _bytes(places, rows)
+                while len(ahead) > threads or held > AHEAD:
                     places, pictures = ahead.popleft()
+                    held -= _bytes(places, rows)
                     yield from zip(places, pictures.result(), strict=True)
             while ahead:
                 places, pictures = ahead.popleft()
@@ -373,6 +378,22 @@ def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tu
         finally:
             readers.shutdown(cancel_futures=True)
             archives.close()
+
+
+def pieces(order: list[int], rows: list[dict[str, Any]]) -> Iterator[list[int]]:
+    """The order in pieces of `PIECE` pictures, or of fewer where those are large."""
+    piece: list[int] = []
+    for place in order:
+        if piece and (len(piece) == PIECE or _bytes([*piece, place], rows) > AHEAD // 4):
+            yield piece
+            piece = []
+        piece.append(place)
+    if piece:
+        yield piece
+
+
+def _bytes(places: list[int], rows: list[dict[str, Any]]) -> int:
+    return sum(min(rows[place]["length"], limits.MAX_BYTES) for place in places)
 
 
 class Archives:
@@ -387,7 +408,10 @@ class Archives:
         return [self.read(row) for row in rows]
 
     def read(self, row: dict[str, Any]) -> bytes:
-        """The bytes of a picture; `ValueError` if they are not those that `download` hashed, or the archive is gone."""
+        """The bytes of a picture; `ValueError` if they are not those that `download` hashed, or the archive is gone.
+
+        What is larger than any picture may be is read so far as to show that, and not compared.
+        """
         path, file = self._folder / row["archive"], self._file(row["archive"])
         if file.size() != row["archive_bytes"]:
             raise ValueError(
@@ -396,10 +420,10 @@ class Archives:
             )
         where = f"{path}: byte {row['offset']}: {row['id']}"
         try:
-            data: bytes = file.read_at(row["length"], row["offset"])
+            data: bytes = file.read_at(min(row["length"], limits.MAX_BYTES + 1), row["offset"])
         except OSError as error:
             raise OSError(f"{where}: cannot be read: {error}. Mend the disk, or fetch the archive again") from None
-        if (found := zlib.crc32(data)) != row["crc32"]:
+        if len(data) <= limits.MAX_BYTES and (found := zlib.crc32(data)) != row["crc32"]:
             raise ValueError(
                 f"{where}: other bytes than were indexed: their CRC-32 is {found:08x}, was {row['crc32']:08x}. "
                 "Run: dvc repro --force download"

@@ -24,8 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet import dataset
-from alexnet.dataset import Mean, Sums
+from alexnet import dataset, limits
+from alexnet.dataset import Mean, Sums, Undecodable, decode
 from pipeline import digests, params, resize, shards, stage, tables
 from pipeline.census import Census
 from pipeline.machine import Machine
@@ -469,6 +469,25 @@ def test_an_archive_that_grows_or_shrinks_while_pictures_are_read_is_refused(cop
             ValueError, match=rf"has {len(other)} bytes, had {len(data)} when it was indexed\. Run: dvc"
         ):
             resize.Archives(file.parents[1]).read(row)
+
+
+def test_a_file_that_is_too_large_for_a_picture_is_read_so_far_and_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_BYTES", 10)
+    (tmp_path / "large.jpg").write_bytes(b"x" * 1000)
+    row = {"archive": "large.jpg", "id": "large", "offset": 0, "length": 1000, "archive_bytes": 1000, "crc32": 0}
+    assert resize.Archives(tmp_path).read(row) == b"x" * 11
+    with pytest.raises(Undecodable, match="too many bytes"):
+        decode(b"x" * 11)
+
+
+def test_what_is_read_ahead_is_bounded_by_bytes_and_not_by_pictures_alone() -> None:
+    small, large = ({"length": length} for length in (100_000, resize.AHEAD // 8))
+    rows = [*[small] * 20, *[large] * 5, small]
+    sizes = [len(piece) for piece in resize.pieces([*range(len(rows))], rows)]
+    assert sizes == [8, 8, 5, 2, 2, 1]
+    assert [place for piece in resize.pieces([*range(len(rows))], rows) for place in piece] == [*range(len(rows))]
 
 
 def test_a_picture_by_itself_that_became_another_is_refused(tmp_path: Path) -> None:

@@ -767,7 +767,7 @@ def test_a_checkpoint_is_a_network_to_begin_with(whole: tuple[Path, str], monkey
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_of_another_run_is_refused(whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = whole
-    (theirs,) = (path for path in folder.glob("runs/*") if path.is_dir())
+    (theirs,) = (file.parent for file in folder.glob("runs/*/finished.json"))
     write(folder, {**SECTIONS, "learning": {**SECTIONS["learning"], "seed": 1}})
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
