@@ -43,7 +43,7 @@ kills: .venv/installed ## kills every stage again and again and compares what co
 	@python tests/kills.py
 
 faults: .venv/installed ## the faults of docs/faults.md that take long, or need network namespaces
-	@pytest --faults -m faults
+	@pytest -n 2 --dist loadfile --faults -m faults
 
 fuzz: .venv/installed ## 20,000 damaged pictures, archives, tables, networks and lists, and what is said of each
 	@python tests/fuzz.py --cases 20000 --seed 0
