@@ -8,11 +8,20 @@ nothing there, as their licence files have it; NOTES why one that asks for more 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before anything is written
+    from pipeline import commands
+
+    commands.parser_at(__file__, "python docs/licences.py").parse_args()
+
 import csv
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata
-from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement

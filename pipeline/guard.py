@@ -99,7 +99,13 @@ def _stop(number: int, _: FrameType | None) -> None:
     for each in (TOLD, *STOPS):
         # below a guard what ends the work is not interrupted: the guard sees to it that it ends
         signal.signal(each, _nothing if guarded() else signal.SIG_DFL)
+    # where Python can raise nothing, as in a finalizer, it would print a traceback: then the guard ends the stage
+    sys.unraisablehook = _unsaid
     raise Stopped(128 + number)
+
+
+def _unsaid(_: object) -> None:
+    """Says nothing of what cannot be raised."""
 
 
 def _nothing(number: int, _: FrameType | None) -> None:

@@ -114,7 +114,8 @@ def keep_here() -> None:
 
     An absolute path, since DVC changes its folder for `exp run --temp`; so it cannot stand in .dvc/config.
     """
-    os.environ.setdefault("DVC_SITE_CACHE_DIR", str(SITE.absolute()))
+    if not os.environ.get("DVC_SITE_CACHE_DIR"):
+        os.environ["DVC_SITE_CACHE_DIR"] = str(SITE.absolute())
 
 
 def unused(name: str) -> str:

@@ -418,7 +418,9 @@ def watch(kinds: list[str], seed: int, first: int, last: int) -> tuple[int, dict
 
 def main() -> None:
     """Reads all cases that the state does not have; ends with 1 if any was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=list(KINDS), help="a kind of file; all, if none is named")

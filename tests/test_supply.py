@@ -206,7 +206,8 @@ class Copy:
         self.run("git", "commit", "-qm", "as it is")
 
     def run(self, *words: str) -> str:
-        where = {"DVC_SITE_CACHE_DIR": str(self.folder / SITE)} if self.says else {}
+        # empty is as good as not said, and keeps what an environment of make's would say out of this
+        where = {"DVC_SITE_CACHE_DIR": str(self.folder / SITE) if self.says else ""}
         done = subprocess.run(
             words, cwd=self.folder, env=self.environment | where, check=False, text=True, timeout=120,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

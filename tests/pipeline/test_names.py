@@ -450,7 +450,7 @@ def test_names_in_mlflow_are_kept_as_far_as_it_keeps_anything(tmp_path: Path, mo
             pass
     from mlflow import MlflowClient
 
-    kept = MlflowClient(record.uri).get_run(record.run_id).data
+    kept = MlflowClient(tracking.address(Machine())).get_run(record.run_id).data
     assert kept.params["source.folder"] == "a\x1b\nb"
     for number, name in enumerate(NASTY):
         assert kept.params[f"source.n{number}"] == name[:6000]

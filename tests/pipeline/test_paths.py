@@ -414,7 +414,7 @@ def test_a_row_group_is_two_requests_and_no_shard_is_opened_for_its_end_twice(lo
     stored = Pictures(paths.at(f"s3://{bucket}"), manifest.shards["train"])
     stored.read(0)  # compares the shard's sha256, once
     s3.asked.clear()
-    stored.read(1)
+    stored.read(0)
     assert [method for method, _ in s3.asked].count("HEAD") == 1
     assert len(s3.asked) <= 3
 
@@ -466,10 +466,11 @@ def test_a_worker_s_error_names_the_file_and_no_secret(local: Path, s3: ObjectSt
     bucket = s3.bucket()
     s3.fill(local / "data/shards", bucket)
     manifest = Manifest.read(local / "data/shards")
-    file = paths.at(f"s3://{bucket}/{manifest.shards['train'][0].file}")
+    shard = manifest.shards["train"][0]
+    file = paths.at(f"s3://{bucket}/{shard.file}")
     s3.fails = lambda method, path: method == "GET" and "train-" in path
-    with pytest.raises(OSError, match=rf"^{file}: damaged, or no table of ours: .*GetObject") as caught:
-        mean.of_shard(file)
+    with pytest.raises(OSError, match=rf"^{file}: gone or damaged: .*GetObject") as caught:
+        mean.of_shard(mean.Task(file=file, shard=shard))
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=rf"^s3://{bucket}/absent: not there$"):
         tables.read(paths.at(f"s3://{bucket}/absent"))
