@@ -17,7 +17,7 @@ from ray._private import auto_init_hook, ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline import access, stage
-from pipeline.machine import Machine
+from pipeline.machine import Machine, ray_address
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,7 +69,7 @@ def connected(machine: Machine) -> Iterator[None]:
     # This process has imported Ray, and so read these two before
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     auto_init_hook.enable_auto_connect = False
-    address = _address(machine)
+    address = ray_address(machine)
     if address is None:
         _start()
     else:
@@ -89,23 +89,6 @@ def _told(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
     killed = out_of_memory(text)
     line = killed[0] if killed else text.partition("\n")[0][:300]
     print(f"ray: {line}", file=sys.stderr, flush=True)
-
-
-def _address(machine: Machine) -> str | None:
-    """host:port of the cluster to join; None if there is none. `ValueError` for what is no such address."""
-    given = os.environ.get("RAY_ADDRESS") if machine.ray_address == "auto" else machine.ray_address
-    if not given or given == "local":
-        return None
-    named = f"RAY_ADDRESS={given}" if machine.ray_address == "auto" else f"machine.yaml: ray_address: {given}"
-    if given.startswith(("http:", "https:")):
-        raise ValueError(
-            f"{named} is a dashboard's address. Stages need the cluster's own, host:6379; "
-            "`ray job submit` takes the dashboard's as RAY_API_SERVER_ADDRESS"
-        )
-    host, _, port = given.rpartition(":")
-    if "/" in host or not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise ValueError(f"{named} is no cluster's address: it has to be host:port, such as head:6379")
-    return given
 
 
 def in_job() -> bool:

@@ -98,3 +98,20 @@ def store(machine: Machine) -> AnyPath:
 def runs(machine: Machine) -> Path:
     """The folder of the training runs, one for each fingerprint: checkpoints and what came of them."""
     return base(machine) / "runs"
+
+
+def ray_address(machine: Machine) -> str | None:
+    """host:port of the cluster to join; None if there is none. `ValueError` for what is no such address."""
+    given = os.environ.get("RAY_ADDRESS") if machine.ray_address == "auto" else machine.ray_address
+    if not given or given == "local":
+        return None
+    named = f"RAY_ADDRESS={given}" if machine.ray_address == "auto" else f"machine.yaml: ray_address: {given}"
+    if given.startswith(("http:", "https:")):
+        raise ValueError(
+            f"{named} is a dashboard's address. Stages need the cluster's own, host:6379; "
+            "`ray job submit` takes the dashboard's as RAY_API_SERVER_ADDRESS"
+        )
+    host, _, port = given.rpartition(":")
+    if "/" in host or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"{named} is no cluster's address: it has to be host:port, such as head:6379")
+    return given

@@ -59,17 +59,7 @@ def _machine(faults: list[str]) -> Machine:
 
 def _addresses(settings: Machine) -> None:
     """`ValueError` for an address that no cluster or tracking server can have."""
-    for words, address in (
-        ("machine.yaml: ray_address", settings.ray_address if settings.ray_address != "auto" else ""),
-        ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "") if settings.ray_address == "auto" else ""),
-    ):
-        if address.startswith(("http:", "https:")):
-            raise ValueError(
-                f"{words}: {address} is a dashboard's address. Stages need the cluster's own, host:6379; "
-                "`ray job submit` takes the dashboard's as RAY_API_SERVER_ADDRESS"
-            )
-        if address and address not in ("auto", "local") and not _port(f"//{address}"):
-            raise ValueError(f"{words}: {address}: has to be host:port, such as 10.0.0.1:6379")
+    machine.ray_address(settings)
     if "://" in settings.tracking and not settings.tracking.startswith("sqlite:") and _port(settings.tracking) == 0:
         raise ValueError(f"machine.yaml: tracking: {settings.tracking}: has no port that can be")
 

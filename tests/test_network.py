@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import access
 from tests.pipeline.namespaces import hosts
-from tests.test_workflow import BIN, Copy
+from tests.test_workflow import BIN, ROOT, Copy
 
 pytestmark = pytest.mark.faults
 
@@ -123,3 +123,25 @@ def test_two_columns_on_two_nodes_find_each_other_by_the_addresses_that_ray_has(
                 copy.run(*second.command([BIN / "dvc", "repro", "--force", "--single-item", "mean"]), **stranger)
     finally:
         shutil.rmtree(short)
+
+
+@pytest.mark.timeout(300)
+def test_the_pages_of_mlflow_listen_on_loopback_alone(tmp_path):
+    with hosts() as (here, neighbour):
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+        command = here.command([BIN / "python", "-m", "pipeline", "tracking", "ui", "--port", "5123"])
+        with (tmp_path / "log.txt").open("w") as log:
+            pages = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 120
+            while not any(address.endswith(":5123") for address, _ in here.listening()):
+                assert pages.poll() is None, (tmp_path / "log.txt").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+                time.sleep(0.5)
+            time.sleep(5)  # its workers
+            addresses = {address for address, _ in here.listening()}
+            assert {address for address in addresses if not address.startswith(LOOPBACK)} == set()
+            assert reachable(neighbour, here, sorted({address.rpartition(":")[2] for address in addresses})) == []
+        finally:
+            pages.terminate()
+            pages.wait(60)

@@ -106,8 +106,11 @@ def test_two_faults_of_different_kinds_are_told_together(here: Path, monkeypatch
     ("machine", "said"),
     [
         ("ray_address: http://head:8265\n", "machine.yaml: ray_address: http://head:8265 is a dashboard's address"),
-        ("ray_address: head\n", "machine.yaml: ray_address: head: has to be host:port"),
-        ("ray_address: head:99999\n", "machine.yaml: ray_address: head:99999: has to be host:port"),
+        ("ray_address: head\n", "machine.yaml: ray_address: head is no cluster's address: it has to be host:port"),
+        (
+            "ray_address: head:99999\n",
+            "machine.yaml: ray_address: head:99999 is no cluster's address: it has to be host:port",
+        ),
         ("tracking: http://server:port\n", "machine.yaml: tracking: http://server:port: has no port that can be"),
         ("storage: /proc/x\n", "/proc/x: cannot be written to"),
         ("storege: /tmp\n", ".*machine.yaml: storege: unknown key"),
@@ -122,7 +125,7 @@ def test_a_machine_file_and_a_cluster_of_the_environment_are_looked_at(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "https://head:8265")
-    assert faults()[0].startswith("RAY_ADDRESS: https://head:8265 is a dashboard's address")
+    assert faults()[0].startswith("RAY_ADDRESS=https://head:8265 is a dashboard's address")
     monkeypatch.setenv("ALEXNET_MACHINE", "/nowhere/machine.yaml")
     assert faults()[0].startswith("/nowhere/machine.yaml: no such file here")
 
