@@ -6,6 +6,7 @@ a signal at every moment, whatever the stage is in: an import, Ray's start, a li
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import mmap
 import os
@@ -39,7 +40,7 @@ _PDEATHSIG, _SUBREAPER = 1, 36
 """prctl's, on Linux: a signal when the parent ends; who inherits orphans."""
 
 _reached: mmap.mmap | None = None
-"""Shared by guard and stage: how far the work is that a stop does not lose."""
+"""Shared by guard and stage: how far the work is that a stop does not lose; the last byte: whether Python ended the stage."""
 
 
 class Stopped(SystemExit):
@@ -68,7 +69,7 @@ def reached(words: str) -> None:
     """Notes how far the work is that a stop does not lose, such as `step 340`: the guard says it when it stops."""
     if _reached is not None:
         _reached.seek(0)
-        _reached.write(words.encode()[: len(_reached) - 1].ljust(len(_reached), b"\0"))
+        _reached.write(words.encode()[: len(_reached) - 2].ljust(len(_reached) - 1, b"\0"))
 
 
 def over(name: str) -> None:
@@ -86,6 +87,7 @@ def over(name: str) -> None:
     if stage:
         _watch(name, stage, words, above)
     _reached = words
+    atexit.register(_end)
     for number in (TOLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     # SIGINT stays held: a terminal's reaches the guard as well, and Ray's trainer would take it for itself
@@ -93,6 +95,12 @@ def over(name: str) -> None:
     _prctl(_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guard:
         os._exit(128 + signal.SIGHUP)
+
+
+def _end() -> None:
+    """Notes that Python ends this process, which has said why; a library that ends it by itself does not come here."""
+    if _reached is not None:
+        _reached[-1] = 1
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -140,10 +148,13 @@ def _watch(name: str, stage: int, words: mmap.mmap, above: list[psutil.Process])
             stopped, since = heard[0], time.monotonic()
             os.kill(stage, TOLD)
     _end_what_is_left()
+    reached = words[:-1].rstrip(b"\0").decode(errors="replace")
     if stopped:
-        _say(stop_line(name, words[:].rstrip(b"\0").decode(errors="replace")))
+        _say(stop_line(name, reached))
     elif os.WIFSIGNALED(ended):
         _say(_death_line(name, signal.Signals(os.WTERMSIG(ended))))
+    elif os.WEXITSTATUS(ended) and not words[-1]:
+        _say(_lost_line(name, os.WEXITSTATUS(ended), reached))
     os._exit(128 + stopped if stopped else _code(ended))
 
 
@@ -180,6 +191,13 @@ def stop_line(name: str, reached: str) -> str:
 def _death_line(name: str, number: signal.Signals) -> str:
     why = "as the system does where memory runs out" if number == signal.SIGKILL else "a fault inside a library"
     return f"{name}: its process was ended by {number.name}, {why}; dvc repro goes on"
+
+
+def _lost_line(name: str, code: int, reached: str) -> str:
+    return (
+        f"{name}: a library ended its process with {code}, as Ray does when the head of its cluster has been away for a "
+        f"minute. Is the head up? dvc repro goes on{f' from {reached}' if reached else ''}"
+    )
 
 
 def _say(line: str) -> None:

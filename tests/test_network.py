@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -9,11 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import access
 from tests.pipeline.namespaces import hosts
-from tests.test_workflow import BIN, ROOT, Copy
+from tests.test_workflow import BIN, ROOT, TINY, Copy, cluster
 
 pytestmark = pytest.mark.faults
 
@@ -145,3 +147,36 @@ def test_the_pages_of_mlflow_listen_on_loopback_alone(tmp_path):
         finally:
             pages.terminate()
             pages.wait(60)
+
+
+@pytest.mark.timeout(600)
+def test_a_head_that_is_lost_ends_a_training_in_two_minutes_and_is_said_to_be_away(tmp_path):
+    copy = Copy(tmp_path, {**TINY, "learning": {**TINY["learning"], "epochs": 1000, "rate_falls": []}})
+    copy.run("dvc", "repro", "mean")
+    short = Path(tempfile.mkdtemp(prefix="alexnet-"))
+    (short / "machine.yaml").write_text("workers: 1\n")
+    try:
+        with cluster(short) as (known, port, _):
+            kept = {
+                name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "RAY_"))
+            }
+            with (tmp_path / "said.txt").open("w") as said:
+                training = subprocess.Popen(
+                    [BIN / "python", "-m", "pipeline", "train"], cwd=tmp_path, stdout=said, stderr=said,
+                    env=kept | known | {"RAY_ADDRESS": f"127.0.0.1:{port}"},
+                )  # fmt: skip
+            deadline = time.monotonic() + 180
+            while not list(tmp_path.glob("runs/*/checkpoint-*")):
+                assert training.poll() is None, (tmp_path / "said.txt").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            for process in psutil.process_iter(["cmdline"]):
+                words = process.info["cmdline"] or [""]
+                if words[0].endswith("gcs_server") and str(short) in " ".join(words):
+                    process.kill()
+            assert training.wait(120) == 1
+        last = (tmp_path / "said.txt").read_text().splitlines()[-1]
+        assert "the head of its cluster has been away" in last
+        assert re.search(r"dvc repro goes on from step \d+$", last)
+    finally:
+        shutil.rmtree(short, ignore_errors=True)

@@ -173,6 +173,20 @@ def test_a_stage_that_the_system_killed_is_said_to_be(
     )
 
 
+def test_a_stage_that_a_library_ended_is_said_to_be_and_one_that_has_said_why_is_not(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    lost = start("stage.reached('step 34'); os._exit(1)")
+    _, said = lost.communicate(timeout=10)
+    assert lost.returncode == 1
+    assert said.startswith("train: a library ended its process with 1, as Ray does when the head of its cluster")
+    assert said.endswith("dvc repro goes on from step 34\n")
+    for work, words in (("raise ValueError('no')", "train: no\n"), ("sys.exit(3)", "")):
+        plain = start(work)
+        _, said = plain.communicate(timeout=10)
+        assert (plain.returncode, said) == ({"": 3}.get(words, 1), words)
+
+
 def test_a_step_of_the_clock_ends_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard asks whether its DVC lives; psutil knows a process by the time it was started, on the monotonic clock."""
     chain, boot, now = psutil.Process().parents(), psutil.boot_time(), time.time
