@@ -13,6 +13,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site
 RECIPE ?=
 SOURCE ?=
 ONLY ?=
+FAULTS ?=
 EXPERIMENT ?= ablations
 PORT ?= 5000
 
@@ -42,8 +43,8 @@ mutants: .venv/installed ## breaks the code line by line and asks whether a test
 kills: .venv/installed ## kills every stage again and again and compares what comes of it
 	@python tests/kills.py
 
-faults: .venv/installed ## the faults of docs/faults.md that take long, or need network namespaces
-	@pytest -n 2 --dist loadfile --faults -m faults
+faults: .venv/installed ## the faults of docs/faults.md that take long, or need network namespaces; FAULTS="tests/test_network.py": of a file
+	@pytest -n 2 --dist loadfile --faults -m faults $(FAULTS)
 
 fuzz: .venv/installed ## 20,000 damaged pictures, archives, tables, networks and lists, and what is said of each
 	@python tests/fuzz.py --cases 20000 --seed 0
