@@ -46,6 +46,7 @@ def test_a_case_is_the_same_again_and_no_two_are() -> None:
     assert fuzz.damaged(b"", b"", np.random.default_rng(0)) != b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ill", "said"), [("os.abort()", "crashes: -6"), ("time.sleep(99)", "hangs for 1 s")])
 def test_a_child_that_crashes_or_hangs_is_one_case_s_fault(
     ill: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -72,6 +73,7 @@ def modules():
     return [file for room in ("alexnet", "pipeline", "benchmarks") for file in sorted((ROOT / room).rglob("*.py"))]
 
 
+@functools.cache
 def imported(file):
     """The files of this repository that a module imports, at its head or inside a function."""
     found = set()
@@ -163,7 +165,8 @@ def test_readme_s_tree_is_the_first_line_of_every_module():
 def test_readme_s_tree_names_nothing_that_is_not_there():
     tree = re.search(r"## The house\n+```\n(.*?)```", README, re.S).group(1)
     names = [line.split()[0] for line in tree.splitlines() if line.strip()]
-    there = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
+    tops = [path for path in ROOT.iterdir() if path.name not in (".venv", ".git", ".dvc")]
+    there = {path.name for top in tops for path in [top, *top.rglob("*")]}
     assert [name for name in names if name.strip("/").split("/")[-1] not in there] == []
 
 
@@ -332,6 +335,12 @@ def test_every_breakage_fits_the_code_and_names_tests_that_are_there():
     assert stale == []
 
 
+@functools.cache
+def functions(file):
+    """The names of a file's functions and methods."""
+    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
 def test_each_row_of_the_faults_is_four_cells_and_a_test_that_is_there():
     rows = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("|")]
     rows = [row for row in rows if not re.match(r"\| (fault|---) ", row)]
@@ -343,9 +352,4 @@ def test_each_row_of_the_faults_is_four_cells_and_a_test_that_is_there():
         assert cells[1], row
         for test in cells[3].split(", "):
             file, _, name = test.partition("::")
-            functions = {
-                node.name
-                for node in ast.walk(ast.parse((ROOT / file).read_text()))
-                if isinstance(node, ast.FunctionDef)
-            }
-            assert name in functions, row
+            assert name in functions(ROOT / file), row

@@ -113,6 +113,7 @@ def test_a_recipe_is_a_complete_params_file(name):
     section(name, "source", SOURCES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_readme_says_how_many_parameters_a_recipe_has(name):
     count = sum(weight.numel() for weight in build(section(name, "model", Model), 1000).parameters())
@@ -225,6 +226,7 @@ def test_the_rates_of_one_weird_trick_fall_as_dexp_does():
         assert learning.rates(epoch).of("fc8.bias") == pytest.approx(0.02 / 10**half, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_torchvision_s_own_class_takes_the_weights_and_says_the_same():
     model = section("torchvision", "model", Model)
     network = build(model, 1000).eval()
@@ -243,6 +245,7 @@ def test_torchvision_s_own_class_takes_the_weights_and_says_the_same():
             to_torchvision(network)
 
 
+@pytest.mark.slow
 def test_first_weights_of_torchvision_are_uniform_within_its_bounds():
     network = build(section("torchvision", "model", Model), 1000)
     network.draw_first_weights(0)

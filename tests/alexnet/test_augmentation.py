@@ -85,6 +85,7 @@ def test_a_chunk_shares_one_place_and_one_reflection():
     assert len(set(places)) > 1
 
 
+@pytest.mark.slow
 def test_draws_belong_to_the_place_in_the_epoch_not_to_the_batch():
     section = dataclasses.replace(PLAIN, reflections=True, colour="deviations")
     alone = training_patches(pictures()[7:9], torch.tensor([7, 8]), statistics(), section, SEED, EPOCH, torch.float64)
@@ -92,6 +93,7 @@ def test_draws_belong_to_the_place_in_the_epoch_not_to_the_batch():
     assert not torch.equal(drawn(section), drawn(section, epoch=EPOCH + 1))
 
 
+@pytest.mark.slow
 def test_the_mean_is_that_of_the_centre_or_that_at_the_patch():
     at_centre, at_patch = drawn(PLAIN), drawn(dataclasses.replace(PLAIN, mean="patch"))
     mean = statistics().mean_CHW.double()
@@ -101,6 +103,7 @@ def test_the_mean_is_that_of_the_centre_or_that_at_the_patch():
         torch.testing.assert_close(at_patch[number], picture[cut].double() - mean[cut])
 
 
+@pytest.mark.slow
 def test_the_mean_at_the_patch_is_reflected_with_it_and_that_of_the_centre_is_not():
     # data_transformer.cpp of Caffe subtracts pixel by pixel and then mirrors; convdata.py of 2012 mirrors first
     section = dataclasses.replace(PLAIN, reflections=True)
@@ -115,6 +118,7 @@ def test_the_mean_at_the_patch_is_reflected_with_it_and_that_of_the_centre_is_no
     assert seen == {False, True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eigenvalues", "deviations"])
 def test_light_is_one_colour_per_picture_along_the_components(kind):
     section = dataclasses.replace(PLAIN, colour=kind)
@@ -188,6 +192,7 @@ def test_one_number_for_each_colour_can_be_subtracted():
     assert torch.equal(subtracted(statistics().mean_CHW, PLAIN), statistics().mean_CHW)
 
 
+@pytest.mark.slow
 def test_resized_patches_are_spread_as_torchvision_s():
     # a picture whose red is the row and whose green is the column: a patch tells where it was cut
     ramp, count = torch.arange(256, dtype=torch.uint8), 300

@@ -69,6 +69,7 @@ def test_arguments_are_checked() -> None:
         features.nearest(np.zeros((1, 2)), [np.zeros((5, 2))], 0)
 
 
+@pytest.mark.slow
 def test_features_and_logits_are_the_networks() -> None:
     network = AlexNet(SMALL, classes=5)
     network.draw_first_weights(1)

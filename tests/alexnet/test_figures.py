@@ -75,6 +75,7 @@ def of_activations() -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [
@@ -171,6 +172,7 @@ def test_a_note_can_be_read() -> None:
     assert pixels(figures.note("none were looked up")).min() < 200
 
 
+@pytest.mark.slow
 def test_nan_and_nothing_can_be_drawn() -> None:
     picture = np.full((1, 20, 20, 3), 128, np.uint8)
     pixels(figures.guesses(picture, [0], np.full((1, 4), np.nan), NAMES))
@@ -219,6 +221,7 @@ def test_a_class_of_any_name_is_drawn_and_read_as_it_is() -> None:
     assert r"\x1b[31mred\x1b[2J\x1b]0;title\x07" in texts
 
 
+@pytest.mark.slow
 def test_any_names_are_classes_of_a_confusion() -> None:
     for some in (NASTY[:24], NASTY[24:]):
         texts = some_text(figures.confusion, np.eye(len(some), dtype=int), some)

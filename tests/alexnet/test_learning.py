@@ -31,6 +31,7 @@ def test_the_rate_falls_at_the_given_epochs():
     assert [LEARNING.rates(epoch).last for epoch in range(5)] == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
 
 
+@pytest.mark.slow
 def test_five_steps_are_the_rule_as_printed_across_two_falls_of_the_rate():
     network, reference = double(narrow()), double(narrow())
     train(network)

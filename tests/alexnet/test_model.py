@@ -207,6 +207,7 @@ def built(**changes):
     return network
 
 
+@pytest.mark.slow
 def test_the_network_on_one_gpu_keeps_the_last_convolution_and_the_full_layers():
     network = built(columns=1, kernels=(48, 128, 192, 192, 256, 0))
     assert [shapes(network)[name][0] for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")] == [

@@ -44,6 +44,7 @@ def test_across_space_is_the_mean_over_5_by_5_places_with_zeros_outside():
     torch.testing.assert_close(AcrossSpace()(a), a / (1 + 1e-3 / 25 * total) ** 0.75, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [AcrossKernels(2, ALPHA), AcrossSpace()], ids=["kernels", "space"])
 def test_the_closed_form_gradient_is_the_slope(layer):
     assert torch.autograd.gradcheck(layer, (maps(8).requires_grad_(),))

@@ -109,6 +109,7 @@ def test_windows_are_cut_at_any_place_alike():
     assert torch.equal(windows(maps, 3, "conv2", 0, torch.arange(9, 20)).reshape(-1, 2, 3, 3), cut[9:20])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["conv1", "conv2"])
 @pytest.mark.parametrize("normalization", ["original", "printed"])
 def test_a_layer_s_inputs_are_what_it_gets_in_a_whole_pass(layer, normalization):

@@ -63,6 +63,7 @@ def enlarged(small: np.ndarray, side: int) -> np.ndarray:
     return made
 
 
+@pytest.mark.slow
 def test_it_is_the_maps_weighed_by_mean_slopes_that_differences_give(network: AlexNet, patches: Tensor) -> None:
     """The mean of the slopes over a map's places is the logit's slope as the whole map rises, over their number."""
     patch, label, step = patches[:1], 3, 1e-5

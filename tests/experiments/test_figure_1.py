@@ -194,6 +194,7 @@ curves: {{seeds: [0, 1], most_epochs: 8}}
 """
 
 
+@pytest.mark.slow
 def test_the_stages_choose_the_best_rate_and_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(FOLDER, "cifar")

@@ -108,6 +108,7 @@ def test_a_cluster_that_asks_for_a_token_is_joined_with_the_same_one_alone(
             access.admit(address)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_waited_for_with_a_word_and_a_limit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_run_has_the_base_s_parameters_but_for_its_changes_and_its_seed(monkey
         compare.wanted(comparison(), wrong, 0)
 
 
+@pytest.mark.slow
 def test_the_ablations_are_of_the_size_that_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     ablations = compare.read(Path("experiments/ablations.yaml"))

@@ -174,6 +174,7 @@ def program(place: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_as_a_program_it_says_what_is_wrong_in_one_line(place: Path) -> None:
     settle(seed=-1)
     with program(place) as process:

@@ -182,6 +182,7 @@ def test_a_database_that_is_held_or_is_none(tmp_path: Path) -> None:
         told(lambda: none.execute("select * from runs"), "not a database")
 
 
+@pytest.mark.slow
 def test_an_object_store_that_does_not_answer_or_has_no_login(monkeypatch: pytest.MonkeyPatch) -> None:
     botocore = pytest.importorskip("botocore.session")
     from botocore.config import Config
@@ -281,6 +282,7 @@ def test_what_a_worker_says_is_said_and_its_own_faults_keep_their_traceback() ->
     told(lambda: ray.get(fails.remote("dies")), "a worker or its node was lost")
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_reach_each_other() -> None:
     import torch.distributed as dist
 

@@ -40,6 +40,7 @@ def probabilities(network: AlexNet, mean: torch.Tensor, image: np.ndarray) -> np
     return shares
 
 
+@pytest.mark.slow
 def test_errors_and_probabilities_equal_a_loop(summarized: tuple[Path, Manifest, dict[str, Any]]) -> None:
     folder, _, summary = summarized
     network, facts = models.load(io.BytesIO((folder / "data/model.pt").read_bytes()))

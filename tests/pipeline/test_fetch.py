@@ -74,6 +74,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(server: Server, place: Path
     assert [headers.get("Range") for _, headers in server.asked[:2]] == [None, "bytes=100000-"]
 
 
+@pytest.mark.slow
 def test_many_cuts_are_no_failure_as_long_as_something_comes(server: Server, place: Path) -> None:
     server.files["/archive.tar"] = File(DATA, cut=lambda request: 0 if request % 5 else 50_000)
     fetch(remote(server), place)
@@ -372,6 +373,7 @@ def test_two_who_want_the_same_file_fetch_it_once(server: Server, place: Path) -
     assert server.sent == len(DATA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_in_the_middle_the_next_run_goes_on(server: Server, place: Path, sign: signal.Signals) -> None:
     waiting = threading.Event()

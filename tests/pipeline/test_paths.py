@@ -125,6 +125,7 @@ def test_with_store_and_shards_on_s3_all_bytes_are_those_of_a_disk(
     assert all(word not in here["data/shards/manifest.json"].decode() for word in (bucket, *CREDENTIALS.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", layouts.ALL)
 def test_each_source_is_read_where_it_is_or_says_what_to_do(name: str, s3: ObjectStore, tmp_path: Path) -> None:
     layout = layouts.ALL[name](tmp_path / "store")
@@ -280,6 +281,7 @@ def test_a_file_is_there_when_it_is_whole_and_not_before(where: str, s3: ObjectS
     assert paths.files(folder)[-1] == ("deep/file", 9)
 
 
+@pytest.mark.slow
 def test_an_upload_that_breaks_off_leaves_nothing(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.bucket()
     s3.fails = lambda method, path: method == "PUT" and "partNumber=2" in path
@@ -288,6 +290,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(s3: ObjectStore, monkeypatch: 
     assert s3.contents(bucket) == {}
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_upload_leaves_no_part_of_it(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.bucket()
     data = random.Random(0).randbytes(12 * 2**20)

@@ -86,6 +86,7 @@ class Links(html.parser.HTMLParser):
         self.links += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(here: Manifest) -> None:
     metrics = json.loads(Path("metrics.json").read_text())
     text = report.render(metrics, "val", here, figures(here), report.parameters())
@@ -178,6 +179,7 @@ def test_no_path_and_no_time(here: Manifest) -> None:
     assert not re.search(r"\d\d:\d\d|images/s|run id", text)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_twice_and_other_pictures_for_another_seed(here: Manifest) -> None:
     first = figures(here)
     assert figures(here) == first
@@ -216,6 +218,7 @@ def test_the_page_says_how_alike_neighbours_are_and_what_codes_find_of_them(here
     assert "code" not in re.sub(r"</?code>", "", uncoded.split("<h2>Confusion")[0].split("</style>")[1])
 
 
+@pytest.mark.slow
 def test_the_test_split_is_shown_as_what_it_is(here: Manifest) -> None:
     one = Report(pictures=1, queries=1, seed=0)
     assert figures(as_test(here), one, "test") == figures(here, one)

@@ -77,6 +77,7 @@ def test_pictures_for_which_there_is_no_room_are_refused_before_any_process_begi
     assert "argument --at-once" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["shuffled", "cyclic"])
 def test_the_batches_are_those_of_the_shards(here: Path, order: str) -> None:
     train, val = pictures(here)
@@ -94,6 +95,7 @@ def test_the_batches_are_those_of_the_shards(here: Path, order: str) -> None:
                     assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_equal_to_the_bit(here: Path) -> None:
     train, val = pictures(here)
     lesson = lesson_of(here, SHORT)
@@ -117,6 +119,7 @@ def lesson_of(here: Path, learning: Learning) -> Lesson:
     return Lesson(model=MODEL, augmentation=AUGMENTATION, learning=learning, mean=mean, classes=3, first={})
 
 
+@pytest.mark.slow
 def test_what_is_learned_goes_on_from_a_pause_to_the_bit(here: Path) -> None:
     train, val = pictures(here)
     read, kept = held(train, val), []

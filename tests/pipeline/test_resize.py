@@ -419,6 +419,7 @@ def test_the_index_with_any_other_byte_is_refused(copy: Path) -> None:
     assert resize.read_index(resize.INDEX) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -219,6 +219,7 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm"),
     [(TRAIN, altered), (VAL, altered), (DEVKIT, altered), (sample.RECORD, altered), (VAL, cut), (TRAIN, Path.unlink)],
@@ -242,6 +243,7 @@ def test_what_is_whole_is_left_alone(made: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in made.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_after_a_kill_in_the_middle_all_is_drawn_again_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     # as long as it takes: another sample would be other bytes, so this one waits inside its second archive

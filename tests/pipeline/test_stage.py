@@ -162,6 +162,7 @@ def test_a_stopped_stage_ends_with_the_signals_code_and_no_out(
 # One at a time
 
 
+@pytest.mark.slow
 def test_a_second_stage_of_a_kind_waits_for_the_first(start: Callable[..., subprocess.Popen[str]], here: Path) -> None:
     first = start(sys.executable, "-c", SLEEPER)
     wait((here / "started").exists)
@@ -188,6 +189,7 @@ def test_a_second_stage_says_so_when_it_has_waited_long(
     )
 
 
+@pytest.mark.slow
 def test_a_second_stage_says_what_it_waits_for(start: Callable[..., subprocess.Popen[str]], here: Path) -> None:
     start(sys.executable, "-c", SLEEPER)
     wait((here / "started").exists)
@@ -228,6 +230,7 @@ def dvc(folder: Path, line: str) -> Path:
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exec_it", [False, True], ids=["below a shell", "in the shell's place"])
 def test_a_stage_ends_when_its_dvc_was_killed(
     start: Callable[..., subprocess.Popen[str]], here: Path, *, exec_it: bool
@@ -244,6 +247,7 @@ def test_a_stage_ends_when_its_dvc_was_killed(
     assert not (here / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell_too", [True, False])
 def test_a_stage_whose_dvc_is_gone_before_it_looks_does_not_start(
     start: Callable[..., subprocess.Popen[str]], here: Path, *, shell_too: bool
@@ -260,6 +264,7 @@ def test_a_stage_whose_dvc_is_gone_before_it_looks_does_not_start(
     assert not (here / "started").exists()
 
 
+@pytest.mark.slow
 def test_without_dvc_a_stage_does_not_mind_who_its_parent_is(
     start: Callable[..., subprocess.Popen[str]], here: Path
 ) -> None:

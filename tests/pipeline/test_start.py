@@ -226,6 +226,7 @@ def test_without_clusters_no_picture_is_read(manifest: Manifest, folder: Path) -
     assert start.found(NONE, MODEL, AUGMENTATION, LEARNING, manifest, mean, Path("nowhere")) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [0.0, 0.3])
 @pytest.mark.parametrize("mean", ["centre", "channels"])
 def test_they_are_clusters_of_the_pictures_learned_from_less_the_mean(
@@ -281,6 +282,7 @@ def in_a_quarter(kernels_KCHW: Tensor) -> Tensor:
     return strongest.sum(1) / energy.sum(1)
 
 
+@pytest.mark.slow
 def test_kernels_found_in_drawn_pictures_are_edges_and_noise_is_none(tmp_path: Path) -> None:
     views = drawn_views(tmp_path)
     network = AlexNet(dataclasses.replace(MODEL, width=0.25), 10)

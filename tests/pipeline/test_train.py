@@ -436,6 +436,7 @@ def test_a_finished_run_of_other_code_is_not_taken_over_in_silence(finished: tup
         train._other_code(finished[0], word, None, Machine())
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_has_is_waited_for_and_then_given_up_with_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
