@@ -1,8 +1,8 @@
 """All of params.yaml, machine.yaml and the machine's room are checked before any stage works, whichever stage it is.
 
 Nothing here decides a byte, and nothing of it becomes a stage's param or dep. The sections' classes live in modules that
-take seconds to import. So what was found good is noted under work/, by a hash of the file and of all code: only the first
-stage after a change imports them.
+take up to two seconds to import. So a section that was found good is noted under work/, by a hash of its values and of all
+code: only the first stage after a change imports them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,31 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline import added, machine, params, room, stage
 from pipeline.machine import Machine
 
-SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
+if TYPE_CHECKING:
+    from alexnet.model import Model
 
-KEPT = 50
-"""Notes of files that were found good: as many as a comparison has runs."""
+KINDS = {
+    "source": "pipeline.download:SOURCES",
+    "resize": "pipeline.resize:Resize",
+    "model": "alexnet.model:Model",
+    "start": "pipeline.start:Start",
+    "augmentation": "alexnet.augmentation:Augmentation",
+    "learning": "alexnet.learning:Learning",
+    "results": "pipeline.results:Results",
+    "report": "pipeline.report:Report",
+}
+"""Where the class of each section of params.yaml is, or the classes that it may have."""
+
+KEPT = 200
+"""Notes of sections that were found good: more than a comparison has variants."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +49,8 @@ class Network:
     """Numbers that `evaluate` keeps of a picture."""
     saved: int
     """Bytes that the backward pass needs of one picture, in float32."""
+    patch: int
+    """Side of what it sees, in pixels."""
 
 
 def check(name: str) -> None:
@@ -79,89 +95,83 @@ def _params(faults: list[str]) -> tuple[Mapping[str, Any], Network | None]:
     except params.ParamsError as error:
         faults.append(str(error))
         return {}, None
-    note = machine.home() / stage.WORK / "checked" / f"{_digest()}.json"
-    if note.exists():
-        return document, Network(**json.loads(note.read_text()))
-    found, network = _faults(document)
+    found, good, code, network = list[str](), dict[str, Any](), _code(), None
+    for name in [*KINDS, *(name for name in document if name not in KINDS)]:
+        if name not in KINDS:
+            found.append(f"{params.PARAMS}: unknown section '{name}'{params.nearest(name, KINDS)}")
+        elif name not in document:
+            found.append(f"{params.PARAMS}: section '{name}' is missing{params.nearest(name, document)}")
+        else:
+            try:
+                size = _checked(name, document[name], code)
+                good[name], network = document[name], size or network
+            except params.ParamsError as error:
+                found += str(error).splitlines()
+    found += _between(good, network)
     faults += found
-    if network is not None:
-        _write(note, network)
-    return document, network
+    return document, None if found else network
 
 
-def _digest() -> str:
-    """Of the file and of all code of ours: what was found good stays so as long as neither changes."""
-    digest, here = hashlib.sha256(params.PARAMS.read_bytes()), Path(__file__).parent
+def _checked(name: str, section: Any, code: str) -> Network | None:
+    """`ParamsError` for a section's faults; of `model`, how large the network is. What is noted is not checked again."""
+    digest = hashlib.sha256(f"{code} {json.dumps(section, sort_keys=True, default=str)}".encode()).hexdigest()[:16]
+    note = machine.home() / stage.WORK / "checked" / f"{name}-{digest}.json"
+    if note.exists():
+        noted = json.loads(note.read_text())
+        return Network(**noted) if noted else None
+    read = params.check(section, _kind(name), params.PARAMS, name)
+    network = _size(read) if name == "model" else None
+    _write(note, dataclasses.asdict(network) if network else {})
+    return network
+
+
+def _code() -> str:
+    """SHA-256 of all code of ours: what was found good stays so as long as it does not change."""
+    digest, here = hashlib.sha256(), Path(__file__).parent
     for file in sorted([*here.rglob("*.py"), *here.with_name("alexnet").glob("*.py")]):
         digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
-def _write(note: Path, network: Network) -> None:
+def _write(note: Path, noted: Mapping[str, int]) -> None:
     note.parent.mkdir(parents=True, exist_ok=True)
     for old in sorted(note.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[: -KEPT + 1]:
         old.unlink(missing_ok=True)
     part = note.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(dataclasses.asdict(network)))
+    part.write_text(json.dumps(noted))
     part.replace(note)
 
 
-def _faults(document: Mapping[str, Any]) -> tuple[list[str], Network | None]:
-    """Every fault of the sections, and how large the network is where there is none."""
-    faults, read = [], {}
-    for name in [*SECTIONS, *(name for name in document if name not in SECTIONS)]:
-        if name not in SECTIONS:
-            faults.append(f"{params.PARAMS}: unknown section '{name}'{params.nearest(name, SECTIONS)}")
-        elif name not in document:
-            faults.append(f"{params.PARAMS}: section '{name}' is missing{params.nearest(name, document)}")
-        else:
-            try:
-                read[name] = params.check(document[name], _kind(name), params.PARAMS, name)
-            except params.ParamsError as error:
-                faults += str(error).splitlines()
-    faults += _between(read)
-    return faults, None if faults else _size(read)
-
-
 def _kind(name: str) -> Any:
-    """The class of a section, or the classes that it may have."""
-    if name == "source":
-        from pipeline.download import SOURCES
-
-        return SOURCES
-    from alexnet.augmentation import Augmentation
-    from alexnet.learning import Learning
-    from alexnet.model import Model
-    from pipeline.report import Report
-    from pipeline.resize import Resize
-    from pipeline.results import Results
-    from pipeline.start import Start
-
-    kinds = (Resize, Model, Start, Augmentation, Learning, Results, Report)
-    return next(kind for kind in kinds if kind.__name__.lower() == name)
+    """The class of a section, or the classes that it may have; its module alone is imported."""
+    module, kind = KINDS[name].split(":")
+    return getattr(import_module(module), kind)
 
 
-def _between(read: Mapping[str, Any]) -> list[str]:
-    """Faults that no section has by itself."""
+def _between(good: Mapping[str, Any], network: Network | None) -> list[str]:
+    """Faults that no section has by itself, among those that have none."""
     faults = []
-    if {"resize", "model"} <= read.keys() and read["resize"].side < read["model"].patch:
+    if network and "resize" in good and good["resize"]["side"] < network.patch:
         faults.append(
-            f"{params.PARAMS}: resize.side: {read['resize'].side} pixels are stored, and the network sees "
-            f"{read['model'].patch} of them. Set at least that"
+            f"{params.PARAMS}: resize.side: {good['resize']['side']} pixels are stored, and the network sees "
+            f"{network.patch} of them. Set at least that"
         )
-    if {"source", "results"} <= read.keys() and (read["source"].name, read["results"].split) == ("sample", "test"):
+    if {"source", "results"} <= good.keys() and (good["source"]["name"], good["results"]["split"]) == (
+        "sample",
+        "test",
+    ):
         faults.append(f"{params.PARAMS}: results.split: test, but the sample has train and val alone. Set val")
     return faults
 
 
-def _size(read: Mapping[str, Any]) -> Network:
+def _size(model: Model) -> Network:
     """Builds the network once and shows it a picture."""
     import torch
 
     from alexnet.features import features_and_logits
     from alexnet.model import build
 
-    network, saved, kept = build(read["model"], 1000).eval(), dict[int, int](), []
+    network, saved, kept = build(model, 1000).eval(), dict[int, int](), []
     weights = {tensor.untyped_storage().data_ptr() for tensor in network.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -171,7 +181,7 @@ def _size(read: Mapping[str, Any]) -> Network:
             kept.append(tensor)  # else the next one could get its place
         return tensor
 
-    patch = torch.zeros(1, 3, network.model.patch, network.model.patch)
+    patch = torch.zeros(1, 3, model.patch, model.patch)
     features, _ = features_and_logits(network, patch)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(patch)
@@ -179,4 +189,5 @@ def _size(read: Mapping[str, Any]) -> Network:
         parameters=sum(tensor.numel() for tensor in network.parameters()),
         features=features.shape[-1],
         saved=sum(saved.values()),
+        patch=model.patch,
     )

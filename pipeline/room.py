@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import functools
 import json
 import os
@@ -29,14 +30,18 @@ JPEG, SIDE = 12_000, 256
 """Bytes of a stored picture of that side at the least that is usual: photographs have 30,000 at quality 95."""
 
 
-# Measured, the sample on 2 cores in two processes: 32 pictures at once take 4.0 GB in all, 256 take 6.3, 1,024 take 11.0;
-# by what follows they are 3.0, 4.6 and 10.1. What is refused is refused with reason.
-RAY, PROCESS = 1_500_000_000, 600_000_000
+# Measured, the sample on 2 cores in two processes: 32 pictures at once take 4.0 GB in all, 256 take 6.3, 1,024 take 11.0,
+# 1,499 take 15.5; by what follows they are 3.9, 5.5, 11.2 and 14.8.
+RAY, PROCESS = 2_200_000_000, 700_000_000
 """Bytes of the stage with its Ray, and of each process that trains, before a picture comes."""
-KEPT = 2.25
+KEPT = 2.35
 """What a step takes for a picture, in terms of what its backward pass needs."""
 WIDER = {"float64": 2.0, "bfloat16": 0.6}
 """The same by precision, against float32."""
+
+
+REFLINKS = ("btrfs", "xfs", "zfs", "apfs", "bcachefs", "overlay")
+"""File systems that may keep equal files once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +51,17 @@ class Need:
     folder: Path
     bytes: int
     what: str
+    out: bool = False
+    """Whether it becomes an out, of which DVC's cache takes a copy."""
 
 
 def faults(name: str, document: Mapping[str, Any], network: Network | None, settings: Machine) -> list[str]:
     """What stands in the way of the stage `name` and of those after it: a line for each disk, and for the memory."""
     pictures = _pictures(name, document)
-    found = list(_disks([*_first(settings), *_needs(name, document, network, settings, pictures)]))
+    needs = list(_needs(name, document, network, settings, pictures))
+    if (cache := _cache()) is not None:
+        needs += [Need(cache, need.bytes, "DVC's cache") for need in needs if need.out]
+    found = list(_disks([*_first(settings), *needs]))
     if network is not None and ORDER.index(name) <= ORDER.index("train"):
         found += _memory(name, document, network, settings, pictures)
     return found
@@ -64,6 +74,11 @@ def _pictures(name: str, document: Mapping[str, Any]) -> dict[str, int]:
         if ORDER.index(name) > ORDER.index("resize"):
             shards = json.loads(manifest.read_bytes())["shards"]
             return {split: sum(shard["rows"] for shard in shards[split]) for split in shards}
+        if name == "resize":
+            import pyarrow.parquet
+
+            index = pyarrow.parquet.read_table("data/index/index.parquet", columns=["split"])
+            return {count["values"]: count["counts"] for count in index["split"].value_counts().to_pylist()}
         if isinstance(source, Mapping) and source.get("name") == "sample":
             return {"train": int(source["train_images"]), "val": int(source["val_images"])}
     except (OSError, ValueError, TypeError, KeyError):
@@ -89,14 +104,16 @@ def _needs(
     if done <= ORDER.index("resize") and (folder := _shards(settings)):
         each = _picture(document["resize"])
         there = _below(Path("work/resize")) if folder == Path.cwd() else 0
-        yield Need(folder, max(0, sum(pictures.values()) * each - there), "shards")
+        in_dvc = settings.shards == settings.storage == "auto"
+        yield Need(folder, max(0, sum(pictures.values()) * each - there), "shards", out=in_dvc)
     if done <= ORDER.index("train"):
-        # two checkpoints of weights and velocity, and model.pt
-        yield Need(machine.base(settings), 20 * network.parameters, "checkpoints")
+        # two checkpoints of weights and velocity
+        yield Need(machine.base(settings), 16 * network.parameters, "checkpoints")
+        yield Need(Path.cwd(), 4 * network.parameters, "model.pt", out=True)
     if done <= ORDER.index("evaluate"):
         results = document["results"]
         rows = pictures.get(results["split"], 0) * 4 + (pictures.get("train", 0) * 2 if results["neighbours"] else 0)
-        yield Need(Path.cwd(), rows * network.features, "evaluation")
+        yield Need(Path.cwd(), rows * network.features, "evaluation", out=True)
 
 
 def _picture(resize: Mapping[str, Any]) -> int:
@@ -109,6 +126,26 @@ def _shards(settings: Machine) -> Path | None:
     if settings.shards == "auto":
         return machine.base(settings)
     return None if "://" in settings.shards else Path(settings.shards)
+
+
+def _cache() -> Path | None:
+    """DVC's cache, if this is a stage of DVC's whose outs are copied to it: its disk can no more than that."""
+    if "DVC_STAGE" not in os.environ:
+        return None
+    given = configparser.ConfigParser(interpolation=None)
+    # the last one counts; an experiment's copy names the cache of the working copy in its config.local
+    given.read([Path.home() / ".config/dvc/config", ".dvc/config", ".dvc/config.local"])
+    cache = given["cache"] if given.has_section("cache") else {}
+    folder = (Path(".dvc") / cache.get("dir", "cache")).absolute()
+    links = cache.get("type", "reflink,copy")
+    copied = not ({"hardlink", "symlink"} & set(links.replace(" ", "").split(",")))
+    return folder if copied and not ("reflink" in links and _system(_there(folder)) in REFLINKS) else None
+
+
+def _system(folder: Path) -> str:
+    """The kind of file system that a folder lies on; nothing where the system does not say."""
+    disks = {Path(disk.mountpoint): disk.fstype for disk in psutil.disk_partitions(all=True)}
+    return next((disks[path] for path in (folder, *folder.parents) if path in disks), "")
 
 
 def _below(folder: Path) -> int:

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
@@ -81,7 +84,7 @@ def test_a_fault_in_any_section_is_told_before_the_first_stage(here: Path, chang
     settle(**changes)
     (only,) = faults("download")
     assert re.match(said, only)
-    assert not (here / "work/checked").exists(), "taken for good"
+    assert faults("resize") == [only], "noted as good"
 
 
 def test_a_file_of_before_a_key_was_added_is_good(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +150,7 @@ def test_a_batch_that_the_memory_cannot_hold_is_refused_with_what_it_can(
     for name in ("download", "train"):
         (said,) = faults(name)
         assert re.match(
-            r"params.yaml: learning.batch_size: 4096: a step with 1,(499|500) pictures takes some 13.\d GB of memory, "
+            r"params.yaml: learning.batch_size: 4096: a step with 1,(499|500) pictures takes some 14.\d GB of memory, "
             r"and 9.0 GB are there. Set at most \d{3}",
             said,
         )
@@ -166,6 +169,38 @@ def test_a_disk_is_asked_for_what_will_be_written_on_it(here: Path, monkeypatch:
     assert re.match(rf"{here}: 5.0 GB are free on this disk, and at least 8.\d GB will be written \(.*shards", said)
     manifest(40_000)
     assert faults("train") == [], "the shards are there"
+
+
+def index(train: int) -> None:
+    Path("data/index").mkdir(parents=True)
+    pq.write_table(pa.table({"split": ["train"] * train + ["val"] * 10}), "data/index/index.parquet")
+
+
+@pytest.mark.parametrize(
+    ("config", "system", "copied"),
+    [
+        ("", "ext4", True),
+        ("", "xfs", False),
+        ("[cache]\n    type = reflink,hardlink,symlink\n", "ext4", False),
+        ("[cache]\n    type = copy\n", "xfs", True),
+        ("[cache]\n    dir = ../../cache\n", "", True),
+    ],
+)
+def test_dvc_s_cache_has_a_copy_of_an_out_where_it_is_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch, config: str, system: str, copied: bool
+) -> None:
+    (here / ".dvc").mkdir()
+    (here / ".dvc/config").write_text(config)
+    settle(resize__quality="raw", source={"name": "tiny_imagenet", "classes": "all", "complete": True})
+    index(40_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [SimpleNamespace(mountpoint="/", fstype=system)])
+    (alone,) = faults("resize")
+    assert re.search(r"at least 8.\d GB will be written", alone), "this many rows are in the index"
+    monkeypatch.setenv("DVC_STAGE", "resize")
+    (below,) = faults("resize")
+    assert bool(re.search(r"at least 16.\d GB will be written .*DVC's cache", below)) == copied
+    assert copied or below == alone
 
 
 def heavy(folder: Path) -> Iterator[str]:
@@ -191,14 +226,18 @@ def test_only_the_first_stage_after_a_change_imports_what_takes_long(here: Path)
     begun = time.process_time()
     preflight.check("resize")
     assert time.process_time() - begun < 0.5
-    settle(report__seed=7)
+    settle(resize__quality="raw")
+    settle(source__train_images=1000)
+    preflight.check("resize")
+    settle(source__train_images=1499)
+    settle(learning__rate=0.007)
     assert check(f"{here}/heavy{os.pathsep}{ROOT}").stderr == "imported\n"
 
 
 def test_notes_of_what_was_found_good_do_not_heap_up(here: Path) -> None:
     folder = here / "work/checked"
     folder.mkdir(parents=True)
-    for number in range(80):
+    for number in range(220):
         (folder / f"{number}.json").touch()
     preflight.check("download")
     assert len(list(folder.iterdir())) == preflight.KEPT
