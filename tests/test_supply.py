@@ -180,6 +180,30 @@ def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) ->
     assert needy - set(ready.split()) == set()
 
 
+def test_it_holds_the_signals_that_stop_a_stage_before_the_first_line_of_the_stage(tmp_path: Path) -> None:
+    venv.create(tmp_path / ".venv", symlinks=True)
+    (packages,) = (tmp_path / ".venv/lib").glob("python*/site-packages")
+    shutil.copy(ROOT / ".dvc/site.pth", packages)
+    for name in ("pipeline/__init__.py", "pipeline/mean.py", "other.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("import signal\nheld = signal.pthread_sigmask(signal.SIG_BLOCK, ())\n")
+    (tmp_path / "pipeline/__main__.py").write_text("from pipeline import held; print(len(held))")
+    for name in ("pipeline/mean.py", "other.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("print(len(held))\n")
+    said = [
+        subprocess.run([".venv/bin/python", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        for words in (
+            ["-m", "pipeline"],
+            ["-m", "pipeline.mean"],
+            ["-m", "other"],
+            ["other.py"],
+            ["-c", "import other"],
+        )
+    ]
+    assert said == ["3\n", "3\n", "0\n", "0\n", "0\n"]
+
+
 class Copy:
     """A working copy with a stage that costs nothing, in which nobody may touch /var/tmp/dvc."""
 
