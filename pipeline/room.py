@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline import machine
+from pipeline import machine, params
 from pipeline.machine import Machine
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def _needs(
     done = ORDER.index(name)
     if network is None:
         return
+    if name == "download":
+        yield from _archives(settings)
     if done <= ORDER.index("resize") and (folder := _shards(settings)):
         each = _picture(document["resize"])
         there = _below(Path("work/resize")) if folder == Path.cwd() else 0
@@ -114,6 +116,21 @@ def _needs(
         results = document["results"]
         rows = pictures.get(results["split"], 0) * 4 + (pictures.get("train", 0) * 2 if results["neighbours"] else 0)
         yield Need(Path.cwd(), rows * network.features, "evaluation", out=True)
+
+
+def _archives(settings: Machine) -> Iterator[Need]:
+    """What is fetched to the data store, and what is made of archives whose pictures are no ranges of their bytes."""
+    from pipeline.download import SOURCES  # as the stage itself does
+
+    source, store = params.read("source", SOURCES), machine.store(settings)
+    if not isinstance(store, Path):
+        return
+    for remote in getattr(source, "remotes", ()):
+        file = store / source.name / remote.name
+        part, unpacked = file.with_name(file.name + ".part"), any((store / source.name).glob("*/"))
+        if remote.bytes and not file.exists() and not unpacked:
+            come = part.stat().st_size if part.exists() else 0
+            yield Need(store, max(0, remote.bytes - come) + (remote.bytes if file.suffix != ".tar" else 0), "archives")
 
 
 def _picture(resize: Mapping[str, Any]) -> int:

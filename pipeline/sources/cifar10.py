@@ -42,6 +42,11 @@ class Cifar10:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """The archives that are fetched if they are not in the store."""
+        return (ARCHIVE,) if self.complete else ()
+
     def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folders `train` and `test`, in the store's folder `cifar10`."""
         folder = store / self.name

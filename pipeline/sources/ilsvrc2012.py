@@ -39,6 +39,11 @@ class Ilsvrc2012:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """The archives that are fetched if they are not in the store."""
+        return REMOTES if self.complete else ()
+
     def contents(self, store: AnyPath) -> Contents:
         """What the archives hold, in the store's folder `ilsvrc2012`; they are fetched if they are not there."""
         if self.complete:

@@ -47,6 +47,11 @@ class Imagenette:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """The archives that are fetched if they are not in the store."""
+        return (ARCHIVES[self.size],) if self.complete else ()
+
     def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folder unpacked from it, in the store's folder `imagenette`."""
         folder, archive = store / self.name, ARCHIVES[self.size]

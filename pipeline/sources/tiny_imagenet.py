@@ -40,6 +40,11 @@ class TinyImageNet:
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """The archives that are fetched if they are not in the store."""
+        return (ARCHIVE,) if self.complete else ()
+
     def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folder `tiny-imagenet-200`, in the store's folder `tiny_imagenet`."""
         folder = store / self.name

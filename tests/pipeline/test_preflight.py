@@ -171,6 +171,39 @@ def test_a_disk_is_asked_for_what_will_be_written_on_it(here: Path, monkeypatch:
     assert faults("train") == [], "the shards are there"
 
 
+@pytest.mark.parametrize(
+    ("source", "needed"),
+    [
+        ({"name": "ilsvrc2012", "classes": "all", "complete": True}, "154.9"),
+        ({"name": "imagenette", "size": 320, "classes": "all", "complete": True}, "0.9"),
+        ({"name": "tiny_imagenet", "classes": "all", "complete": True}, "0.7"),
+        ({"name": "cifar10", "classes": "all", "complete": True}, "0.6"),
+        ({"name": "imagenette", "size": 320, "classes": "all", "complete": False}, ""),
+    ],
+    ids=lambda value: "".join(str(part) for part in value.values()) if isinstance(value, dict) else "",
+)
+def test_the_disk_is_asked_for_what_will_be_fetched(
+    here: Path, monkeypatch: pytest.MonkeyPatch, source: dict[str, Any], needed: str
+) -> None:
+    settle(source=source)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 10**8))
+    said = faults("download")
+    assert [bool(re.search(rf"at least {needed} GB will be written .*archives", line)) for line in said] == [
+        True
+    ] * bool(needed)
+    assert not any("archives" in line for line in faults("resize")), "they are there by then"
+    if needed:
+        (here / "data/store" / source["name"]).mkdir(parents=True)
+        for name in (
+            "cifar-10-binary.tar.gz",
+            "tiny-imagenet-200.zip",
+            "imagenette2-320.tgz",
+            "ILSVRC2012_img_train.tar",
+        ):
+            (here / "data/store" / source["name"] / name).touch()
+        assert not any(f"{needed} GB" in line for line in faults("download"))
+
+
 def index(train: int) -> None:
     Path("data/index").mkdir(parents=True)
     pq.write_table(pa.table({"split": ["train"] * train + ["val"] * 10}), "data/index/index.parquet")
