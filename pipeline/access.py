@@ -69,7 +69,7 @@ def admit(address: str) -> None:
     if open_to_all:
         raise ValueError(
             f"the Ray cluster at {address} has no token: whoever reaches it runs what he likes on its nodes. Start it with "
-            "RAY_AUTH_MODE=token (README.md, On a cluster); or, if nobody else can reach it, export RAY_AUTH_MODE=disabled"
+            "RAY_AUTH_MODE=token (docs/clusters.md); or, if nobody else can reach it, export RAY_AUTH_MODE=disabled"
         )
     headers = _headers()
     if not headers:

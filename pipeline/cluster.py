@@ -22,7 +22,7 @@ from pipeline.machine import Machine, ray_address
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Set before Ray starts anything: it reads these once. See README.md, "On a cluster", for what the nodes need.
+# Set before Ray starts anything: it reads these once. docs/clusters.md says what the nodes need.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",

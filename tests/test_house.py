@@ -24,6 +24,8 @@ from pipeline.sources.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = {file.name: file.read_text() for file in (ROOT / "docs").glob("*.md")}
+PAGES = {"README.md": README} | {f"docs/{name}": text for name, text in DOCS.items()}
 RECORDS = (ROOT / "records/README.md").read_text()
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
@@ -159,20 +161,23 @@ def test_readme_s_tree_is_the_first_line_of_every_module():
         first = ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip(".")
         if file.name != "__init__.py" or file.parent.name in ("alexnet", "pipeline", "sources"):
             name = f"{file.parent.name}/" if file.name == "__init__.py" else file.name
-            assert re.search(rf"^\s*{re.escape(name)} +{re.escape(first)}\.?$", README, re.M), f"{name}  {first}"
+            assert re.search(rf"^\s*{re.escape(name)} +{re.escape(first)}\.?$", DOCS["inside.md"], re.M), (
+                f"{name}  {first}"
+            )
 
 
 def test_readme_s_tree_names_nothing_that_is_not_there():
-    tree = re.search(r"## The house\n+```\n(.*?)```", README, re.S).group(1)
+    tree = re.search(r"## The house\n+```\n(.*?)```", DOCS["inside.md"], re.S).group(1)
     names = [line.split()[0] for line in tree.splitlines() if line.strip()]
     tops = [path for path in ROOT.iterdir() if path.name not in (".venv", ".git", ".dvc")]
     there = {path.name for top in tops for path in [top, *top.rglob("*")]}
     assert [name for name in names if name.strip("/").split("/")[-1] not in there] == []
 
 
-def test_every_command_of_make_in_readme_is_a_target():
+def test_every_command_of_make_on_a_page_is_a_target():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"\bmake ([a-z]+)\b", " ".join(re.findall(r"`[^`]+`|```.*?```", README, re.S))))
+    quoted = [part for text in PAGES.values() for part in re.findall(r"`[^`]+`|```.*?```", text, re.S)]
+    named = set(re.findall(r"\bmake ([a-z]+)\b", " ".join(quoted)))
     assert named
     assert named <= targets
 
@@ -208,14 +213,14 @@ def test_the_lock_of_dvc_is_that_of_the_committed_params_and_code():
 
 
 def test_readme_says_for_each_source_what_to_type_and_it_is_valid():
-    shown = re.search(r"## Where pictures come from\n(.*?)\n## ", README, re.S).group(1)
+    shown = DOCS["sources.md"]
     blocks = [YAML(typ="safe").load(line)["source"] for line in re.findall(r"^source: .*$", shown, re.M)]
-    read = {type(params.check(block, SOURCES, Path("README.md"), "source")) for block in blocks}
+    read = {type(params.check(block, SOURCES, Path("docs/sources.md"), "source")) for block in blocks}
     assert read == set(SOURCES) - {Sample}
 
 
 def test_what_readme_says_to_type_for_a_source_can_be_typed(tmp_path):
-    shown = re.search(r"## Where pictures come from\n(.*?)\n## ", README, re.S).group(1)
+    shown = DOCS["sources.md"]
     lines = re.findall(r"(?:mkdir -p \S+ && )?ln -s .*", shown)
     assert len(lines) >= 8
     for line in [re.search(r"`(mkdir -p data/store)`", shown).group(1), *lines]:
@@ -233,21 +238,47 @@ def test_no_advice_makes_more_anew_than_it_says():
     assert {name for single, name in forced if not single} == {"download"}
 
 
-def test_every_link_and_every_module_in_readme_is_there():
-    headings = {
-        re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", README, re.M)
-    }
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert links
-    for link in links:
-        assert link[1:] in headings if link.startswith("#") else (ROOT / link).exists(), link
-    for module in re.findall(r"python -m ((?:pipeline|alexnet)[\w.]*)", README):
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_every_module_on_a_page_is_there(page):
+    text, folder = PAGES[page], (ROOT / page).parent
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, heading = link.partition("#")
+        assert file or heading
+        assert (folder / file).exists() if file else True, link
+        there = text if not file else (folder / file).read_text() if heading else ""
+        headings = {
+            re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", there, re.M)
+        }
+        assert not heading or heading in headings, link
+    for module in re.findall(r"python -m ((?:pipeline|alexnet)[\w.]*)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
 
+def test_readme_leads_to_every_page_and_is_read_in_ten_minutes():
+    assert [name for name in DOCS if f"](docs/{name})" not in README] == []
+    assert len(README.splitlines()) <= 120
+    assert len(README.split()) <= 1200
+
+
+def test_every_number_of_the_results_is_in_the_study_that_its_row_links_to():
+    rows = re.findall(r"^\| §.*\|$", README, re.M)
+    assert len(rows) > 5
+    for row in rows:
+        *_, here, _, seeds, study = [cell.strip() for cell in row.strip("|").split(" |")]
+        (folder,) = re.findall(r"\((records/[^)]+)/\)", study)
+        text = (ROOT / folder / "README.md").read_text()
+        assert f"n = {seeds}" in text
+        numbers = re.findall(
+            r"(?<![\w.,])(?:\d*\.\d+|\d{1,3}(?:,\d{3})+|\d{2,}(?! %))", re.sub(r"of 2012|in 2012|\.01", "", here)
+        )
+        assert numbers or "they do" in row, row
+        for number in numbers:
+            assert re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d)", text), f"{number}: {row}"
+
+
 def test_every_row_of_the_ledger_has_its_test():
-    rows = re.search(r"## Where the paper and its code differ\n(.*)", README, re.S).group(1).split("| --- |")[-1]
+    rows = DOCS["differences.md"].split("| --- |")[-1]
     rows = [line for line in rows.splitlines() if line.startswith("| ")]
     assert len(rows) > 15
     assert [row for row in rows if not re.search(r"\| `test_\w+`[^|]*\|$", row)] == []
@@ -272,7 +303,7 @@ def test_a_record_is_dated_listed_and_whole(folder):
     assert not re.search(r"/(work|root|home|tmp)/", text + (folder / "log.txt").read_text())
 
 
-def test_readme_s_plateaus_are_those_of_the_record():
+def test_the_plateaus_that_are_told_are_those_of_the_record():
     folder, learned = ROOT / "records/2026-11-26-plateau", {}
     for name in ("paper", "original-2012"):
         for file in folder.glob(f"{name}-[0-9]-steps.csv"):
@@ -283,25 +314,26 @@ def test_readme_s_plateaus_are_those_of_the_record():
     printed, run = sorted(learned["paper"]), sorted(learned["original-2012"])
     assert len(printed) == len(run) == 3
     said = re.search(
-        r"`paper` learned nothing for its first\n([\d,]+) to ([\d,]+) steps.*`original-2012` for (\d+)", README
+        r"`paper` learned nothing\nfor its first ([\d,]+) to ([\d,]+) steps.*`original-2012` for (\d+)",
+        DOCS["changing.md"],
     )
     assert [int(number.replace(",", "")) for number in said.groups()] == [printed[0], printed[-1], run[0]]
     assert run[0] == run[-1]
 
 
-def test_every_program_that_readme_says_to_run_is_there():
-    named = re.findall(r"^python ([\w/]+\.py)", README, re.M)
+def test_every_program_that_a_page_says_to_run_is_there():
+    named = [name for text in PAGES.values() for name in re.findall(r"^python ([\w/]+\.py)", text, re.M)]
     assert {f"benchmarks/{name}.py" for name in ("kernel", "stage", "index", "neighbours")} <= set(named)
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_readme_s_size_of_raw_pixels_is_that_of_a_file():
+def test_the_size_of_raw_pixels_is_that_of_a_file():
     raw = dataset.encode(torch.zeros(3, 256, 256, dtype=torch.uint8), "raw")
-    assert f"{len(raw):,} bytes for a picture of 256 × 256" in README
+    assert f"{len(raw):,} bytes for a picture of 256 × 256" in DOCS["changing.md"]
 
 
-def test_every_test_that_readme_names_exists():
-    named = re.findall(r"`(test_\w+)`", README)
+def test_every_test_that_a_page_names_exists():
+    named = [name for text in PAGES.values() for name in re.findall(r"`(test_\w+)`", text)]
     tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     assert named
     assert [name for name in named if f"def {name}(" not in tests] == []

@@ -115,9 +115,9 @@ def test_a_recipe_is_a_complete_params_file(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_readme_says_how_many_parameters_a_recipe_has(name):
+def test_the_table_says_how_many_parameters_a_recipe_has(name):
     count = sum(weight.numel() for weight in build(section(name, "model", Model), 1000).parameters())
-    assert re.search(rf"^\| `{name}` \|.*\| {count:,} \|$", (ROOT / "README.md").read_text(), re.M)
+    assert re.search(rf"^\| `{name}` \|.*\| {count:,} \|$", (ROOT / "docs/changing.md").read_text(), re.M)
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
@@ -181,8 +181,8 @@ def test_a_recipe_takes_other_pictures(name, monkeypatch):
     assert f'+source.classes="{changes["source"]["classes"]}"' in given
     assert "~source.train_images" in given
     assert parsed["model.width"] == 1
-    # README shows the same line to whoever writes it in params.yaml, and names the file
-    text = (ROOT / "README.md").read_text()
+    # the page shows the same line to whoever writes it in params.yaml, and names the file
+    text = (ROOT / "docs/sources.md").read_text()
     line = next(
         row for row in (ROOT / f"recipes/sources/{name}.yaml").read_text().splitlines() if row.startswith("source:")
     )

@@ -104,14 +104,14 @@ def test_a_run_has_the_base_s_parameters_but_for_its_changes_and_its_seed(monkey
 
 
 @pytest.mark.slow
-def test_the_ablations_are_of_the_size_that_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ablations_are_of_the_size_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     ablations = compare.read(Path("experiments/ablations.yaml"))
     base = params.load(Path(ablations.base))
     assert (base["source"]["name"], base["source"]["classes"]) == ("tiny_imagenet", 25)
     assert base["model"]["width"] == 0.25
     assert len(ablations.seeds) == 3
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join((ROOT / "docs/studies.md").read_text().split())
     assert "at a quarter of its width, on 25 classes of Tiny ImageNet, three seeds each" in text
     known = {row["key"] for row in compare.rows(ablations)}
     missing = [
