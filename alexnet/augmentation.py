@@ -19,7 +19,7 @@ PATCH = 224
 """Side of a patch in the paper, in pixels."""
 
 AREAS, RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
-"""Of a resized patch: its share of the picture's area, and its width by its height; torchvision's RandomResizedCrop."""
+"""The range of a resized patch: its share of the picture's area, and its width by its height (RandomResizedCrop)."""
 
 CENTRE = 2
 """Which of the ten views is the centre patch, not reflected."""
@@ -67,7 +67,7 @@ class Statistics:
     mean_CHW: Tensor
     """The mean picture, 3×256×256, 0–255."""
     eigenvalues_C: Tensor
-    """Of the covariance of RGB, 0–255 squared, falling."""
+    """Eigenvalues of the covariance of RGB, 0–255 squared, falling."""
     eigenvectors_CC: Tensor
     """In its columns."""
 

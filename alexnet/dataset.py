@@ -38,7 +38,7 @@ PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 """The head of a PPM as it is usually written; width, height. The pixels follow as they are."""
 
 FAST_PPM = (3, 2)
-"""Of such a PPM, as in `limits.COST`."""
+"""What such a PPM takes: bytes for each pixel and for each byte of the file, as in `limits.COST`."""
 
 STRIP = 2**20
 """Pixels that are converted at a time."""
@@ -179,7 +179,7 @@ def _converted(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def look(data: bytes) -> tuple[str, int]:
-    """Of a picture that decodes: what kind of file it is, in words, and the orientation that its EXIF tag asks for.
+    """The kind of file that a picture is, in words, and the orientation that its EXIF tag asks for. It has to decode.
 
     The orientation is EXIF's number, 1 to 8; 1, which is as the picture lies, also where there is no tag.
     """
@@ -321,11 +321,11 @@ class Sums:
 
     @classmethod
     def none(cls, side: int) -> Sums:
-        """Of no picture."""
+        """The sums over no picture."""
         return cls(0, np.zeros((3, side, side), np.int64), np.zeros((3, 3), np.int64))
 
     def add(self, images_BCHW: NDArray[np.uint8]) -> Sums:
-        """With further pictures, uint8 B x 3 x side x side."""
+        """The sums with further pictures, uint8 B x 3 x side x side."""
         assert images_BCHW.dtype == np.uint8, images_BCHW.dtype
         products = np.zeros((3, 3), np.int64)
         for picture_CHW in images_BCHW:
@@ -334,7 +334,7 @@ class Sums:
         return self.merge(Sums(len(images_BCHW), images_BCHW.sum(axis=0, dtype=np.int64), products))
 
     def merge(self, other: Sums) -> Sums:
-        """Of both."""
+        """The sums over the pictures of both."""
         return Sums(
             self.images + other.images, self.pixels_CHW + other.pixels_CHW, self.products_CC + other.products_CC
         )
@@ -346,9 +346,9 @@ class Mean:
 
     image_CHW: NDArray[np.float32]
     covariance_CC: NDArray[np.float64]
-    """Of the red, green and blue of all pixels, about their mean over all places."""
+    """Covariance of red, green and blue over all pixels, about their mean over all places."""
     eigenvalues_C: NDArray[np.float64]
-    """Of the covariance, the largest first."""
+    """Eigenvalues of the covariance, the largest first."""
     eigenvectors_CC: NDArray[np.float64]
     """In columns, in the order of the eigenvalues; the largest entry of each is positive."""
     images: int

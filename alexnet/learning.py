@@ -25,7 +25,7 @@ class RateChange:
     epoch: int
     """At its start, counted from 0."""
     layers: tuple[str, ...]
-    """Of `LAYERS`; none: all of them."""
+    """The layers, by their names in `LAYERS`; none: all of them."""
     weights: float | None
     """The rate of their weights; none: as it was. 0: they stay as they are, without decay too."""
     biases: float | None
@@ -48,7 +48,7 @@ class Learning:
     """params.yaml, `learning:` — §5."""
 
     seed: int
-    """Of the first weights, the order of the pictures, the patches, the colour and the dropout."""
+    """Seed of the first weights, the order of the pictures, the patches, the colour and the dropout."""
     batch_size: int
     """Pictures per update, over all workers together. The paper: 128."""
     epochs: int
@@ -79,9 +79,9 @@ class Learning:
     decay: float
     """Weight decay. The paper: .0005."""
     bias_decay: float
-    """Of the biases. The paper does not set them apart; run in 2012: 0."""
+    """Weight decay of the biases. The paper does not set them apart; run in 2012: 0."""
     precision: Literal["float32", "bfloat16", "float64"]
-    """Of the arithmetic; bfloat16 keeps weights and velocities in float32."""
+    """Precision of the arithmetic; bfloat16 keeps weights and velocities in float32."""
     order: Literal["shuffled", "cyclic"]
     """shuffled: anew for each epoch. cyclic: as stored, each time the same, as run in 2012."""
     log_steps: int
@@ -131,19 +131,19 @@ class Rates:
     """The learning rates ε of one step."""
 
     common: float
-    """Of the weights, but for the changes."""
+    """The weights' rate, but for the changes."""
     bias: float
-    """What the biases' rate is of it."""
+    """Ratio of the biases' rate to the weights'."""
     changes: tuple[RateChange, ...] = ()
     """In the order in which they came to hold."""
 
     @property
     def last(self) -> float:
-        """Of the weights of layer 8: the one to show where a single one is shown. In 2012 it was the last to fall."""
+        """The rate of layer 8's weights, shown where a single rate is shown. In 2012 it was the last to fall."""
         return self.of("fc8.weight")
 
     def of(self, parameter: str) -> float:
-        """Of a parameter, by its name, such as `conv1.weight`."""
+        """The rate of a parameter, by its name, such as `conv1.weight`."""
         layer, _, kind = parameter.rpartition(".")
         is_bias = kind == "bias"
         rate = self.common * (self.bias if is_bias else 1)

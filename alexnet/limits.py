@@ -28,7 +28,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Those that Pillow may open, by its names. None of them starts a program (EPS would) or follows a path."""
 
 FAST_JPEG = (10, 2)
-"""Of a JPEG that torchvision's codec decodes, as in `COST`."""
+"""What a JPEG takes that torchvision's codec decodes, as in `COST`."""
 
 COST = {
     "BMP": (8, 1),
@@ -52,7 +52,7 @@ SCANS = 100 * MAX_PIXELS
 """Pixels that the scans of a JPEG may go over together. A progressive one has some 10 scans, each over all of them."""
 
 TEXT_PIXELS, TEXT_REMARKS = 4_000_000, 1000
-"""Of a PPM in words, which is read in Python; each remark (#) costs a copy of a megabyte."""
+"""Pixels and remarks of a PPM in words, which is read in Python; each remark (#) costs a copy of a megabyte."""
 
 TAG_VALUES = 2**18
 """Numbers in one tag of a TIFF, each an object in Python; three planes of 65,535 rows, each by itself, have 196,605."""
@@ -88,14 +88,14 @@ class Counted(io.BytesIO):
 
 
 def of_file(data: bytes) -> str:
-    """Of a file, whatever is in it."""
+    """Why a file is too much, whatever is in it; empty if it is not."""
     if len(data) > MAX_BYTES:
         return f"too many bytes: {len(data):,}, more than {MAX_BYTES:,}"
     return ""
 
 
 def of_size(width: int, height: int, cost: tuple[int, int], data: bytes) -> str:
-    """Of a picture that claims so many pixels, each of which takes some bytes, as each byte of its file does."""
+    """Why a picture of so many pixels is too much; empty if it is not. `cost`: bytes for each pixel and for each byte."""
     if width * height > MAX_PIXELS:
         return f"too many pixels: it claims {width} x {height}, more than {MAX_PIXELS:,}"
     if max(width, height) > MAX_SIDE:
@@ -121,7 +121,7 @@ class Jpeg:
 
 
 def jpeg(data: bytes) -> Jpeg:
-    """Of a JPEG its claims, and whether they are too much: a hundred bytes of a scan are one more pass over all pixels."""
+    """The claims of a JPEG, and why they are too much: a hundred bytes of a scan are one more pass over all pixels."""
     found, sequential, parts = Jpeg(), False, 0
     for marker, start, end in jpeg_segments(data):
         parts += 1
@@ -170,7 +170,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def of_ppm(data: bytes) -> str:
-    """Of a PPM whose pixels are written in words."""
+    """Why a PPM whose pixels are written in words is too much; empty if it is not, and for any other file."""
     if not data.startswith((b"P1", b"P2", b"P3")):
         return ""
     if data.count(b"#") > TEXT_REMARKS:
@@ -179,7 +179,7 @@ def of_ppm(data: bytes) -> str:
 
 
 def of_webp(data: bytes) -> str:
-    """Of a WEBP, whose decoder takes the memory for all pixels as soon as it opens the file."""
+    """The same for a WEBP, whose decoder takes the memory for all pixels as soon as it opens the file."""
     if not (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
         return ""
     head = data[20:30]
@@ -197,7 +197,7 @@ def of_webp(data: bytes) -> str:
 
 
 def of_tiff(data: bytes) -> str:
-    """Of the first directory of a TIFF: tags of many numbers, tiles larger than the picture, a dictionary of LZMA."""
+    """The same for the first directory of a TIFF: tags of many numbers, tiles larger than the picture, LZMA's dictionary."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
     if not order or len(data) < 16:
         return ""

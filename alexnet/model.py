@@ -141,7 +141,7 @@ class Network(nn.Module):
     classes: int
     link: Link
     share: float
-    """Of the columns, held here."""
+    """Fraction of the columns that this process holds: 1 or 1/2."""
 
     def forward(self, patches_BCHW: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Patches B×3×224×224 → logits B×K. In training mode `dropout` says what to leave out."""
@@ -174,7 +174,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def part(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of tensors of the whole network, named as in its state, what is held here."""
+        """The part of each tensor that this process holds. `whole`: the tensors of the whole network, named as in its state."""
         return whole
 
     @property
@@ -281,7 +281,7 @@ class AlexNet(Network):
             layer.bias.fill_(self.model.first_bias[place])
 
     def part(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of tensors of the whole network, named as in its state, what is held here."""
+        """The part of each tensor that this process holds. `whole`: the tensors of the whole network, named as in its state."""
         held = {name: tensor for name, tensor in self.state_dict().items() if name in whole}
         return {name: whole[name][self._rows(name, tensor)[0]] for name, tensor in held.items()}
 

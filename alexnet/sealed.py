@@ -13,7 +13,7 @@ import torch
 MARK = b"sha256 "
 
 LENGTH = len(MARK) + 64
-"""Of mark and digest: torch's files are zip archives, and this is the comment at the end of one."""
+"""Bytes of mark and digest: torch's files are zip archives, and this is the comment at the end of one."""
 
 NO_COMMENT = b"PK\x05\x06"
 """How the last 22 bytes of an archive without a comment begin."""

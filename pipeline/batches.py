@@ -42,11 +42,11 @@ class Batch:
     """A replica's pictures of one batch."""
 
     number: int
-    """Of the batch in the epoch, from 0."""
+    """Number of the batch in the epoch, from 0."""
     count: int
     """Pictures of the batch in all replicas."""
     places: Tensor
-    """Of each picture here in the epoch's order, int64: the key of its draws."""
+    """Position of each picture in the epoch's order, B, int64: the key of its draws."""
     images: Tensor
     """B×3×side×side, uint8; without a shape where B is 0."""
     labels: Tensor

@@ -19,17 +19,17 @@ class Census:
     """Counts over pictures: `data/shards/pictures.json`. Each picture is in `formats` or in `rejected`."""
 
     formats: dict[str, int] = field(default_factory=dict)
-    """Of the pictures that were kept."""
+    """Kept pictures, by the kind of their file."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """By the kind of the reason."""
+    """Rejected pictures, by the kind of the reason."""
     orientations: dict[str, int] = field(default_factory=dict)
-    """Of the kept ones, those whose EXIF tag asks for a turn or a reflection, by its number. It is not applied."""
+    """Kept pictures whose EXIF tag asks for a turn or a reflection, by its number. It is not applied."""
     smaller: int = 0
-    """Of the kept ones, those whose shorter side has fewer pixels than is stored: enlarged."""
+    """Kept pictures whose shorter side has fewer pixels than is stored: enlarged."""
     file_bytes: int = 0
-    """Of the kept ones as they came."""
+    """Bytes of the kept pictures as they came."""
     pixels: int = 0
-    """Of the kept ones as they came."""
+    """Pixels of the kept pictures as they came."""
 
     def keep(self, kind: str, orientation: int, file_bytes: int, width: int, height: int, side: int) -> None:
         """Counts a picture that was decoded, and is stored with `side` pixels; see `alexnet.dataset.look`."""

@@ -52,11 +52,11 @@ class Variant:
     changes: dict[str, Any]
     """Keys with dots, and their values."""
     section: str
-    """Of the paper."""
+    """The paper's section."""
     paper: str
     """What the paper says of it, in a few words; empty if it says nothing."""
     adds: float | None = None
-    """Of that, what it adds to the top-1 error, in points; none: no number."""
+    """What it adds to the top-1 error according to the paper, in points; none: no number."""
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -181,7 +181,7 @@ def wanted(comparison: Comparison, variant: Variant, seed: int) -> dict[str, Any
 
 
 def key(document: Mapping[str, Any]) -> str:
-    """Of a run's parameters: one with other parameters is another run, but for what came later and says "as before"."""
+    """A hash of a run's parameters, without those that came later and say "as before". Another hash is another run."""
     return hashlib.sha256(json.dumps(added.older(document), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -232,7 +232,7 @@ def record(
 def of_experiment(
     comparison: Comparison, name: str
 ) -> tuple[list[dict[str, str]], list[dict[str, str]], dict[str, Any]]:
-    """Of a finished experiment the history by step and by epoch, and the cells of its row."""
+    """A finished experiment's history by step and by epoch, and the cells of its row."""
     import dvc.api
 
     recipe.keep_here()

@@ -98,8 +98,8 @@ class Member:
                 raise ValueError(f"{self.name}: damaged: {error}") from None
 
     def probabilities(self, ids: Sequence[str]) -> Tensor:
-        """Of these pictures, B×K. What comes before them is kept until it is asked for: next to nothing if the pictures
-        are in one order everywhere, and all of it at worst.
+        """The probabilities of these pictures, B×K. What comes before them is kept until it is asked for: next to nothing if
+        the pictures are in one order everywhere, and all of it at worst.
         """
         import torch
 

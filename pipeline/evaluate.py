@@ -76,7 +76,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of the part that comes of it: by the shard's bytes, not its place."""
+        """Name of the part that comes of it: by the shard's bytes, not its path."""
         return f"{self.shard.sha256}.parquet"
 
 

@@ -316,7 +316,7 @@ class _Part:
         except (FileNotFoundError, ValueError):
             self._known = {}
         self.pieces = int(self.bytes > 0)
-        """Of how many answers it is made up."""
+        """Answers that it is made up of."""
 
     @property
     def bytes(self) -> int:

@@ -88,7 +88,7 @@ class Reader:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Of which run the journal is, of which server, and who writes it; nothing if a lost machine has torn that."""
+        """The run and the server that the journal is for, and who writes it; nothing if a lost machine has torn that."""
         with suppress(OSError):
             return _record((self.folder / "about.json").read_bytes())
         return {}

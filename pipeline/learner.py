@@ -42,7 +42,7 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Of one process among those of the training: it decides no more than the last bits."""
+    """This process's position in the training (its rank). Changing it changes results by rounding only."""
 
     link: Link
     """To the other column."""
@@ -72,7 +72,7 @@ class Progress:
     steps: list[dict[str, float]] = dataclasses.field(default_factory=list)
     epochs: list[dict[str, float]] = dataclasses.field(default_factory=list)
     epoch_sums: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Of the epoch so far: loss, right, count."""
+    """Sums over the epoch so far: loss, right, count."""
 
 
 class Learner:

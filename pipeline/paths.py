@@ -25,7 +25,7 @@ from pyarrow import fs
 from pipeline import stage, waiting
 
 TRIES = 8
-"""Of a request to an object store, over some two minutes, before the work is given up."""
+"""Attempts at a request to an object store, over some two minutes, before the work is given up."""
 
 PATIENCE = 3600.0
 """Seconds in which another working copy may fetch or repack what this one needs as well."""

@@ -48,13 +48,13 @@ PICTURES = shards.SHARDS / "pictures.json"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
-"""Of params.yaml, printed at the end of the page."""
+"""Sections of params.yaml, printed at the end of the page."""
 
 PAPER = {
     "ILSVRC-2010": [("ten views (Table 1)", 0.375, 0.170), ("centre patch only (§6, footnote)", 0.390, 0.183)],
     "ILSVRC-2012": [("ten views (Table 2)", 0.407, 0.182)],
 }
-"""Of one network: top-1 and top-5 error on the test pictures of 2010 and on the validation pictures of 2012."""
+"""Top-1 and top-5 error of one network on the test pictures of 2010 and on the validation pictures of 2012."""
 
 TESTED = {"ILSVRC-2010": ("test", 149_000), "ILSVRC-2012": ("val", 49_000)}
 """On which split, and on how many pictures at least: some may have been unreadable."""
@@ -80,9 +80,9 @@ class Report:
     pictures: int
     """Tested pictures with their five guesses, and with what speaks for the first. Figure 4: 8."""
     queries: int
-    """Of the queries of `results`, those shown with their nearest training pictures. Figure 4: 5."""
+    """How many queries of `results` are shown with their nearest training pictures. Figure 4: 5."""
     seed: int
-    """Of the choice of both."""
+    """Seed of the choice of both."""
 
     def __post_init__(self) -> None:
         for name in ("pictures", "queries", "seed"):

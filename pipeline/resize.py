@@ -82,7 +82,7 @@ class Resize:
     """JPEG quality of what is stored, 1 to 100; raw: no JPEG but the pixels themselves, six times the bytes and six
     times as fast to decode. cuda-convnet2: 95."""
     shuffle_seed: int
-    """Of the order in which the pictures are stored."""
+    """Seed of the order in which the pictures are stored."""
     images_per_shard: int
     """At most so many indexed pictures in a shard; also what is lost when a worker dies. Each takes some 30 kB of
     the worker's memory."""
@@ -123,7 +123,7 @@ class Index:
     """`tables.ARCHIVES`."""
     drawn: bool
     digest: str
-    """Of the files all this comes from, the archives' checksums among them."""
+    """Digest of the files that all this comes from, the archives' checksums among them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +132,7 @@ class Task:
 
     section: Resize
     schema: pa.Schema
-    """Of the shard. It knows the classes, and is sent to a worker in a hundredth of the time that their list takes."""
+    """Schema of the shard. It knows the classes, and is sent to a worker in a hundredth of the time that their list takes."""
     file: str
     rows: pa.Table
     """In the order of the shard."""
@@ -148,7 +148,7 @@ class Done:
     rejected: list[dict[str, Any]]
     """Rows of `tables.REJECTED`."""
     census: Census
-    """Of its pictures, the rejected ones among them."""
+    """Counts over its pictures, the rejected ones among them."""
 
 
 def run() -> None:

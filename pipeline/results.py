@@ -18,7 +18,7 @@ class Results:
     queries: int
     """So many of the tested pictures, chosen by lot, are the queries. 2012 (findsimilar.py): 128."""
     seed: int
-    """Of the choice of the queries, and of the codes' first weights and order."""
+    """Seed of the choice of the queries, and of the codes' first weights and order."""
     code_bits: int
     """§6.1: bits of the short codes that stand for the features; a multiple of 8. 0: none."""
     code_hidden: int

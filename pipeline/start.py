@@ -46,7 +46,7 @@ class Start:
     unsupervised_patches: int
     """To be clustered, for each layer. 100,000 take 3 GB of the driver's memory in layer 2 at full width."""
     unsupervised_iterations: int
-    """Of k-means. After 10 the centres hold 95 % of the patches' energy that they hold after 40 (layer 1, photographs)."""
+    """Iterations of k-means. After 10 the centres hold 95 % of the energy that they hold after 40 (layer 1, photographs)."""
 
     def __post_init__(self) -> None:
         if self.unsupervised_layers not in (1, 2):
@@ -67,7 +67,7 @@ class Origin:
     """The network that `start.network` names, read."""
 
     digest: str
-    """Of its file, SHA-256; "none" if there is none. In the run's fingerprint it stands for the name."""
+    """SHA-256 of its file; "none" if there is none. In the run's fingerprint it stands for the name."""
     weights: dict[str, Tensor]
     """Those that are taken over, whole."""
     said: str
@@ -119,7 +119,7 @@ def origin(section: Start, model: Model, manifest: Manifest, settings: Machine) 
 def chosen(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], layers: str | tuple[str, ...], *, same_classes: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Of another network's weights those that are taken over, and for each layer that fits not why.
+    """The weights of another network that are taken over, and for each layer that does not fit the reason.
 
     `ValueError` if a layer that is asked for by name does not fit or is not there, or if none fits.
     """

@@ -30,7 +30,7 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 
 MOST_PIXELS = 4096
-"""Of a stored square's side."""
+"""Pixels that a stored square's side may have."""
 
 _NAME = re.compile(r"[\w-][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -51,7 +51,7 @@ def join(parts: Iterable[Path], columns: list[str], file: Path, add: Any = lambd
 
 
 def writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Of a table that comes in row groups; without dictionaries, since no two floats are the same."""
+    """The writer of a table that comes in row groups; without dictionaries, since no two floats are the same."""
     return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label"], write_page_checksum=True)
 
 

@@ -200,6 +200,18 @@ def test_readme_s_numbers_are_those_of_the_sample_and_of_its_last_run():
     assert "Python 3.11, 3.12 or 3.13" in README
 
 
+def file_md5(file):
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def folder_md5(folder):
+    """As DVC has it: of the list of a folder's files and their hashes."""
+    files = [file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    listed = [{"md5": file_md5(file), "relpath": file.relative_to(folder).as_posix()} for file in files]
+    text = json.dumps(sorted(listed, key=lambda entry: entry["relpath"]))
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
 def test_the_lock_of_dvc_is_that_of_the_committed_params_and_code():
     lock = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
     here = params.load(ROOT / "params.yaml")
@@ -208,8 +220,8 @@ def test_the_lock_of_dvc_is_that_of_the_committed_params_and_code():
         assert recorded == {key: here[key] for key in stage.get("params", [])}
         for dep in lock[name]["deps"]:
             file = ROOT / dep["path"]
-            if dep["path"].endswith(".py"):
-                md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+            if dep["path"].startswith(("alexnet/", "pipeline/")):
+                md5 = folder_md5(file) if file.is_dir() else file_md5(file)
                 assert dep["md5"] == md5, f"{dep['path']} changed since dvc.lock. Run: make repro, and commit dvc.lock"
 
 
@@ -340,6 +352,18 @@ def test_every_test_that_a_page_names_exists():
     tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     assert named
     assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_no_docstring_begins_with_of():
+    """It says nothing without the name above it."""
+    folders = ("alexnet", "pipeline", "benchmarks", "experiments", "docs")
+    found = [
+        f"{file.relative_to(ROOT)}: {text}"
+        for folder in folders
+        for file in (ROOT / folder).rglob("*.py")
+        for text in re.findall(r'"""(Of .*)', file.read_text())
+    ]
+    assert found == []
 
 
 def test_machine_example_has_every_key_and_only_those():

@@ -26,7 +26,7 @@ class Expected:
     each: int
     """Training pictures of a class. CIFAR-10: 5,000."""
     sha256: str
-    """Of all files, in order, each with its class and name before it."""
+    """SHA-256 of all files, in order, each with its class and name before it."""
 
 
 @dataclass(frozen=True, slots=True)

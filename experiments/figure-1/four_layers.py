@@ -43,13 +43,13 @@ class Training:
     """params.yaml, `training:` — what all runs have in common."""
 
     kernels: tuple[int, ...]
-    """Of the three convolutional layers."""
+    """Kernels of the three convolutional layers."""
     batch_size: int
     """Pictures per update. The paper: 128."""
     momentum: float
     """The paper: .9."""
     precision: Literal["float32", "bfloat16"]
-    """Of the convolutions and products; weights and velocities are float32 in both."""
+    """Precision of the convolutions and products; weights and velocities are float32 in both."""
     target: float
     """The training error to reach. The paper: .25."""
     measured: int
@@ -75,7 +75,7 @@ class Setting:
     activation: Activation
     rate: float
     seed: int
-    """Of the first weights and the order of the pictures: the same draws for both activations."""
+    """Seed of the first weights and the order of the pictures: the same draws for both activations."""
 
     def __str__(self) -> str:
         return f"{self.start} {self.activation}, rate {self.rate:g}, seed {self.seed}"
@@ -87,9 +87,9 @@ class Epoch:
 
     epoch: int
     running_error: float
-    """Of all pictures as they were learned from: what the weights were worth half an epoch ago, on the mean."""
+    """Error of all pictures as they were learned from: what the weights were worth half an epoch ago, on the mean."""
     training_error: float
-    """Of the `measured` pictures, with the weights as they are now."""
+    """Error of the `measured` pictures, with the weights as they are now."""
 
 
 def epochs_to(target: float, epochs: list[float], errors: list[float]) -> float:
@@ -240,7 +240,7 @@ class Run:
 
 
 def _code() -> str:
-    """Of the modules that decide a run: after an edit it begins anew."""
+    """Digest of the modules that decide a run: after an edit it begins anew."""
     here = Path(__file__)
     files = [here, here.with_name("cifar.py"), Path(draws.__file__), Path(errors.__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

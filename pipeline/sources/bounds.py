@@ -23,7 +23,7 @@ SMALL = 2**26
 """Lists of labels and words, ground truth, what a server answers: ImageNet's are below 10 MB."""
 
 HEADER = 2**20
-"""Of a name or of other words before a member of a tar."""
+"""Bytes of a name, or of other words, before a member of a tar."""
 
 
 def largest(packed: int) -> int:

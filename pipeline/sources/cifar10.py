@@ -26,7 +26,7 @@ RECORD = 1 + 3 * SIDE * SIDE
 """Bytes of a picture in the archive: its class, then red, green and blue, each row by row."""
 NAMES = "batches.meta.txt"
 CLASSES, TRAIN_IMAGES, TEST_IMAGES = 10, 5000, 1000
-"""Of each class."""
+"""Classes, and pictures of each class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ class Picture:
     offset: int
     length: int
     crc32: int | None
-    """Of its bytes; None for a picture that is a file of its own, of which its `Archive` knows it."""
+    """CRC-32 of its bytes; None for a picture that is a file of its own, whose `Archive` has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Archive:
     md5: str | None
     """What the sets of our field are published with; None for a picture that is a file of its own."""
     crc32: int | None = None
-    """Of all its bytes, where the file is a picture by itself."""
+    """CRC-32 of all its bytes, where the file is a picture by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

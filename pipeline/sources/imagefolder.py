@@ -37,7 +37,7 @@ class ImageFolder:
     val_share: float
     """Share of each class's training pictures to hold out as `val`, where no such folder is there; else 0."""
     seed: int
-    """Of the choice of those."""
+    """Seed of the choice of those."""
 
     def __post_init__(self) -> None:
         check_folder(self.folder)

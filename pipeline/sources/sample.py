@@ -44,7 +44,7 @@ class Sample:
 
     name: Literal["sample"]
     seed: int
-    """Of the drawing: another one gives other pictures of the same ten classes. From 0."""
+    """Seed of the drawing: another one gives other pictures of the same ten classes. From 0."""
     train_images: int
     """Training pictures to draw, over all classes. At least 20: the odd files are among them."""
     val_images: int
@@ -294,7 +294,7 @@ FIELDS = (
     "wordnet_height",
     "num_train_images",
 )
-"""Of a synset in meta.mat, in the real order."""
+"""Fields of a synset in meta.mat, in the real order."""
 
 
 def _meta(train_images: int) -> bytes:

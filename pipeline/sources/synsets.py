@@ -35,7 +35,7 @@ class Synsets:
     val_share: float
     """Share of each class's pictures to hold out as `val`. The paper, of Fall 2009: 0.5."""
     seed: int
-    """Of the choice of those."""
+    """Seed of the choice of those."""
 
     def __post_init__(self) -> None:
         check_folder(self.folder)

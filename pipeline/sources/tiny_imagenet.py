@@ -24,7 +24,7 @@ ARCHIVE = Remote(
 TOP = "tiny-imagenet-200"
 ANNOTATIONS = "val/val_annotations.txt"
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 200, 500, 50
-"""Of each class."""
+"""Classes, and pictures of each class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ class Place:
     offset: int
     length: int
     crc32: int | None = None
-    """Of these bytes; None for a file of its own that is not hashed yet."""
+    """CRC-32 of these bytes; None for a file of its own that is not hashed yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
