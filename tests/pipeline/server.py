@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,10 @@ class File:
     without_length: bool = False
     cut: Callable[[int], int | None] = lambda _: None
     """After how many bytes the connection is cut, by the number of the request; None: not at all."""
+    drip: tuple[int, float] | None = None
+    """Bytes of the body at a time, and seconds between them."""
+    never_begins: float = 0.0
+    """Seconds between the letters of a header that has no end."""
     kind: str = "application/octet-stream"
     after: Callable[[File], None] = lambda _: None
     """Called after each answer."""
@@ -94,6 +99,11 @@ def answer(handler: BaseHTTPRequestHandler, state: Server) -> None:
         else:
             status, headers["Content-Range"] = 206, f"bytes {first}-{len(data) - 1}/{len(data)}"
             data = data[first:]
+    if file.never_begins:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Header: ")
+        while True:
+            handler.wfile.write(b"x")
+            time.sleep(file.never_begins)
     handler.send_response(status)
     for name, value in headers.items():
         handler.send_header(name, value)
@@ -110,7 +120,12 @@ def answer(handler: BaseHTTPRequestHandler, state: Server) -> None:
     cut = file.cut(len(state.asked))
     body = data if cut is None else data[:cut]
     state.sent += len(body)
-    if file.chunked:
+    if file.drip:
+        step, pause = file.drip
+        for place in range(0, len(body), step):
+            handler.wfile.write(body[place : place + step])
+            time.sleep(pause)
+    elif file.chunked:
         handler.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n" + (b"0\r\n\r\n" if cut is None else b""))
     else:
         handler.wfile.write(body)
