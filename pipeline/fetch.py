@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -110,7 +109,7 @@ def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = Non
         size = f", {remote.bytes / 2**30:,.1f} GiB" if remote.bytes else ""
         say(f"download: fetching {_shown(url)}{size}, to {file}", to=sys.stderr)
         part = _Part(file)
-        with requests.Session() as session:
+        with paths.writing(part.path, keep=True), requests.Session() as session:
             session.headers.update(headers or {})
             while True:
                 _patiently(url, lambda: _transfer(session, url, remote, part), lambda: part.bytes)
@@ -235,7 +234,7 @@ def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) 
             raise ValueError(
                 f"{_shown(url)}: the server does not say how long the file is, so a part would pass for all"
             )
-        _refuse_full_disk(part.path, (total or remote.bytes or 0) - first)
+        paths.check_room(part.path, (total or remote.bytes or 0) - first)
         part.begin(first, url, answer.headers)
         _receive(answer, part, first, total or remote.bytes, url)
 
@@ -276,7 +275,7 @@ def _receive(answer: requests.Response, part: _Part, first: int, total: int | No
                         f"{_shown(url)}: more than {total:,} bytes come, which is all the file should have"
                     )
                 if total is None:
-                    _refuse_full_disk(part.path, LEAST_FREE)
+                    paths.check_room(part.path, LEAST_FREE)
                 if (now := time.monotonic()) - since >= WINDOW:
                     if place - mark < SLOWEST:
                         why = f" (only {place - mark:,} in {now - since:,.0f} s)"
@@ -330,12 +329,6 @@ def _answer(session: requests.Session, url: str, ask: Mapping[str, str]) -> Iter
 def _refuse_page(kind: str, url: str) -> None:
     if kind.partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml"):
         raise ValueError(f"{_shown(url)}: a page of HTML came, not the file. Is it one to log in?")
-
-
-def _refuse_full_disk(path: Path, wanted: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if wanted > free:
-        raise OSError(f"{path.parent}: has {free / 2**30:,.1f} GiB free, {wanted / 2**30:,.1f} GiB are to come")
 
 
 def _seconds(after: str) -> float | None:

@@ -121,20 +121,32 @@ class HuggingFace:
             if not page:
                 break
             entries, page = listing(page, headers)
-            for entry in entries:
-                path = PurePosixPath(str(entry.get("path", "")))
-                split = _split(path)
-                # the test split of imagenet-1k has no labels
-                if split and not (split == "test" and self.dataset in COUNTS):
-                    found += 1
-                    if path.name not in there:
-                        url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
-                        sha256 = (entry.get("lfs") or {}).get("oid")
-                        fetch(Remote(url=url, bytes=entry.get("size"), sha256=sha256), folder / path.name, headers)
+            listed = [(entry, PurePosixPath(str(entry.get("path", "")))) for entry in entries]
+            # the test split of imagenet-1k has no labels
+            files = [(entry, path) for entry, path in listed if _split(path) not in _unwanted(self.dataset)]
+            found += len(files)
+            missing = [(entry, path) for entry, path in files if path.name not in there]
+            if isinstance(folder, Path) and missing:
+                folder.mkdir(parents=True, exist_ok=True)
+                paths.check_room(folder / missing[0][1].name, sum(_bytes(entry) or 0 for entry, _ in missing))
+            for entry, path in missing:
+                url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
+                sha256 = (entry.get("lfs") or {}).get("oid")
+                fetch(Remote(url=url, bytes=_bytes(entry), sha256=sha256), folder / path.name, headers)
         if page:
             raise ValueError(f"{hub}: {self.dataset} at {self.revision}: a list of more than {PAGES} pages")
         if not found:
             raise ValueError(f"{hub}: {self.dataset} at {self.revision} has no files like train-00000-of-00294.parquet")
+
+
+def _unwanted(dataset: str) -> tuple[str, ...]:
+    return ("", "test") if dataset in COUNTS else ("",)
+
+
+def _bytes(entry: dict[str, Any]) -> int | None:
+    """A file's size as the Hub has it, if that is a number of bytes."""
+    size = entry.get("size")
+    return size if isinstance(size, int) and size >= 0 else None
 
 
 def _split(file: PurePath | S3Path) -> str:

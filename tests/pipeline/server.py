@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,12 @@ def serving() -> Iterator[Server]:
             with contextlib.suppress(ConnectionError):
                 answer(self, state)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *words: Any) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # the client has ended
+                super().handle_error(*words)
+
+    with Quiet(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
