@@ -25,7 +25,7 @@ import pytest
 from scipy.io import loadmat
 
 from pipeline import fetch
-from pipeline.sources import apart, bounds, huggingface, ilsvrc, imagefolder, matlab, repacked, tars, tree
+from pipeline.sources import apart, bounds, cifar10, huggingface, ilsvrc, imagefolder, matlab, repacked, tars, tree
 from pipeline.sources.apart import Apart
 from tests import fuzz
 from tests.pipeline import layouts
@@ -137,6 +137,16 @@ def test_a_meta_mat_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeyp
     bomb = whole[:128] + struct.pack("<LL", matlab.COMPRESSED, len(packed)) + packed
     with pytest.raises(ValueError, match=r"meta\.mat: no list of synsets in it .*more than 65,536 bytes come out"):
         ilsvrc._synsets(tmp_path, bomb, "ILSVRC2012_ID")
+
+
+def test_what_is_kept_of_cifar_s_archive_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cifar-10-binary.tar.gz"
+    file.write_bytes(gzip.compress(member("a", bytes(5000)) + member("b", bytes(5000)) + END))
+    monkeypatch.setattr(cifar10, "WHOLE", 10_000)
+    with pytest.raises(
+        ValueError, match=rf"^{file}: more than 10,000 bytes come out\. Is this cifar-10-binary\.tar\.gz\?"
+    ):
+        list(cifar10._pictures(file))
 
 
 def test_a_list_of_words_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
