@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline import machine, paths, stage
+from pipeline import machine, paths, stage, waiting
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.said import say
@@ -34,7 +35,7 @@ T = TypeVar("T")
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>[0-9]+)-[0-9]+|\*)/(?P<total>[0-9]+|\*)")
 
 TRIES = 8
-"""Failures in a row, without a byte in between, after which it gives up."""
+"""Failures in a row, with too little in between, after which it gives up."""
 
 WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the second try, doubled with each further one; and the most, also where the server names a time."""
@@ -42,10 +43,17 @@ WAIT, LONGEST_WAIT = 1.0, 60.0
 TIMEOUT = (20.0, 60.0)
 """Seconds without an answer, and without a byte, that count as a failure."""
 
+SLOWEST, WINDOW = 2**14, 60.0
+"""Bytes that have to come in so many seconds: with fewer a transfer is broken off, and tried again as one that was cut. A
+line of 20 kB/s brings seventy times as much."""
+
+ANSWER = 90.0
+"""Seconds for an answer to begin, and for one in JSON to be whole, even if a byte of it comes now and then."""
+
 CHUNK = 2**20
 
-LISTING = 2**26
-"""Bytes of a server's answer in JSON; a page of the Hub has some 300 kB."""
+LISTING = 2**24
+"""Bytes of a server's answer in JSON; a page of the Hub has some 300 kB. In Python it takes up to thirty times as much."""
 
 LEAST_FREE = 2**30
 """Bytes that a file whose length nobody says leaves on the disk."""
@@ -101,7 +109,7 @@ def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = Non
         size = f", {remote.bytes / 2**30:,.1f} GiB" if remote.bytes else ""
         say(f"download: fetching {_shown(url)}{size}, to {file}", to=sys.stderr)
         part = _Part(file)
-        with requests.Session() as session:
+        with paths.writing(part.path, keep=True), requests.Session() as session:
             session.headers.update(headers or {})
             while True:
                 _patiently(url, lambda: _transfer(session, url, remote, part), lambda: part.bytes)
@@ -122,13 +130,18 @@ def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, st
     url = mirrored(url)
 
     def once() -> tuple[Any, str | None]:
+        end = time.monotonic() + ANSWER
         with _answer(session, url, {}) as answer:
+            body = bytearray()
             try:
-                body = answer.raw.read(LISTING + 1, decode_content=False)
+                while piece := answer.raw.read1(CHUNK, decode_content=False):
+                    body += piece
+                    if len(body) > LISTING:
+                        raise ValueError(f"{_shown(url)}: answers with more than {LISTING:,} bytes, which is no list")
+                    if time.monotonic() > end:
+                        raise _Failure(f"broke off after {len(body):,} bytes in {ANSWER:,.0f} s, which is too slow")
             except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
                 raise _Failure(f"broke off ({type(error).__name__})") from None
-            if len(body) > LISTING:
-                raise ValueError(f"{_shown(url)}: answers with more than {LISTING:,} bytes, which is no list")
             try:
                 entries = json.loads(body)
             except (ValueError, RecursionError):
@@ -160,21 +173,46 @@ def mirrored(url: str) -> str:
 
 
 def _patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
-    """Calls `once` until it does not fail, with ever longer pauses; `OSError` when it failed too often in a row."""
-    failures = 0
+    """Calls `once` until it does not fail, with ever longer pauses; `OSError` when it failed too often in a row.
+
+    The count begins anew when what has come since then is as much as `SLOWEST` asks for.
+    """
+    failures, before, since = 0, done(), time.monotonic()
     while True:
-        before = done()
         try:
             return once()
         except _Failure as error:
-            failures = 1 if done() > before else failures + 1
+            now, came = time.monotonic(), done()
+            failures += 1
+            if came - before >= SLOWEST * max(1.0, (now - since) / WINDOW):
+                failures, before, since = 1, came, now
+            before = min(before, came)
             if failures >= TRIES:
                 raise OSError(
-                    f"{_shown(url)}: {error}. Gave up after {TRIES} tries in a row; what has come is kept, run it again"
+                    f"{_shown(url)}: {error}. Gave up after {TRIES} tries in a row; what has come is kept. Run it again, or "
+                    "name another server in machine.yaml (mirrors)"
                 ) from None
             wait = min(WAIT * 2 ** (failures - 1) if error.wait is None else error.wait, LONGEST_WAIT)
             say(f"download: {_shown(url)}: {error}; again in {wait:.0f} s", to=sys.stderr)
             time.sleep(wait)
+
+
+def _in_time(url: str, ask: Callable[[], T]) -> T:
+    """What `ask` gives or raises; `_Failure` after `ANSWER` seconds, which a server that drips words could stretch for ever."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    with waiting.saying("download", f"an answer to {_shown(url)}", ANSWER):
+        try:
+            return future.result(ANSWER)
+        except TimeoutError:
+            raise _Failure(f"no answer in {ANSWER:,.0f} s") from None
 
 
 def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) -> None:
@@ -196,7 +234,7 @@ def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) 
             raise ValueError(
                 f"{_shown(url)}: the server does not say how long the file is, so a part would pass for all"
             )
-        _refuse_full_disk(part.path, (total or remote.bytes or 0) - first)
+        paths.check_room(part.path, (total or remote.bytes or 0) - first)
         part.begin(first, url, answer.headers)
         _receive(answer, part, first, total or remote.bytes, url)
 
@@ -218,8 +256,13 @@ def _range(answer: requests.Response, part: _Part) -> tuple[int, int | None]:
 def _receive(answer: requests.Response, part: _Part, first: int, total: int | None, url: str) -> None:
     """Writes what comes behind the `first` bytes that are there; `_Failure` if it ends before it is whole."""
     place, why = first, ""
+    mark, since = place, time.monotonic()
     to_come = max(0, (total or 0) - first) >> 20
-    with part.path.open("ab") as out, Progress(f"download: {part.file.name}", to_come, "MiB") as progress:
+    with (
+        part.path.open("ab") as out,
+        Progress(f"download: {part.file.name}", to_come, "MiB") as progress,
+        waiting.watched("download", f"more of {_shown(url)}", lambda: place, SLOWEST, WINDOW),
+    ):
         try:
             while piece := answer.raw.read1(CHUNK, decode_content=False):
                 if place == 0 and piece[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
@@ -232,7 +275,12 @@ def _receive(answer: requests.Response, part: _Part, first: int, total: int | No
                         f"{_shown(url)}: more than {total:,} bytes come, which is all the file should have"
                     )
                 if total is None:
-                    _refuse_full_disk(part.path, LEAST_FREE)
+                    paths.check_room(part.path, LEAST_FREE)
+                if (now := time.monotonic()) - since >= WINDOW:
+                    if place - mark < SLOWEST:
+                        why = f" (only {place - mark:,} in {now - since:,.0f} s)"
+                        break
+                    mark, since = place, now
         except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
             why = f" ({type(error).__name__})"
     if why or (total is not None and place < total):
@@ -256,7 +304,8 @@ def _verify(part: _Part, remote: Remote, url: str) -> None:
 def _answer(session: requests.Session, url: str, ask: Mapping[str, str]) -> Iterator[requests.Response]:
     """The server's answer, if it is one that can be used."""
     try:
-        answer = session.get(url, headers={"Accept-Encoding": "identity", **ask}, stream=True, timeout=TIMEOUT)
+        headers = {"Accept-Encoding": "identity", **ask}
+        answer = _in_time(url, lambda: session.get(url, headers=headers, stream=True, timeout=TIMEOUT))
     except (requests.exceptions.SSLError, requests.TooManyRedirects) as error:
         raise ValueError(f"{_shown(url)}: {error}") from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
@@ -280,12 +329,6 @@ def _answer(session: requests.Session, url: str, ask: Mapping[str, str]) -> Iter
 def _refuse_page(kind: str, url: str) -> None:
     if kind.partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml"):
         raise ValueError(f"{_shown(url)}: a page of HTML came, not the file. Is it one to log in?")
-
-
-def _refuse_full_disk(path: Path, wanted: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if wanted > free:
-        raise OSError(f"{path.parent}: has {free / 2**30:,.1f} GiB free, {wanted / 2**30:,.1f} GiB are to come")
 
 
 def _seconds(after: str) -> float | None:

@@ -6,9 +6,11 @@ those that AWS's tools would take (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, 
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline import stage, waiting
+from pipeline import edges, stage, waiting
 
 TRIES = 8
 """Attempts at a request to an object store, over some two minutes, before the work is given up."""
@@ -276,6 +278,47 @@ def discard(path: AnyPath) -> None:
         path.system.delete_file(str(path.key))
     elif path.is_dir():
         path.system.delete_dir(str(path.key))
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_room(file: Path, wanted: int) -> None:
+    """`OSError` that says what to do, unless the disk of a file that is to be written has room for so many bytes."""
+    free = shutil.disk_usage(file.parent).free
+    if wanted > free:
+        raise _no_room(file, f"{_size(wanted)} are needed, and {_size(free)} are free")
+
+
+@contextmanager
+def writing(file: Path, keep: bool = False) -> Iterator[None]:
+    """For a file that is written under a name of its own, and renamed: after an error nothing is left of it, or it is kept.
+
+    `OSError` that says what to do where the disk, a quota or a limit has no room for it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        came = size(file) or 0
+        if not keep:
+            stage.discard(file)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            free = shutil.disk_usage(file.parent).free
+            why = f"{os.strerror(error.errno)} after {_size(came)}, with {_size(free)} free"
+            raise _no_room(file, f"{why}; that is kept" if keep and came else why) from None
+        raise
+
+
+def _no_room(file: Path, why: str) -> OSError:
+    return OSError(
+        f"{file.parent}: no room for {file.name.removesuffix('.part')}: {why}\n"
+        "Make room there, or name a folder on another disk in machine.yaml (store, or storage for all that is written).\n"
+        f"{edges.AGAIN}"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 @contextmanager

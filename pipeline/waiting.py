@@ -33,6 +33,34 @@ def saying(name: str, what: str, limit: float | None = None) -> Iterator[None]:
         timer.cancel()
 
 
+@contextmanager
+def watched(name: str, what: str, count: Callable[[], int], least: int, seconds: float) -> Iterator[None]:
+    """Prints `name: waiting for what` to stderr where less comes in `SAID_AFTER` seconds than is `least` in `seconds`.
+
+    `count` says how many bytes have come; it is called in a thread. A line is printed once for each such time.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        before, said = count(), False
+        while not over.wait(SAID_AFTER):
+            place = count()
+            came, before = place - before, place
+            slow = came * seconds < least * SAID_AFTER
+            if slow and not said:
+                _say(
+                    f"{name}: waiting for {what}: {came:,} bytes came in {SAID_AFTER:g} s; tried again if it stays below "
+                    f"{least:,} in {seconds:g} s"
+                )
+            said = slow
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def _say(line: str) -> None:
     say(line, to=sys.stderr)
 

@@ -161,7 +161,7 @@ def _hub(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline.sources import huggingface
 
     file = _written(folder / "train-00000-of-00001.parquet", data)
-    return huggingface._labelled(file), list(huggingface._pictures(file, split="train"))
+    return list(huggingface._labelled(file)), list(huggingface._pictures(file, split="train"))
 
 
 def _manifests(folder: Path) -> list[bytes]:

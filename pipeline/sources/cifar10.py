@@ -5,6 +5,7 @@ Its 10,000 test pictures are what is measured on: the split `val` here, as there
 
 from __future__ import annotations
 
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE
 """Bytes of a picture in the archive: its class, then red, green and blue, each row by row."""
 NAMES = "batches.meta.txt"
+WHOLE = 2**28
+"""Bytes of the archive unpacked, all of which are in memory; there are 184 million."""
 CLASSES, TRAIN_IMAGES, TEST_IMAGES = 10, 5000, 1000
 """Classes, and pictures of each class."""
 
@@ -69,7 +72,12 @@ class Cifar10:
 
 def _pictures(origin: Path) -> Iterator[tuple[str, bytes]]:
     """Each record as a PPM, the plainest file for its pixels, in a folder for its class."""
-    files = {PurePosixPath(name).name: data for name, data in repacked.untarred(origin)}
+    files, total = dict[str, bytes](), 0
+    for name, data in repacked.untarred(origin):
+        files[PurePosixPath(name).name] = data
+        total += tarfile.BLOCKSIZE + len(data)
+        if total > WHOLE:
+            raise ValueError(f"{origin}: more than {WHOLE:,} bytes come out. Is this {ARCHIVE.name}?")
     if NAMES not in files:
         raise ValueError(f"{origin}: holds no {NAMES}. Is this {ARCHIVE.name}?")
     names = files[NAMES].decode().split()

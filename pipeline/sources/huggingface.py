@@ -1,8 +1,8 @@
 """Parquet files of Hugging Face's Hub, such as ILSVRC/imagenet-1k: pictures in a column `image`, classes in `label`.
 
 A picture in a compressed column is no range of bytes, and a row group has to be read whole for one of its pictures; so
-each file is repacked once into a tar in the data store, a row group at a time. Pictures without a label, as those of
-imagenet-1k's test split, are left out.
+each file is repacked once into a tar in the data store, a picture at a time. Pictures without a label, as those of
+imagenet-1k's test split, are left out. All that the files hold is read in a process of limited memory (`apart`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from pipeline import paths
 from pipeline.fetch import Remote, fetch, listing
 from pipeline.paths import AnyPath, S3Path
-from pipeline.sources import class_folders, repacked
+from pipeline.sources import bounds, class_folders, repacked
+from pipeline.sources.apart import Apart
 from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
 from pipeline.sources.tars import hashed
 from pipeline.sources.tree import Tree
@@ -38,8 +39,8 @@ COUNTS = {"ILSVRC/imagenet-1k": {"train": 1_281_167, "val": 50_000}}
 LABELS = "labels.json"
 """In each tar: the words of each class."""
 
-ROWS = 100
-"""Rows in memory at a time: some 10 MB of ImageNet."""
+ROWS, BUFFER = 1, 2**20
+"""Rows in memory at a time, as all may name the same large value; and bytes of the file."""
 
 PAGES = 10_000
 """Of a list of the Hub, each of up to a thousand files."""
@@ -83,11 +84,14 @@ class HuggingFace:
             )
         notes: list[str] = []
         trees = []
-        for path in files:
-            if _labelled(path):
-                trees.append(repacked.tree_of(hashed(path, store), store, partial(_pictures, split=_split(path))))
-            else:
-                notes.append(f"{path}: its pictures have no labels")
+        with Apart() as apart:
+            for path in files:
+                [labelled] = apart.items(_labelled, path)
+                if labelled:
+                    unpack = partial(apart.items, _pictures, more=(_split(path),))
+                    trees.append(repacked.tree_of(hashed(path, store), store, unpack))
+                else:
+                    notes.append(f"{path}: its pictures have no labels")
         whole = _joined(trees, folder, store)
         words = {wnid: word for tree in trees for wnid, word in json.loads(tree.read(LABELS)).items()}
         found = [
@@ -117,20 +121,32 @@ class HuggingFace:
             if not page:
                 break
             entries, page = listing(page, headers)
-            for entry in entries:
-                path = PurePosixPath(str(entry.get("path", "")))
-                split = _split(path)
-                # the test split of imagenet-1k has no labels
-                if split and not (split == "test" and self.dataset in COUNTS):
-                    found += 1
-                    if path.name not in there:
-                        url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
-                        sha256 = (entry.get("lfs") or {}).get("oid")
-                        fetch(Remote(url=url, bytes=entry.get("size"), sha256=sha256), folder / path.name, headers)
+            listed = [(entry, PurePosixPath(str(entry.get("path", "")))) for entry in entries]
+            # the test split of imagenet-1k has no labels
+            files = [(entry, path) for entry, path in listed if _split(path) not in _unwanted(self.dataset)]
+            found += len(files)
+            missing = [(entry, path) for entry, path in files if path.name not in there]
+            if isinstance(folder, Path) and missing:
+                folder.mkdir(parents=True, exist_ok=True)
+                paths.check_room(folder / missing[0][1].name, sum(_bytes(entry) or 0 for entry, _ in missing))
+            for entry, path in missing:
+                url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
+                sha256 = (entry.get("lfs") or {}).get("oid")
+                fetch(Remote(url=url, bytes=_bytes(entry), sha256=sha256), folder / path.name, headers)
         if page:
             raise ValueError(f"{hub}: {self.dataset} at {self.revision}: a list of more than {PAGES} pages")
         if not found:
             raise ValueError(f"{hub}: {self.dataset} at {self.revision} has no files like train-00000-of-00294.parquet")
+
+
+def _unwanted(dataset: str) -> tuple[str, ...]:
+    return ("", "test") if dataset in COUNTS else ("",)
+
+
+def _bytes(entry: dict[str, Any]) -> int | None:
+    """A file's size as the Hub has it, if that is a number of bytes."""
+    size = entry.get("size")
+    return size if isinstance(size, int) and size >= 0 else None
 
 
 def _split(file: PurePath | S3Path) -> str:
@@ -139,11 +155,12 @@ def _split(file: PurePath | S3Path) -> str:
     return SPLITS.get(name.group(1), "") if name else ""
 
 
-def _labelled(file: AnyPath) -> bool:
-    with _readable(file), paths.opened(file) as source, pq.ParquetFile(source) as parquet:
+def _labelled(file: AnyPath) -> Iterator[bool]:
+    """Whether a file has labels: one answer."""
+    with _readable(file), paths.opened(file) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
         _check(parquet, file)
-        labels = parquet.iter_batches(MOST_ROWS // 2**10, columns=["label"])
-        return any(pc.any(pc.greater_equal(batch["label"], 0)).as_py() for batch in labels)
+        labels = parquet.iter_batches(MOST_ROWS // 2**10, columns=["label"], use_threads=False)
+        yield any(pc.any(pc.greater_equal(batch["label"], 0)).as_py() for batch in labels)
 
 
 def _missing(there: set[str]) -> list[str]:
@@ -161,10 +178,11 @@ def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
     words: dict[str, str] = {}
     labels: dict[str, int] = {}
     row = 0
-    with _readable(file), pq.ParquetFile(file) as parquet:
+    with _readable(file), pq.ParquetFile(file, buffer_size=BUFFER) as parquet:
         _check(parquet, file)
         names = _label_names(parquet.schema_arrow, file)
-        for batch in parquet.iter_batches(ROWS, columns=["image", "label"]):
+        for batch in parquet.iter_batches(ROWS, columns=["image", "label"], use_threads=False):
+            bounds.check_member(batch.nbytes, f"row {row}", file)
             for picture in batch.to_pylist():
                 label = picture["label"]
                 if label is not None and label >= 0:
@@ -208,6 +226,8 @@ def _check(parquet: pq.ParquetFile, file: AnyPath) -> None:
 def _readable(file: AnyPath) -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise  # which may be one of Arrow's
     except (pa.ArrowException, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: no Parquet file of pictures and labels ({error}). Fetch it again") from None
 

@@ -44,19 +44,34 @@ def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Files]) ->
                 tree = of_tar(target, store)
                 if [archive.sha256 for archive in tree.tars] == record.read_text().split():
                     return dataclasses.replace(tree, origins=(origin,))
-        part = paths.on_disk(target).with_name(target.name + ".part")
-        with part.open("wb") as out:
-            _write(out, unpack(paths.on_disk(file)), paths.on_disk(file))
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(paths.on_disk(target))
-        tree = of_tar(target, store)
-        part.write_text(f"{tree.tars[0].sha256}\n")
-        part.replace(paths.on_disk(record))
+        part, disk = paths.on_disk(target).with_name(target.name + ".part"), paths.on_disk(file)
+        with paths.writing(part):
+            paths.check_room(part, _at_least(disk))
+            with part.open("wb") as out:
+                _write(out, unpack(disk), disk, part)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(paths.on_disk(target))
+            tree = of_tar(target, store)
+            part.write_text(f"{tree.tars[0].sha256}\n")
+            part.replace(paths.on_disk(record))
         return dataclasses.replace(tree, origins=(origin,))
 
 
-def _write(file: IO[bytes], files: Files, origin: Path) -> None:
+def _at_least(origin: Path) -> int:
+    """Bytes that come out of a file, as far as it says so; who unpacks it says what is wrong with it."""
+    with suppress(*_NOT_WHOLE):
+        with origin.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                file.seek(-4, os.SEEK_END)
+                return int.from_bytes(file.read(), "little")  # of more than 4 GiB the rest
+        if zipfile.is_zipfile(origin):
+            with zipfile.ZipFile(origin) as packed:
+                return sum(member.file_size for member in packed.infolist())
+    return 0
+
+
+def _write(file: IO[bytes], files: Files, origin: Path, part: Path) -> None:
     """Writes a tar of the files; `ValueError` if they are more than may come out of their origin."""
     packed, total = origin.stat().st_size, 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
@@ -64,6 +79,7 @@ def _write(file: IO[bytes], files: Files, origin: Path) -> None:
             bounds.check_name(name, origin)
             total += len(data) + tarfile.BLOCKSIZE
             bounds.check_total(total, packed, origin)
+            paths.check_room(part, len(data))
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))

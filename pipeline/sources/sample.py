@@ -235,11 +235,12 @@ def _fingerprint(file: AnyPath) -> list[int | str]:
 def _write(file: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Writes a file under another name and gives it its own when it is whole and on the disk."""
     part = file.with_name(file.name + ".part")
-    with part.open("wb") as handle:
-        fill(handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(file)
+    with paths.writing(part):
+        with part.open("wb") as handle:
+            fill(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        part.replace(file)
 
 
 # The archives

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +31,10 @@ class File:
     without_length: bool = False
     cut: Callable[[int], int | None] = lambda _: None
     """After how many bytes the connection is cut, by the number of the request; None: not at all."""
+    drip: tuple[int, float] | None = None
+    """Bytes of the body at a time, and seconds between them."""
+    never_begins: float = 0.0
+    """Seconds between the letters of a header that has no end."""
     kind: str = "application/octet-stream"
     after: Callable[[File], None] = lambda _: None
     """Called after each answer."""
@@ -63,7 +69,12 @@ def serving() -> Iterator[Server]:
             with contextlib.suppress(ConnectionError):
                 answer(self, state)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *words: Any) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # the client has ended
+                super().handle_error(*words)
+
+    with Quiet(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -94,6 +105,11 @@ def answer(handler: BaseHTTPRequestHandler, state: Server) -> None:
         else:
             status, headers["Content-Range"] = 206, f"bytes {first}-{len(data) - 1}/{len(data)}"
             data = data[first:]
+    if file.never_begins:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Header: ")
+        while True:
+            handler.wfile.write(b"x")
+            time.sleep(file.never_begins)
     handler.send_response(status)
     for name, value in headers.items():
         handler.send_header(name, value)
@@ -110,7 +126,12 @@ def answer(handler: BaseHTTPRequestHandler, state: Server) -> None:
     cut = file.cut(len(state.asked))
     body = data if cut is None else data[:cut]
     state.sent += len(body)
-    if file.chunked:
+    if file.drip:
+        step, pause = file.drip
+        for place in range(0, len(body), step):
+            handler.wfile.write(body[place : place + step])
+            time.sleep(pause)
+    elif file.chunked:
         handler.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n" + (b"0\r\n\r\n" if cut is None else b""))
     else:
         handler.wfile.write(body)

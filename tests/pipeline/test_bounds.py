@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import itertools
 import json
+import operator
+import os
+import signal
 import struct
 import tarfile
 import zipfile
@@ -21,7 +25,8 @@ import pytest
 from scipy.io import loadmat
 
 from pipeline import fetch
-from pipeline.sources import bounds, huggingface, ilsvrc, imagefolder, matlab, repacked, tars, tree
+from pipeline.sources import apart, bounds, cifar10, huggingface, ilsvrc, imagefolder, matlab, repacked, tars, tree
+from pipeline.sources.apart import Apart
 from tests import fuzz
 from tests.pipeline import layouts
 from tests.pipeline.server import File, Server, serving
@@ -134,6 +139,16 @@ def test_a_meta_mat_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeyp
         ilsvrc._synsets(tmp_path, bomb, "ILSVRC2012_ID")
 
 
+def test_what_is_kept_of_cifar_s_archive_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cifar-10-binary.tar.gz"
+    file.write_bytes(gzip.compress(member("a", bytes(5000)) + member("b", bytes(5000)) + END))
+    monkeypatch.setattr(cifar10, "WHOLE", 10_000)
+    with pytest.raises(
+        ValueError, match=rf"^{file}: more than 10,000 bytes come out\. Is this cifar-10-binary\.tar\.gz\?"
+    ):
+        list(cifar10._pictures(file))
+
+
 def test_a_list_of_words_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "SMALL", 100)
     (tmp_path / "words.txt").write_bytes(b"x" * 101)
@@ -148,10 +163,76 @@ def test_a_parquet_file_that_claims_too_much_is_refused(
     tmp_path: Path, limit: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pq.write_table(pa.table({"label": list(range(9))}), tmp_path / "a.parquet")
-    assert huggingface._labelled(tmp_path / "a.parquet")
+    assert list(huggingface._labelled(tmp_path / "a.parquet")) == [True]
     monkeypatch.setattr(huggingface, limit, 8)
     with pytest.raises(ValueError, match=said):
-        huggingface._labelled(tmp_path / "a.parquet")
+        list(huggingface._labelled(tmp_path / "a.parquet"))
+
+
+HUB = huggingface.HuggingFace(name="huggingface", dataset="a/b", revision="main", classes="all", complete=False)
+
+
+def of_hub(store: Path, value: pa.Array, labels: pa.Array | None = None) -> Path:
+    """A file of 16 pictures that are all the same, packed so that they take up next to nothing."""
+    file = store / "huggingface/a/b/train-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * 16, pa.int32()), value)
+    names = [f"{number}_n00000001.JPEG" for number in range(16)]
+    image = pa.StructArray.from_arrays([values, pa.array(names)], ["bytes", "path"])
+    features = {"label": {"names": ["a cat"], "_type": "ClassLabel"}}
+    table = pa.table({"image": image, "label": pa.array([0] * 16) if labels is None else labels})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=2**30, write_statistics=False)
+    return file
+
+
+def many_columns() -> bytes:
+    """A footer that says nothing but how many columns there are: a byte of each becomes some 500."""
+    count = b"\xc0\x9a\x0c"  # 200,000
+    schema = b"\x19\x1c\x48\x01a\x15\x00\x00"
+    footer = b"\x15\x02" + schema + b"\x16\x00\x19\x1c\x19\xfc" + count + bytes(200_000) + b"\x00\x00"
+    return b"PAR1" + footer + struct.pack("<L", len(footer)) + b"PAR1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["a large picture", "many labels in a row", "many columns"])
+def test_a_parquet_file_of_the_hub_that_unpacks_to_more_than_the_limit_is_refused(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = 2**26 if case == "a large picture" else 1
+    row = pa.array([[0] * 2**23] + [[]] * 15) if case == "many labels in a row" else None
+    file = of_hub(tmp_path, pa.array([bytes(large)]), row)
+    if case == "many columns":
+        file.write_bytes(many_columns())
+    assert file.stat().st_size < 250_000
+    monkeypatch.setattr(apart, "LIMIT", 2**26)
+    said = rf"{file}: takes more than 0\.062 GiB of memory to unpack\. Is it the file it should be\? Fetch it again"
+    with pytest.raises(ValueError, match=said):
+        HUB.contents(tmp_path)
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+@pytest.mark.slow
+def test_pictures_that_are_all_one_large_one_are_unpacked_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MEMBER", 2**24)
+    file = of_hub(tmp_path, pa.array([bytes(2**23)]))
+    monkeypatch.setattr(apart, "LIMIT", 2**26)  # half of them at once are more
+    with Apart() as process:
+        assert len([*process.items(huggingface._pictures, file, ("train",))]) == 17  # and the words of the classes
+
+
+@pytest.mark.slow
+def test_what_ends_the_process_that_unpacks_is_said_and_the_stage_lives() -> None:
+    for function, how in ((signal.raise_signal, "SIGTRAP"), (os._exit, "exit code 5")):
+        with Apart() as process, pytest.raises(ValueError, match=rf"5: damaged: it ended the process .* \({how}\)"):
+            list(process.items(function, 5))
+    with Apart() as process:
+        with pytest.raises(ZeroDivisionError):
+            list(process.items(operator.truediv, 1, (0,)))
+        for file in (Path("x"), Path("y")):
+            assert list(process.items(itertools.repeat, file, (2,))) == [file, file]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import fetch as fetching
+from pipeline import waiting
 from pipeline.fetch import Remote, fetch
 from tests.pipeline.server import File, Server, serving
 
@@ -286,6 +288,75 @@ def test_a_server_that_falls_silent_is_asked_again(
     assert server.sent == len(DATA)
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that takes minutes takes a tenth of a second; 20 kB in a second have to come."""
+    monkeypatch.setattr(fetching, "SLOWEST", 2000)
+    monkeypatch.setattr(fetching, "WINDOW", 0.1)
+    monkeypatch.setattr(fetching, "ANSWER", 0.3)
+    monkeypatch.setattr(waiting, "SAID_AFTER", 0.05)
+
+
+@pytest.mark.slow
+def test_a_server_that_drips_is_given_up_and_what_came_is_kept(
+    server: Server, place: Path, hasty: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files["/archive.tar"] = File(DATA, drip=(10, 0.02))
+    began = time.monotonic()
+    said = (
+        r"/archive\.tar: broke off after [0-9]{2,3} of 700,000 bytes \(only [0-9]{2,3} in 0 s\)\. Gave up after 8 tries"
+    )
+    with pytest.raises(OSError, match=said + r" .* Run it again, or name another server in machine\.yaml \(mirrors\)"):
+        fetch(remote(server), place)
+    assert time.monotonic() - began < 20
+    assert len(server.asked) == fetching.TRIES
+    told = capsys.readouterr().err
+    assert re.search(
+        rf"download: waiting for more of {server.url}/archive\.tar: [0-9]+ bytes came in 0\.05 s; tried again if it stays "
+        r"below 2,000 in 0\.1 s",
+        told,
+    )
+    assert re.search(r"archive\.tar: broke off after .*; again in 0 s", told)
+    came = place.with_name("archive.tar.part").stat().st_size
+    server.files["/archive.tar"].drip = None
+    fetch(remote(server), place)
+    assert place.read_bytes() == DATA
+    assert server.asked[-1][1]["Range"] == f"bytes={came}-"
+
+
+@pytest.mark.slow
+def test_a_line_that_is_slow_goes_on(server: Server, place: Path, hasty: None) -> None:
+    server.files["/archive.tar"] = File(DATA[:200_000], drip=(5000, 0.02))
+    fetch(remote(server), place)
+    assert place.read_bytes() == DATA[:200_000]
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_cuts_after_a_few_bytes_again_and_again_is_given_up(server: Server, place: Path) -> None:
+    server.files["/archive.tar"] = File(DATA, cut=lambda _: 100)
+    with pytest.raises(OSError, match=r"broke off after 800 of 700,000 bytes .*Gave up after 8 tries"):
+        fetch(remote(server), place)
+
+
+@pytest.mark.slow
+def test_an_answer_that_never_begins_is_given_up(
+    server: Server, place: Path, hasty: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files["/archive.tar"] = File(never_begins=0.01)
+    with pytest.raises(OSError, match=r"/archive\.tar: no answer in 0 s\. Gave up after 8 tries"):
+        fetch(remote(server), place)
+    assert f"download: waiting for an answer to {server.url}/archive.tar, 0 s at most" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_list_that_drips_is_given_up(server: Server, hasty: None) -> None:
+    server.files["/list"] = File(b"[" + b" " * 5000 + b"]", drip=(1, 0.01))
+    with pytest.raises(
+        OSError, match=r"/list: broke off after [0-9]+ bytes in 0 s, which is too slow\. Gave up after 8"
+    ):
+        fetching.listing(f"{server.url}/list")
+
+
 def test_a_file_of_unknown_length_needs_a_checksum(server: Server, place: Path) -> None:
     server.files["/archive.tar"] = File(DATA, without_length=True)
     with pytest.raises(ValueError, match="does not say how long the file is, so a part would pass for all"):
@@ -312,7 +383,9 @@ def test_chunks_are_put_together_and_a_missing_one_is_noticed(server: Server, pl
 
 def test_a_full_disk_is_said_before_anything_comes(server: Server, place: Path) -> None:
     server.files["/archive.tar"] = File(DATA, length=2**60)
-    with pytest.raises(OSError, match=r"GiB free, 1,073,741,824\.0 GiB are to come"):
+    with pytest.raises(
+        OSError, match=r"store/set: no room for archive\.tar: 1,073,741,824\.0 GiB are needed, and .* free\n"
+    ):
         fetch(remote(server), place)
 
 

@@ -354,7 +354,7 @@ def of_hub(folder: Path, *names: str) -> dict[str, Any]:
     return {"name": "huggingface", "dataset": "me/pets", "revision": "main", "classes": "all", "complete": False}
 
 
-@pytest.mark.parametrize("make", [of_folder, of_hub])
+@pytest.mark.parametrize("make", [of_folder, pytest.param(of_hub, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_a_name_that_is_no_text_is_refused_before_the_training_with_what_to_do(
     make: Callable[..., dict[str, Any]], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -393,6 +393,7 @@ def vars_of(contents: Contents) -> dict[str, Any]:
     return {name: getattr(contents, name) for name in Contents.__slots__}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "said"),
     [

@@ -57,7 +57,13 @@ def expected(layout: Layout, found: dict[str, tuple[str, str, bytes]]) -> dict[s
     return {name: (split or found[name][0], wnid, data) for name, (split, wnid, data) in layout.rows.items()}
 
 
-@pytest.mark.parametrize("name", layouts.ALL)
+LAYOUTS = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "huggingface" else name  # it starts a process
+    for name in layouts.ALL
+]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_every_row_is_the_picture_its_class_and_its_split(store: Path, name: str) -> None:
     layout = layouts.ALL[name](store)
     found = contents(store, layout.section)
@@ -98,7 +104,7 @@ def test_a_picture_by_itself_that_changes_while_it_is_read_is_refused(
         contents(store, layout.section)
 
 
-@pytest.mark.parametrize("name", layouts.ALL)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_the_archives_are_listed_with_their_checksums(store: Path, name: str) -> None:
     found = contents(store, layouts.ALL[name](store).section)
     listed = found.archives.to_pylist()
@@ -110,7 +116,7 @@ def test_the_archives_are_listed_with_their_checksums(store: Path, name: str) ->
         assert archive["md5"] in (None, hashlib.md5(data, usedforsecurity=False).hexdigest())
 
 
-@pytest.mark.parametrize("name", layouts.ALL)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_the_index_is_the_same_again_and_behind_a_link(store: Path, name: str, tmp_path: Path) -> None:
     layout = layouts.ALL[name](store)
     first = contents(store, layout.section)
@@ -125,7 +131,7 @@ def test_the_index_is_the_same_again_and_behind_a_link(store: Path, name: str, t
     assert (linked.pictures, linked.archives, linked.classes) == (first.pictures, first.archives, first.classes)
 
 
-@pytest.mark.parametrize("name", layouts.ALL)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_nothing_of_the_user_s_is_changed(store: Path, name: str) -> None:
     layout = layouts.ALL[name](store)
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
@@ -136,7 +142,7 @@ def test_nothing_of_the_user_s_is_changed(store: Path, name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", layouts.ALL)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_classes_can_be_chosen_and_are_ranked_among_themselves(store: Path, name: str) -> None:
     layout = layouts.ALL[name](store)
     ids = sorted(layout.words)
@@ -289,6 +295,7 @@ def hub(server: Server, folder: Path, token: str | None = None) -> dict[str, byt
     return files
 
 
+@pytest.mark.slow
 def test_the_hub_s_files_are_fetched_with_the_user_s_token(
     store: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +322,7 @@ def test_the_hub_s_files_are_fetched_with_the_user_s_token(
         contents(store, section)
 
 
+@pytest.mark.slow
 def test_pictures_that_are_missing_from_a_complete_set_are_counted(
     store: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +484,7 @@ def test_another_archive_of_the_same_name_is_repacked_beside_the_first(store: Pa
     assert len(list(store.glob("repacked/*.tar"))) == 2
 
 
+@pytest.mark.slow
 def test_parquet_that_is_none_of_the_hub_s_is_named(store: Path) -> None:
     layout = layouts.huggingface(store)
     file = store / "huggingface/ILSVRC/imagenet-1k/data/train-00001-of-00002.parquet"
@@ -491,6 +500,7 @@ def test_parquet_that_is_none_of_the_hub_s_is_named(store: Path) -> None:
         contents(store, layout.section)
 
 
+@pytest.mark.slow
 def test_classes_of_the_hub_that_are_no_synsets_go_by_their_names(store: Path) -> None:
     layout = layouts.huggingface(store)
     folder = store / "huggingface/me/pets"
