@@ -174,9 +174,21 @@ def test_a_head_that_is_lost_ends_a_training_in_two_minutes_and_is_said_to_be_aw
                 words = process.info["cmdline"] or [""]
                 if words[0].endswith("gcs_server") and str(short) in " ".join(words):
                     process.kill()
+            killed, away = (
+                time.monotonic(),
+                f"ray: waiting for the head of the cluster at 127.0.0.1:{port}, which is away",
+            )
+            while away not in (tmp_path / "said.txt").read_text():
+                assert time.monotonic() - killed < 20, (tmp_path / "said.txt").read_text()
+                time.sleep(0.5)
             assert training.wait(120) == 1
-        last = (tmp_path / "said.txt").read_text().splitlines()[-1]
-        assert "the head of its cluster has been away" in last
-        assert re.search(r"dvc repro goes on from step \d+$", last)
+        after = (tmp_path / "said.txt").read_text().partition(away)[2].splitlines()
+        assert after[0] == " (Connection refused), 50 s at most"
+        what, todo = after[-2:]
+        assert (
+            what
+            == f"train: the head of the Ray cluster at 127.0.0.1:{port} has been away for 50 s (Connection refused)"
+        )
+        assert re.search(r"Start it and its nodes again .*; then dvc repro goes on from step \d+$", todo)
     finally:
         shutil.rmtree(short, ignore_errors=True)
