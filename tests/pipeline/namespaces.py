@@ -33,6 +33,12 @@ class Host:
         lines = [line.split() for line in self.run("ss", "-Hltnp").stdout.splitlines()]
         return {(line[3], line[5].split('"')[1] if len(line) > 5 else "") for line in lines}
 
+    def cut(self) -> None:
+        """Takes its link away, without a word to either side."""
+        links = subprocess.run(["ip", "-n", self.name, "-o", "link"], check=True, capture_output=True, text=True)
+        (link,) = (line.split()[1].partition("@")[0] for line in links.stdout.splitlines() if "@" in line)
+        subprocess.run(["ip", "-n", self.name, "link", "set", link, "down"], check=True)
+
 
 @contextlib.contextmanager
 def hosts() -> Iterator[tuple[Host, Host]]:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 STAGE = """
 import socket, sys, time
 from pipeline import head, stage, waiting
-head.EVERY, waiting.SAID_AFTER, head.LIMIT = 0.05, 0.2, 0.4
+head.EVERY, waiting.SAID_AFTER, head.LIMIT = 0.02, 0.04, 0.1
 
 def run():
     stage.reached("step 34")
@@ -81,7 +81,7 @@ def test_a_head_that_takes_connections_is_there_however_late_it_is(
     ends: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with listening() as port, head.watched(f"127.0.0.1:{port}"):
-        time.sleep(0.5)
+        time.sleep(0.4)
     assert (ends, capsys.readouterr().err) == ([], "")
 
 
@@ -92,9 +92,9 @@ def test_one_that_comes_back_is_said_to_be_there_and_counted_anew(
         pass
     with head.watched(f"127.0.0.1:{port}"):
         for _ in range(2):
-            time.sleep(0.2)
+            time.sleep(0.15)
             with listening(port):
-                time.sleep(0.1)
+                time.sleep(0.06)
     said = capsys.readouterr().err.splitlines()
     assert [line.partition(" the head")[0] for line in said] == ["ray: waiting for", "ray:"] * 2
     assert said[1].endswith(f"{port} answers again")
