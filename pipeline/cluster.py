@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,9 @@ import ray
 from ray._private import auto_init_hook, ray_constants
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline import access, stage
+from pipeline import access, edges, head, stage, waiting
 from pipeline.machine import Machine, ray_address
+from pipeline.silence import LOOK, Silence, nodes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -76,7 +77,8 @@ def connected(machine: Machine) -> Iterator[None]:
         _join(address)
     ray._private.worker.print_to_stdstream = _told  # its own writes pages
     try:
-        yield
+        with head.watched(ray.get_runtime_context().gcs_address) if address else nullcontext():
+            yield
     finally:
         # a job's folder may go when its driver has left the cluster, and the stage is still in it
         if not in_job():
@@ -103,11 +105,13 @@ def _join(address: str) -> None:
     if not in_job():
         environment["working_dir"] = str(Path.cwd())
     try:
-        # it warns each time that .git stays behind
-        ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+        with waiting.saying("ray", f"the cluster at {address} to take in this driver and its code"):
+            # it warns each time that .git stays behind
+            ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
-        # RuntimeError: the head has another version of Ray or of Python, which it names
-        raise ConnectionError(f"the Ray cluster at {address} cannot be joined from here: {error}") from None
+        # RuntimeError: the head has another version of Ray or of Python, which it names in six lines
+        words = edges.said(error) or edges.essential(str(error))
+        raise ConnectionError(f"the Ray cluster at {address} cannot be joined from here: {words}") from None
 
 
 def _start() -> None:
@@ -157,32 +161,42 @@ def each(
 
     A task has a CPU, or less of one where more workers than CPUs are asked for, and `gpus` GPUs. As many are under way
     as the machine's settings allow. `work` has to bear being run twice: a task whose node is lost is started again
-    elsewhere. What it raises is raised here; `OSError` if its workers keep dying.
+    elsewhere. What it raises is raised here; `OSError` if its workers keep dying, `TimeoutError` if there is no room for
+    any of them. A task may take as long as it takes: see `Silence`.
     """
     most = workers(machine, len(items))
+    takes = {"CPU": min(1, cpus() / most), **({"GPU": gpus} if gpus else {})}
+    silence = Silence(work, takes, machine.patience)
     # 0: a worker takes one task after another. Left to itself Ray ends it after each task on a GPU, and the next has to
     # import torch and wake the GPU again, some 4 s for each shard
-    task = ray.remote(num_cpus=min(1, cpus() / most), num_gpus=gpus, max_retries=3, max_calls=0)(work)
+    task = ray.remote(num_cpus=takes["CPU"], num_gpus=gpus, max_retries=3, max_calls=0)(work).options(
+        name=silence.title
+    )
     running: dict[ray.ObjectRef[Result], Item] = {}
-    for item in items:
+    for number, item in enumerate(items, 1):
         running[task.remote(item)] = item
         if len(running) >= most:
-            yield _next(running)
+            yield _next(running, silence, f"{number - len(running):,} of {len(items):,}")
     while running:
-        yield _next(running)
+        yield _next(running, silence, f"{len(items) - len(running):,} of {len(items):,}")
 
 
-def _next(running: dict[ray.ObjectRef[Result], Item]) -> tuple[Item, Result]:
-    (ready,), _ = ray.wait(list(running), num_returns=1)
-    item = running.pop(ready)
+def _next(running: dict[ray.ObjectRef[Result], Item], silence: Silence, done: str) -> tuple[Item, Result]:
+    with silence.begun():
+        while not (ready := ray.wait(list(running), num_returns=1, timeout=LOOK)[0]):
+            silence.look(len(running), done)
+    item = running.pop(ready[0])
     try:
-        return item, ray.get(ready)
+        return item, ray.get(ready[0])
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:
         if killed := out_of_memory(str(error)):
             raise OSError("\n".join(killed)) from None
-        raise OSError(f"a worker died, also when its task was tried again: {error}") from None
+        raise OSError(
+            f"a worker died, also when its task was tried again: {edges.essential(str(error))}\n"
+            "Was it killed (dmesg), or is there too little memory (machine.yaml: workers)? Then dvc repro goes on"
+        ) from None
 
 
 def out_of_memory(said: str) -> tuple[str, str] | None:
@@ -256,6 +270,6 @@ def placement(machine: Machine, divisible: bool) -> Placement:
 
 def _threads(workers: int) -> int:
     """The most CPU cores that so many processes can each have, none of them on two nodes."""
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    fitting = (threads for threads in range(sum(nodes), 0, -1) if sum(node // threads for node in nodes) >= workers)
+    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes()]
+    fitting = (threads for threads in range(sum(cores), 0, -1) if sum(node // threads for node in cores) >= workers)
     return next(fitting, 1)

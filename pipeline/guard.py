@@ -42,6 +42,9 @@ _PDEATHSIG, _SUBREAPER = 1, 36
 _reached: mmap.mmap | None = None
 """Shared by guard and stage: how far the work is that a stop does not lose; the last byte: whether Python ended the stage."""
 
+_name = "stage"
+"""The name of the stage that this process is."""
+
 
 class Stopped(SystemExit):
     """The stage was told to stop; the code is 128 + the signal's number."""
@@ -72,9 +75,19 @@ def reached(words: str) -> None:
         _reached.write(words.encode()[: len(_reached) - 2].ljust(len(_reached) - 1, b"\0"))
 
 
+def end(what: str, todo: str) -> None:
+    """Says why the stage cannot go on and what to do, and ends it with 1, from any thread; without a guard it only says so."""
+    reached = _how_far(_reached)
+    _say(f"{_name}: {what}\n{todo}; then dvc repro goes on{f' from {reached}' if reached else ''}")
+    if guarded():
+        sys.stdout.flush()
+        _end()
+        os._exit(1)  # what else there is to end may wait for what is lost
+
+
 def over(name: str) -> None:
     """Goes on in a child process, which is the stage; this one becomes its guard, and ends with its exit code."""
-    global _reached
+    global _reached, _name
     hold()
     above = _dvc()
     if above is None:
@@ -86,7 +99,7 @@ def over(name: str) -> None:
     stage = os.fork()
     if stage:
         _watch(name, stage, words, above)
-    _reached = words
+    _reached, _name = words, name
     atexit.register(_end)
     for number in (TOLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
@@ -95,6 +108,11 @@ def over(name: str) -> None:
     _prctl(_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guard:
         os._exit(128 + signal.SIGHUP)
+
+
+def _how_far(shared: mmap.mmap | None) -> str:
+    """How far the work is, in words; nothing where it has not got that far."""
+    return "" if shared is None else shared[:-1].rstrip(b"\0").decode(errors="replace")
 
 
 def _end() -> None:
@@ -148,7 +166,7 @@ def _watch(name: str, stage: int, words: mmap.mmap, above: list[psutil.Process])
             stopped, since = heard[0], time.monotonic()
             os.kill(stage, TOLD)
     _end_what_is_left()
-    reached = words[:-1].rstrip(b"\0").decode(errors="replace")
+    reached = _how_far(words)
     if stopped:
         _say(stop_line(name, reached))
     elif os.WIFSIGNALED(ended):

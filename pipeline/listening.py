@@ -23,21 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import stage, waiting
 from pipeline.cluster import Placement
 from pipeline.progress import Progress
+from pipeline.silence import ANSWER, there
 from pipeline.train_loop import Mailbox, News, Process
 
 Rows = Callable[[list[dict[str, float]]], None]
-
-BEGIN = 3
-"""Workers may take so many times the patience to begin: they may wait for a node, and read where each shard lies."""
-
-LONGEST = 10.0
-"""A step may take so many times the longest one until then, whatever the patience."""
-
-HONEST = 3.0
-"""A step may take so many times the longest one before it without a word."""
-
-ANSWER = 10.0
-"""Seconds within which the mailbox has to answer."""
 
 
 class Listener:
@@ -117,11 +106,11 @@ class Listener:
             self._since, self._said = now, False
 
     def _limit(self) -> float:
-        return max(self.patience, LONGEST * self._longest) if self._begun else BEGIN * self.patience
+        return max(self.patience, waiting.LONGEST * self._longest) if self._begun else waiting.BEGIN * self.patience
 
     def _heed_silence(self, end: Callable[[], None]) -> None:
         silent, limit = time.monotonic() - self._since, self._limit()
-        if silent > max(waiting.SAID_AFTER, HONEST * self._longest) and not self._said:
+        if silent > max(waiting.SAID_AFTER, waiting.HONEST * self._longest) and not self._said:
             self._said = True
             print(f"train: waiting for {self._what()}, {limit:,.0f} s at most", file=sys.stderr, flush=True)
         if silent > limit and not self.ended:
@@ -145,17 +134,6 @@ def needed(placement: Placement) -> str:
     count, gpu = placement.workers, " and a GPU" if placement.gpu else ""
     each = " each" if count > 1 else ""
     return f"{count} process{'es' * (count > 1)} with {placement.threads} CPU core{'s' * (placement.threads > 1)}{gpu}{each}"
-
-
-def there() -> str:
-    """The nodes of the cluster that live, and their CPUs and GPUs, in words."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    said = []
-    for node in nodes:
-        has = node["Resources"]
-        gpus = f" and {has['GPU']:g} GPUs" if has.get("GPU") else ""
-        said.append(f"{node['NodeManagerAddress']} with {has.get('CPU', 0):g} CPUs{gpus}")
-    return f"the cluster has {', '.join(said)}"
 
 
 def mailbox() -> Any:

@@ -19,12 +19,20 @@ Result = TypeVar("Result")
 SAID_AFTER = 10.0
 """Seconds of silence before a line says what a stage waits for."""
 
+HONEST = 3.0
+"""A step or a task may take so many times the longest one before it without a word."""
+
+LONGEST = 10.0
+"""It may take so many times the longest one until then, whatever the patience of machine.yaml."""
+
+BEGIN = 3
+"""Workers may take so many times the patience to begin: they may wait for a node, and read where each shard lies."""
+
 
 @contextmanager
 def saying(name: str, what: str, limit: float | None = None) -> Iterator[None]:
     """Prints `name: waiting for what` to stderr if the block takes longer than `SAID_AFTER` seconds."""
-    at_most = "" if limit is None else f", {limit:,.0f} s at most"
-    timer = threading.Timer(SAID_AFTER, _say, (f"{name}: waiting for {what}{at_most}",))
+    timer = threading.Timer(SAID_AFTER, tell, (name, line(what, limit)))
     timer.daemon = True
     timer.start()
     try:
@@ -48,10 +56,10 @@ def watched(name: str, what: str, count: Callable[[], int], least: int, seconds:
             came, before = place - before, place
             slow = came * seconds < least * SAID_AFTER
             if slow and not said:
-                _say(
-                    f"{name}: waiting for {what}: {came:,} bytes came in {SAID_AFTER:g} s; tried again if it stays below "
-                    f"{least:,} in {seconds:g} s"
+                words = (
+                    f"{came:,} bytes came in {SAID_AFTER:g} s; tried again if it stays below {least:,} in {seconds:g} s"
                 )
+                tell(name, f"{line(what)}: {words}")
             said = slow
 
     threading.Thread(target=watch, daemon=True).start()
@@ -61,8 +69,14 @@ def watched(name: str, what: str, count: Callable[[], int], least: int, seconds:
         over.set()
 
 
-def _say(line: str) -> None:
-    say(line, to=sys.stderr)
+def line(what: str, limit: float | None = None) -> str:
+    """What is said of a wait, and of its limit in seconds if it has one."""
+    return f"waiting for {what}{'' if limit is None else f', {limit:,.0f} s at most'}"
+
+
+def tell(name: str, words: str) -> None:
+    """Prints `name: words` to stderr, as a line of its own."""
+    say(f"{name}: {words}", to=sys.stderr)
 
 
 @contextmanager

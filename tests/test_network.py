@@ -174,9 +174,66 @@ def test_a_head_that_is_lost_ends_a_training_in_two_minutes_and_is_said_to_be_aw
                 words = process.info["cmdline"] or [""]
                 if words[0].endswith("gcs_server") and str(short) in " ".join(words):
                     process.kill()
+            killed, away = (
+                time.monotonic(),
+                f"ray: waiting for the head of the cluster at 127.0.0.1:{port}, which is away",
+            )
+            while away not in (tmp_path / "said.txt").read_text():
+                assert time.monotonic() - killed < 20, (tmp_path / "said.txt").read_text()
+                time.sleep(0.5)
             assert training.wait(120) == 1
-        last = (tmp_path / "said.txt").read_text().splitlines()[-1]
-        assert "the head of its cluster has been away" in last
-        assert re.search(r"dvc repro goes on from step \d+$", last)
+        after = (tmp_path / "said.txt").read_text().partition(away)[2].splitlines()
+        assert after[0] == " (Connection refused), 50 s at most"
+        what, todo = after[-2:]
+        assert (
+            what
+            == f"train: the head of the Ray cluster at 127.0.0.1:{port} has been away for 50 s (Connection refused)"
+        )
+        assert re.search(r"Start it and its nodes again .*; then dvc repro goes on from step \d+$", todo)
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+@pytest.mark.timeout(900)
+def test_a_link_that_is_cut_in_a_training_of_two_nodes_ends_it_in_our_words_within_its_limits(tmp_path):
+    short = Path(tempfile.mkdtemp(prefix="alexnet-"))
+    storage = f"storage: {short}/storage\nplacement: columns\npatience: 15\ncheckpoint_steps: 5\n"
+    (short / "machine.yaml").write_text(storage)
+    try:
+        copy = Copy(tmp_path, {**TINY, "learning": {**TINY["learning"], "epochs": 1000, "rate_falls": []}})
+        copy.run("dvc", "repro", "mean", ALEXNET_MACHINE=str(short / "machine.yaml"))
+        with hosts() as (first, second), contextlib.ExitStack() as nodes:
+            nodes.enter_context(
+                node(first, short, "--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={short}/a")
+            )
+            time.sleep(5)
+            nodes.enter_context(node(second, short, f"--address={first.address}:6379", f"--temp-dir={short}/b"))
+            time.sleep(5)
+            kept = {
+                name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "RAY_"))
+            }
+            with (tmp_path / "said.txt").open("w") as said:
+                training = subprocess.Popen(
+                    first.command([BIN / "python", "-m", "pipeline", "train"]), cwd=tmp_path, stdout=said, stderr=said,
+                    env=kept | known(short) | {"RAY_ADDRESS": f"{first.address}:6379"},
+                )  # fmt: skip
+            deadline = time.monotonic() + 240
+            while not list(short.glob("storage/runs/*/checkpoint-*")):
+                assert training.poll() is None, (tmp_path / "said.txt").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            second.link("down")
+            try:
+                assert training.wait(240) == 1
+            finally:
+                second.link("up")  # a node that reaches no head takes long to end
+        text = (tmp_path / "said.txt").read_text()
+        assert "Traceback" not in text
+        assert re.search(rf"waiting for a step after step \d+ of its workers .*{second.address}.*, \d+ s at most", text)
+        what, last = text.splitlines()[-2:]
+        assert re.match(
+            r"train: gave up waiting for its workers to begin: they are 2 processes .* after 45 s$", what
+        ), text
+        assert re.match(r"The last whole checkpoint is .*, step \d+: dvc repro goes on from there$", last)
     finally:
         shutil.rmtree(short, ignore_errors=True)

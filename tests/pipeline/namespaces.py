@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -32,6 +32,12 @@ class Host:
         """Address and program of each socket that listens there."""
         lines = [line.split() for line in self.run("ss", "-Hltnp").stdout.splitlines()]
         return {(line[3], line[5].split('"')[1] if len(line) > 5 else "") for line in lines}
+
+    def link(self, state: Literal["up", "down"]) -> None:
+        """Takes its link away, without a word to either side, or brings it back."""
+        links = subprocess.run(["ip", "-n", self.name, "-o", "link"], check=True, capture_output=True, text=True)
+        (link,) = (line.split()[1].partition("@")[0] for line in links.stdout.splitlines() if "@" in line)
+        subprocess.run(["ip", "-n", self.name, "link", "set", link, state], check=True)
 
 
 @contextlib.contextmanager

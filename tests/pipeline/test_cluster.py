@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,3 +217,96 @@ print(len({pid for _, pid in cluster.each(process, [1, 2, 3], Machine(), gpus=1)
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     assert "1 process" in done.stdout
+
+
+OTHERS = {
+    "Ray: 2.59.1": """
+import sys, types
+sys.modules["ray._version"] = version = types.ModuleType("ray._version")
+version.version, version.commit = "2.59.1", "0" * 40
+""",
+    "Python: 3.11.99": """
+import collections, sys
+Info = collections.namedtuple("Info", "major minor micro releaselevel serial")
+sys.version_info = Info(*sys.version_info[:2], 99, "final", 0)
+""",
+}
+"""A sitecustomize.py for a Ray of another version, or on a Python of another."""
+
+JOIN = """
+from pipeline import cluster, stage
+from pipeline.machine import Machine
+
+def run():
+    with cluster.connected(Machine()):
+        import ray
+        print(len(ray.nodes()), "node")
+stage.main("mean", run)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_head_or_a_node_of_another_version_is_named_with_both_versions_and_what_to_do(
+    tmp_path: Path, other: str
+) -> None:
+    from pipeline import access
+    from tests.test_workflow import free_ports
+
+    here = ".".join(map(str, sys.version_info[:3]))
+    other = other.replace("3.11.99", f"{sys.version_info[0]}.{sys.version_info[1]}.99")
+    ours = f"Ray: {ray.__version__} Python: {here}"
+    kind = other.partition(":")[0]
+    theirs = f"{other} Python: {here}" if kind == "Ray" else f"Ray: {ray.__version__} {other}"
+    (tmp_path / "sitecustomize.py").write_text(next(text for name, text in OTHERS.items() if name.startswith(kind)))
+    (tmp_path / "copy").mkdir()
+    short = Path(tempfile.mkdtemp(prefix="alexnet-"))  # the path of Ray's sockets has to be short
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    kept |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(access.token(short)), "RAY_USAGE_STATS_ENABLED": "0"}
+    changed, address = kept | {"PYTHONPATH": str(tmp_path)}, f"{ray.util.get_node_ip_address()}:{free_ports(1)[0]}"
+
+    def start(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", "--block", "--num-cpus=1", *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def joined() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", JOIN],
+            cwd=tmp_path / "copy",
+            env=kept | {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_ADDRESS": address},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
+    as_head = ("--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false")
+    head = start(changed, *as_head, f"--temp-dir={short}/a")
+    try:
+        done = joined()
+    finally:
+        head.terminate()
+        head.communicate(timeout=60)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, len(lines), lines[1]) == (1, 2, "Every node needs the environment of requirements.lock")
+    assert re.fullmatch(
+        rf"mean: the Ray cluster at {address} cannot be joined from here: another version of Ray or Python runs on the "
+        rf"cluster: The cluster was started with: {theirs} This process on node \S+ was started with: {ours}",
+        lines[0],
+    )
+    head = start(kept, *as_head, f"--temp-dir={short}/b")
+    try:
+        assert joined().stdout == "1 node\n", "the head alone is of our version"
+        node = start(changed, f"--address={address}")
+        said, _ = node.communicate(timeout=120)
+        assert (node.returncode, "Version mismatch: " in said) == (1, True), "Ray's own word, to whoever starts it"
+        assert joined().stdout == "1 node\n", "it has not joined"
+    finally:
+        head.terminate()
+        head.communicate(timeout=60)
+        shutil.rmtree(short, ignore_errors=True)

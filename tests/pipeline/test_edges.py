@@ -284,18 +284,77 @@ def test_what_a_worker_says_is_said_and_its_own_faults_keep_their_traceback() ->
 
 @pytest.mark.slow
 def test_processes_that_cannot_reach_each_other() -> None:
+    from datetime import timedelta
+
     import torch.distributed as dist
 
     def alone() -> None:
-        from datetime import timedelta
-
         dist.TCPStore("127.0.0.1", 0, 2, is_master=True, timeout=timedelta(milliseconds=50), wait_for_workers=True)
 
     told(alone)
-    told(
-        lambda: (_ for _ in ()).throw(RuntimeError("Gloo connectFullMesh failed with [enforce fail]")),
-        "GLOO_SOCKET_IFNAME",
-    )
+
+    def refused() -> None:
+        dist.TCPStore("127.0.0.1", 9, 2, is_master=False, timeout=timedelta(milliseconds=300))
+
+    told(refused, "127.0.0.1", "GLOO_SOCKET_IFNAME")
+
+
+LINKED = """
+import os, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from pipeline import edges, faults
+
+rank, port, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+limit = timedelta(seconds=3)
+store = dist.TCPStore("127.0.0.1", port, 2, rank == 0, limit)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
+dist.all_reduce(torch.ones(3))
+if rank == 0:
+    print("linked", flush=True)
+    if how == "silent":
+        sys.stdin.read()
+    os.kill(os.getpid(), 9)
+try:
+    if how == "store":
+        store.get("a key that nobody sets")
+    dist.all_gather([torch.ones(2**20), torch.ones(2**20)], torch.ones(2**20))
+except Exception as error:
+    print(type(error).__name__, faults.from_outside(error), edges.said(error), sep="\\n")
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "silent", "store"])
+def test_a_peer_that_is_killed_or_silent_in_the_middle_of_its_work(how: str) -> None:
+    from tests.test_workflow import free_ports
+
+    (port,) = free_ports(1)
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", LINKED, str(rank), port, how],
+            cwd=ROOT,
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said, noise = pair[1].communicate(timeout=60)
+        name, outside, *lines = said.splitlines()
+        assert outside == "True", said
+        assert 1 <= len(lines) <= 3, (said, noise)
+        assert max(map(len, lines)) < 400
+        assert lines[0].startswith("the processes of the training lost each other"), (name, said)
+        assert "GLOO_SOCKET_IFNAME" in said
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
 
 
 def test_a_template_that_is_broken() -> None:

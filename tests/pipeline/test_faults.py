@@ -89,6 +89,25 @@ def test_a_worker_that_is_killed_once_costs_a_line_and_no_bit(folder: Path, begi
     assert len(told(ran)) <= 8, ran.said
 
 
+def test_a_worker_that_is_killed_while_the_other_waits_for_its_half_costs_a_line(
+    folder: Path, begin: Callable[..., Training]
+) -> None:
+    """The columns exchange activations in every step: once one is stopped, the other is in the middle of that."""
+    training = begin(folder)
+    training.until(lambda: bool(saved(training)))
+    worker = training.workers()[0]
+    worker.suspend()
+    time.sleep(2)
+    worker.kill()
+    ran = training.end()
+    assert ran.code == 0, ran.said
+    (line,) = [line for line in told(ran) if "trying again" in line]
+    assert re.match(r"train: a worker died, or its node; trying again from step [1-9]\d* in 1 s, 1 of 3$", line), (
+        ran.said
+    )
+    assert "Traceback" not in ran.said
+
+
 def test_workers_that_are_killed_again_and_again_end_it_with_the_last_checkpoint_named(
     folder: Path, begin: Callable[..., Training]
 ) -> None:
