@@ -69,6 +69,7 @@ _also: set[str] = set()
 
 
 def _spellings(secret: str) -> set[str]:
+    secret = secret.strip()  # a file's end of line comes along, and is said in another spelling
     plain = unquote(secret)
     return {word for word in (secret, plain, quote(plain, safe="")) if len(word) >= SHORTEST}
 

@@ -6,11 +6,14 @@ import contextlib
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import ray
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env import packaging
 
 from pipeline import cluster
 from pipeline.machine import Machine
@@ -214,3 +217,26 @@ print(len({pid for _, pid in cluster.each(process, [1, 2, 3], Machine(), gpus=1)
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     assert "1 process" in done.stdout
+
+
+def test_nodes_get_the_code_of_a_working_copy_and_nothing_else_that_lies_in_it(tmp_path: Path) -> None:
+    root, copy, package = Path(__file__).parents[2], tmp_path / "copy", tmp_path / "package.zip"
+    code = ["alexnet/model.py", "dvc.yaml", "params.yaml", "pipeline/sources/tree.py", "pipeline/train.py"]
+    for name in (
+        *code,
+        ".env",
+        ".netrc",
+        "kaggle.json",
+        "key.pem",
+        "dump/core",
+        "data/index/a",
+        "pipeline/__pycache__/a.pyc",
+    ):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("a")
+    for name in (".gitignore", ".rayignore"):
+        (copy / name).write_text((root / name).read_text())
+    packaging.create_package(
+        str(copy), package, include_gitignore=True, excludes=list(get_runtime_env_default_excludes())
+    )
+    assert [name for name in sorted(zipfile.ZipFile(package).namelist()) if not name.endswith("/")] == code

@@ -77,6 +77,11 @@ def test_a_quoted_password_is_hidden_in_both_spellings(monkeypatch: pytest.Monke
     assert redaction.redact("se/cret@pw se%2Fcret%40pw") == "*** ***"
 
 
+def test_a_token_with_an_end_of_line_behind_it_is_hidden_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"{PLANTED}\r\n")
+    assert redaction.redact(f"value: '{PLANTED}\\r\\n'") == "value: '***\\r\\n'"
+
+
 def test_a_password_with_a_slash_is_hidden_as_sqlalchemy_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_DSN", f"postgresql://u:a/{PLANTED}@h/db")
     assert PLANTED not in redaction.redact(f"postgresql://u:a/{PLANTED}@h/db: no such database")
