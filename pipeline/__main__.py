@@ -77,18 +77,20 @@ def _stage(name: str, words: Sequence[str]) -> None:
 
 
 def _program(name: str, words: Sequence[str]) -> None:
+    from pipeline import redaction
     from pipeline.commands import PROGRAMS
 
-    PROGRAMS[name]().parse_args(words)
-    guard.release()
-    sys.argv[1:] = words
-    try:
-        import_module(f"pipeline.{name}").main()
-    except guard.Stopped:
-        print(f"{name}: stopped", file=sys.stderr)
-        raise
-    except Exception as error:
-        import_module("pipeline.stage").fail(name, error)
+    with redaction.guarded():
+        PROGRAMS[name]().parse_args(words)
+        guard.release()
+        sys.argv[1:] = words
+        try:
+            import_module(f"pipeline.{name}").main()
+        except guard.Stopped:
+            print(f"{name}: stopped", file=sys.stderr)
+            raise
+        except Exception as error:
+            import_module("pipeline.stage").fail(name, error)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline import machine, paths, stage, waiting
+from pipeline import machine, paths, redaction, stage, waiting
 from pipeline.paths import AnyPath
 from pipeline.progress import Progress
 from pipeline.said import say
@@ -169,7 +169,7 @@ def mirrored(url: str) -> str:
     """The address, or that of a mirror in machine.yaml: of those whose beginning fits, the longest."""
     mirrors = machine.read().mirrors
     start = max((start for start in mirrors if url.startswith(start)), key=len, default=None)
-    return url if start is None else mirrors[start] + url.removeprefix(start)
+    return url if start is None else redaction.also(mirrors[start]) + url.removeprefix(start)
 
 
 def _patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
@@ -307,11 +307,11 @@ def _answer(session: requests.Session, url: str, ask: Mapping[str, str]) -> Iter
         headers = {"Accept-Encoding": "identity", **ask}
         answer = _in_time(url, lambda: session.get(url, headers=headers, stream=True, timeout=TIMEOUT))
     except (requests.exceptions.SSLError, requests.TooManyRedirects) as error:
-        raise ValueError(f"{_shown(url)}: {error}") from None
+        raise ValueError(f"{_shown(url)}: {_words(error)}") from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _Failure(f"no answer ({type(error).__name__})") from None
     except requests.RequestException as error:
-        raise ValueError(f"{_shown(url)}: {error}") from None
+        raise ValueError(f"{_shown(url)}: {_words(error)}") from None
     with answer:
         said = f"answered {answer.status_code} {answer.reason}"
         if answer.status_code in AGAIN:
@@ -345,6 +345,11 @@ def _shown(url: str) -> str:
     """The address without a password, or what a query may hold."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _words(error: requests.RequestException) -> str:
+    """A library's words without what it shows of an address: its login, and what its query holds."""
+    return redaction.redact(re.sub(r"\?[^\s'\"]+", "", str(error)))
 
 
 class _Part:

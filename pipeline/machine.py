@@ -50,6 +50,10 @@ class Machine:
             count = getattr(self, name)
             if isinstance(count, int) and count < 1:
                 raise ValueError(f"{name} has to be at least 1, is {count}")
+        for start, mirror in self.mirrors.items():
+            if not mirror.startswith(("http://", "https://")):
+                # without the value: what begins otherwise may be a login
+                raise ValueError(f"mirrors: what stands for {start} has to begin with http:// or https://")
         storage, shards, _ = (self._at(name) for name in ("storage", "shards", "store"))
         if self.storage != "auto" and not (isinstance(storage, Path) and storage.is_absolute()):
             raise ValueError(f"storage has to be an absolute path, since the workers run elsewhere; is {storage}")

@@ -15,13 +15,16 @@ from pydantic.dataclasses import dataclass as checked
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import added
+from pipeline import added, redaction
 
 T = TypeVar("T")
 
 PARAMS = Path("params.yaml")
 
 _TYPE = re.compile(r"int|float|str|bool|\w+\[.*\]")
+
+
+_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]+")
 
 
 class ParamsError(ValueError):
@@ -123,13 +126,20 @@ def _fault(fault: Any, kind: type, where: str) -> str:
     key = ".".join(([where] if where else []) + path)
     match fault["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{key}: unknown key (its value: {fault['input']!r}){nearest(path[-1], _keys(kind, path))}"
+            return f"{key}: unknown key (its value: {_shown(path[-1], fault['input'])}){nearest(path[-1], _keys(kind, path))}"
         case "missing" | "missing_argument":
             return f"{key}: is missing"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if not path:
         return f"{where}: {message}" if where else message
-    return f"{key}: {message} (found {fault['input']!r})"
+    return f"{key}: {message} (found {_shown(path[-1], fault['input'])})"
+
+
+def _shown(key: str, value: object) -> str:
+    """The value as it is said; a secret's, an address's login and what its query holds are not."""
+    if redaction.NAMES.search(key):
+        return redaction.HIDDEN
+    return _QUERY.sub(rf"\1?{redaction.HIDDEN}", redaction.redact(repr(value)))
 
 
 def _keys(kind: Any, path: list[str]) -> list[str]:

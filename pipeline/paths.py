@@ -150,6 +150,11 @@ def at(text: str) -> AnyPath:
     endpoint = query.get("endpoint_override") or _environment("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint and "://" not in endpoint:
         endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
+    if endpoint and "@" in endpoint:
+        raise ValueError(
+            f"s3://{parts.netloc}{parts.path}: its endpoint has a login before {endpoint.rpartition('@')[2]} "
+            f"(endpoint_override here, or AWS_ENDPOINT_URL), which no object store takes. Put it into {LOGIN}"
+        )
     region = query.get("region") or _environment("AWS_REGION", "AWS_DEFAULT_REGION")
     # without one Arrow would look for it on the network; servers other than Amazon's take this name for any
     return S3Path(

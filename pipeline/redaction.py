@@ -17,14 +17,23 @@ HIDDEN = "***"
 SHORTEST = 8
 """Characters of a secret that is hidden wherever it stands: a shorter one is part of too many words."""
 
-NAMES = re.compile(r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|(API)?KEY)$", re.IGNORECASE)
-"""Variables of the environment whose values are secrets."""
+NAMES = re.compile(
+    r"(^|_|PG)(PASSWORD|PASSWD|PASSPHRASE|PASS|PAT|TOKEN|SECRET|(API)?KEY)$|^(MYSQL_PWD|SSHPASS)$", re.IGNORECASE
+)
+"""Variables of the environment, and keys of settings, whose values are secrets."""
 
 USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#'\"<>`]*@", re.I)
 """What stands before the host of an address: a user, and perhaps a password."""
 
-PASSWORDS = re.compile(r"://[^:/?#\s]*:(\S*)@"), re.compile(r"https?://([^:/?#\s]*)@")
-"""A password as SQLAlchemy reads it, which takes a slash in it too; and a token in place of the user."""
+LOGIN = re.compile(r"(?<![\w/:.@-])[\w.+%-]+:[^\s:/@'\"<>()]+@(?=\w)")
+"""User and password where the scheme of an address was forgotten."""
+
+PASSWORDS = (
+    re.compile(r"://[^:/?#\s]*:(\S*)@"),
+    re.compile(r"https?://([^:/?#\s]*)@"),
+    re.compile(r"\b(?:AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd)=([^;\s]+)", re.I),
+)
+"""A password as SQLAlchemy reads it, which takes a slash in it too; a token in place of the user; a connection string's."""
 
 QUERY = re.compile(
     r"(?P<name>[?&;](?:[\w.-]*(?:token|signature|secret|password|passwd|credential|api_?key)|sig|key|pwd|auth)=)[^&;\s'\"<>]+",
@@ -38,7 +47,7 @@ def redact(text: str) -> str:
     """The text without secrets: those that are known here, and whatever stands where a secret does in an address."""
     for secret in _known():
         text = text.replace(secret, HIDDEN)
-    text = QUERY.sub(rf"\g<name>{HIDDEN}", USER.sub(r"\g<scheme>", text))
+    text = QUERY.sub(rf"\g<name>{HIDDEN}", LOGIN.sub("", USER.sub(r"\g<scheme>", text)))
     return HEADER.sub(rf"\g<kind> {HIDDEN}", text)
 
 
@@ -60,6 +69,7 @@ _also: set[str] = set()
 
 
 def _spellings(secret: str) -> set[str]:
+    secret = secret.strip()  # a file's end of line comes along, and is said in another spelling
     plain = unquote(secret)
     return {word for word in (secret, plain, quote(plain, safe="")) if len(word) >= SHORTEST}
 

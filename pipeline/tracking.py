@@ -52,6 +52,9 @@ EXPORT = 600.0
 DOWNLOAD = 900.0
 """Seconds in which a model has to be here."""
 
+DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
+"""What MLflow's server keeps runs in."""
+
 flat = description.flat
 
 SEND = "python -m pipeline.tracking send"
@@ -330,13 +333,12 @@ def _version() -> str:
 def main(words: Sequence[str] | None = None) -> None:
     """The program."""
     given = commands.tracking().parse_args(words)
-    with redaction.guarded():
-        if given.command == "send":
-            send(given.limit)
-        elif given.command == "ui":
-            show(given.port)
-        else:
-            print(public(address(machines.read())))
+    if given.command == "send":
+        send(given.limit)
+    elif given.command == "ui":
+        show(given.port)
+    else:
+        print(public(address(machines.read())))
 
 
 def send(limit: float) -> None:
@@ -364,6 +366,12 @@ def show(port: int) -> None:
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the runs are at {public(uri)}")
         return
+    if urlsplit(uri).scheme.partition("+")[0] not in DATABASES:
+        # MLflow's server would say so too, with all of the address, and what it says is not redacted
+        raise ValueError(
+            f"tracking: {public(uri)} is neither a server nor a database that MLflow knows: an address of one begins with "
+            f"{', '.join(DATABASES)}"
+        )
     file = database.path(uri)
     if file is not None:
         os.chdir(file.parent)

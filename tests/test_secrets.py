@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
+import shutil
 import subprocess
+import sys
+import tempfile
 import threading
+import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.pipeline import test_sender
+from tests.pipeline import object_store, test_sender
 from tests.pipeline.proxy import proxied
-from tests.test_workflow import Copy
+from tests.test_workflow import Copy, cluster
 
 server = test_sender.server
 """A fixture: the real one."""
@@ -45,6 +51,7 @@ def environment(uri: str, folder: Path) -> dict[str, str]:
     return {
         **{name: secret(name) for name in names if name != "MLFLOW_TRACKING_TOKEN"},
         "MLFLOW_TRACKING_URI": uri,
+        "AWS_ACCESS_KEY_ID": "me",
         "HTTPS_PROXY": proxy,
         "https_proxy": proxy,
         "NO_PROXY": "127.0.0.1,localhost",
@@ -94,15 +101,18 @@ def words_of_processes() -> Iterator[set[str]]:
     thread.join()
 
 
+def planted(data: bytes) -> bool:
+    """Whether one of them is in it, in plain or as a header has it."""
+    return PLANTED.encode() in data or base64.b64encode(f"me:{secret('tracking')}".encode())[4:20] in data
+
+
 def holding(*folders: Path) -> list[str]:
-    """The files that hold one of them, in plain or as a header has it."""
-    encoded = base64.b64encode(f"me:{secret('tracking')}".encode())[4:20]
+    """The files that hold one of them."""
     found = []
     for folder in folders:
         for file in folder.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                data = file.read_bytes()
-                if PLANTED.encode() in data or encoded in data:
+            with contextlib.suppress(FileNotFoundError):  # Ray removes some while we look
+                if file.is_file() and not file.is_symlink() and planted(file.read_bytes()):
                     found.append(str(file.relative_to(folder)))
     return sorted(found)
 
@@ -148,3 +158,174 @@ def test_a_database_s_password_is_in_no_argument_and_no_message(copy: Copy, tmp_
     code, said = copy.run("python", "-m", "pipeline.report", check=False, **environment(uri, tmp_path))
     assert code == 1 and "MLflow at postgresql://127.0.0.1:9/runs: " in said
     assert PLANTED not in said
+
+
+# What libraries write past Python's streams
+
+PAST_PYTHON = {
+    "gRPC, by a proxy that is away": "channel('nowhere.example:1')",
+    "gRPC, by a proxy that cannot be read": "os.environ['grpc_proxy'] += ' no port'; channel('nowhere.example:1')",
+    "gRPC, to a server that is away": "channel('127.0.0.1:9', ('grpc.enable_http_proxy', 0))",
+    "Arrow, a server that is away": "bucket(endpoint_override='http://127.0.0.1:9')",
+    "Arrow, a server that refuses": "bucket(endpoint_override=os.environ['REFUSING'])",
+    "Arrow, a host that is not there": "bucket(endpoint_override='http://nowhere.example')",
+    "Arrow, credentials that cannot be read": "del os.environ['AWS_SECRET_ACCESS_KEY']; bucket(endpoint_override='http://127.0.0.1:9')",
+    "gloo, nobody there": "import torch.distributed as dist; tried(dist.init_process_group, 'gloo', rank=1, world_size=2, "
+    "init_method='tcp://127.0.0.1:9', timeout=datetime.timedelta(seconds=3))",
+    "an abort": "import torch, ctypes; ctypes.CDLL(None).abort()",
+    "a fault": "import faulthandler, torch, ctypes; faulthandler.enable(); ctypes.string_at(0)",
+}
+"""Ways in which native code fails: it writes to the descriptor, which no filter of ours sees."""
+
+TRIED = """
+import contextlib, datetime, os
+
+def tried(call, *words, **named):
+    with contextlib.suppress(Exception):
+        call(*words, **named)
+
+def channel(address, *options):
+    import grpc
+    call = grpc.insecure_channel(address, options).unary_unary("/a/b")
+    tried(call, b"", timeout=3, metadata=[("authorization", "Bearer " + os.environ["HF_TOKEN"])])
+
+def bucket(**where):
+    from pyarrow import fs
+    tried(fs.S3FileSystem(region="here", **where).get_file_info, "bucket")
+
+"""
+
+
+def past_python(way: str, folder: Path, **more: str) -> tuple[int, bytes]:
+    """The exit code of a program in which native code fails so, and what is on both of its descriptors."""
+    (folder / ".aws").mkdir()
+    (folder / ".aws/credentials").write_text(
+        f"[default\naws_secret_access_key {secret('profile')}\n{secret('profile')}\n"
+    )
+    exported = environment(f"http://me:{secret('tracking')}@127.0.0.1:9", folder)
+    exported |= dict.fromkeys(("http_proxy", "grpc_proxy"), exported["https_proxy"])
+    with object_store.serving() as refusing:
+        done = subprocess.run(
+            [sys.executable, "-c", TRIED + PAST_PYTHON[way]],
+            env=os.environ | exported | {"HOME": str(folder), "REFUSING": refusing.endpoint, **more},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=120,
+        )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("way", PAST_PYTHON)
+def test_what_native_code_writes_has_none(way: str, tmp_path: Path) -> None:
+    code, said = past_python(way, tmp_path)
+    assert code == {"an abort": -6, "a fault": -11}.get(way, 0), said.decode()
+    assert not planted(said)
+    assert (b"Fatal Python error" in said) == (way == "a fault")
+
+
+def test_native_code_that_is_told_to_say_all_says_a_token(tmp_path: Path) -> None:
+    """So nobody sets this where others read the log; and the test above would see one."""
+    _, said = past_python("Arrow, a server that refuses", tmp_path, ARROW_S3_LOG_LEVEL="debug")
+    assert secret("AWS_SESSION_TOKEN").encode() in said
+
+
+# On a cluster
+
+PAGES = (
+    *(
+        f"/api/v0/{what}?detail=1&limit=10000"
+        for what in ("actors", "jobs", "nodes", "objects", "placement_groups", "runtime_envs", "tasks", "workers")
+    ),
+    "/api/jobs/", "/api/train/v2/runs/v1", "/api/v0/cluster_events", "/api/v0/cluster_metadata", "/api/v0/tasks/timeline",
+    "/events", "/logical/actors", "/nodes?view=summary",
+)  # fmt: skip
+"""What the dashboard shows, and with it `ray list` and `ray job list`."""
+
+STORED = """
+import sys
+from ray._raylet import GcsClient
+gcs = GcsClient(address=sys.argv[1])
+for room in (None, b"session", b"cluster", b"fun", b"job", b"dashboard", b"healthcheck", b"usage_stats"):
+    for key in gcs.internal_kv_keys(b"", room):
+        sys.stdout.buffer.write(key + b" " + (gcs.internal_kv_get(key, room) or b"") + b"\\n")
+"""
+"""Prints all that the head of a cluster stores under names."""
+
+
+def of_ray(folder: Path, port: str, dashboard: str, known: Mapping[str, str]) -> dict[str, bytes]:
+    """What a cluster shows and stores, by where it is; of its folder the names of files that hold one of them."""
+    token = {"Authorization": f"Bearer {secret('ray')}"}
+    opened = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    found = {}
+    for page in PAGES:
+        with contextlib.suppress(urllib.error.HTTPError):  # no training has been there yet
+            found[page] = opened(urllib.request.Request(f"http://127.0.0.1:{dashboard}{page}", headers=token)).read()
+    stored = [sys.executable, "-c", STORED, f"127.0.0.1:{port}"]
+    found["stored"] = subprocess.run(stored, env=os.environ | known, capture_output=True, check=True).stdout
+    found["files"] = "\n".join(holding(folder)).encode()
+    return found
+
+
+def _around(data: bytes) -> bytes:
+    """Some bytes before the first of them, to see what holds it."""
+    place = max(0, data.find(PLANTED.encode()))
+    return data[max(0, place - 300) : place + 40]
+
+
+@pytest.mark.timeout(900)
+def test_a_cluster_that_is_joined_and_its_jobs_show_and_keep_none(
+    copy: Copy, server: str, tmp_path: Path, words_of_processes: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lying_about = (".env", "kaggle.json")
+    for name in lying_about:
+        (copy.folder / name).write_text(secret(name))
+    short = Path(tempfile.mkdtemp(prefix="alexnet-"))  # the path of Ray's sockets has to be short
+    (short / "ray-token").write_text(secret("ray"))
+    (short / "machine.yaml").write_text((copy.folder / "machine.yaml").read_text() + f"storage: {short}/storage\n")
+    seen: list[dict[str, bytes]] = []
+    over = threading.Event()
+    try:
+        with proxied(server) as proxy:
+            proxy.wanted = "Basic " + base64.b64encode(f"me:{secret('tracking')}".encode()).decode()
+            exported = environment(proxy.url.replace("//", f"//me:{secret('tracking')}@"), tmp_path)
+            for name, value in {**exported, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}.items():
+                monkeypatch.setenv(name, value)  # the nodes have them as well
+            with cluster(short) as (known, port, dashboard):
+                on_node = exported | known | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+                api = exported | known | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+                submit = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "pipeline", "train"]
+
+                def look() -> None:
+                    while not over.wait(3):
+                        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # the cluster is gone
+                            seen.append(of_ray(short / "ray", port, dashboard, known))
+
+                said = copy.run("dvc", "repro", "mean", **on_node)
+                looking = threading.Thread(target=look, daemon=True)
+                looking.start()
+                said += copy.run(*submit, **api)
+                over.set()
+                looking.join()
+                proxy.wanted, wanted = "nobody", proxy.wanted
+                code, refused = copy.run(*submit, check=False, **api)
+                assert code != 0 and "401" in refused and "Traceback" in refused
+                proxy.wanted = wanted
+                for file in (short / "storage/shards").rglob("train-*.parquet"):
+                    file.write_bytes(bytes(file.stat().st_size))
+                code, failed = copy.run("dvc", "repro", "-f", "-s", "mean", check=False, **on_node)
+                assert code != 0 and "not as 'resize' wrote it" in failed
+                said += refused + failed + copy.run("ray", "job", "list", **api)
+                seen.append(of_ray(short / "ray", port, dashboard, known))
+    finally:
+        over.set()
+        shutil.rmtree(short, ignore_errors=True)
+        for name in lying_about:
+            (copy.folder / name).unlink()
+    assert PLANTED not in said
+    assert words_of_processes == set()
+    assert holding(copy.folder) == sorted(OWN)
+    assert len(seen) > 3
+    assert {where: _around(data) for found in seen for where, data in found.items() if planted(data)} == {}
+    assert {found["files"] for found in seen} == {b""}, "what lies about in the working copy stays there"
+    for where, word in (("/api/jobs/", "pipeline train"), ("stored", "pipeline train"), (PAGES[6], "not as 'resize'")):
+        assert word.encode() in seen[-1][where], f"{where} was looked at"
+    assert any(b"RUNNING" in found["/api/jobs/"] for found in seen), "it was looked at while a job ran"
+    assert b"Task(" in seen[-1]["/api/train/v2/runs/v1"], "what its workers were told is shown"

@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import ray
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env import packaging
 
 from pipeline import cluster
 from pipeline.machine import Machine
@@ -310,3 +313,26 @@ def test_a_head_or_a_node_of_another_version_is_named_with_both_versions_and_wha
         head.terminate()
         head.communicate(timeout=60)
         shutil.rmtree(short, ignore_errors=True)
+
+
+def test_nodes_get_the_code_of_a_working_copy_and_nothing_else_that_lies_in_it(tmp_path: Path) -> None:
+    root, copy, package = Path(__file__).parents[2], tmp_path / "copy", tmp_path / "package.zip"
+    code = ["alexnet/model.py", "dvc.yaml", "params.yaml", "pipeline/sources/tree.py", "pipeline/train.py"]
+    for name in (
+        *code,
+        ".env",
+        ".netrc",
+        "kaggle.json",
+        "key.pem",
+        "dump/core",
+        "data/index/a",
+        "pipeline/__pycache__/a.pyc",
+    ):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("a")
+    for name in (".gitignore", ".rayignore"):
+        (copy / name).write_text((root / name).read_text())
+    packaging.create_package(
+        str(copy), package, include_gitignore=True, excludes=list(get_runtime_env_default_excludes())
+    )
+    assert [name for name in sorted(zipfile.ZipFile(package).namelist()) if not name.endswith("/")] == code

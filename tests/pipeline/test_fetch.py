@@ -435,6 +435,19 @@ def test_no_message_shows_a_password_or_a_signature(
     assert "abc" not in said
 
 
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["htps://host/x?Policy=hidden-one", "http://host:port/x?Policy=hidden-one", "http://me:hidden-one@host:port/x"],
+)
+def test_a_library_s_words_on_a_redirect_show_no_login_and_no_query(
+    server: Server, place: Path, elsewhere: str
+) -> None:
+    server.files["/archive.tar"] = File(status=302, headers={"Location": elsewhere})
+    with pytest.raises(ValueError, match=rf"^{server.url}/archive.tar: ") as caught:
+        fetch(remote(server), place)
+    assert "hidden-one" not in str(caught.value)
+
+
 def test_two_who_want_the_same_file_fetch_it_once(server: Server, place: Path) -> None:
     server.files["/archive.tar"] = File(DATA, cut=lambda _: 100_000)
     both = [threading.Thread(target=fetch, args=(remote(server, md5=MD5), place)) for _ in range(2)]

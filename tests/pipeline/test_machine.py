@@ -81,8 +81,26 @@ def test_an_unknown_key_is_named_with_the_file_and_the_nearest(here: Path) -> No
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "tracking_token: hidden-one",
+        "aws_secret_access_key: hidden-one",
+        "tracking: [http://me:hidden-one@host]",
+        "mirrors: https://me:hidden-one@host/x?code=hidden-one",
+        'mirrors: {"https://a": "me:hidden-one@host/x"}',
+        'mirrors: {"https://a": "htps://me:hidden-one@host/x?code=hidden-one"}',
+        '"https://a": "https://host/x?code=hidden-one"',
+        "ray_adress: me:hidden-one@head:6379",
+    ],
+)
+def test_a_secret_in_a_wrong_place_is_refused_and_not_repeated(here: Path, text: str) -> None:
+    assert "hidden-one" not in refusal(here, text)
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
+        ("mirrors: {https://a: ftp://b}\n", "mirrors: what stands for https://a has to begin with http:// or https://"),
         ("storage: shared/alexnet\n", "storage has to be an absolute path"),
         ("storage: .\n", "storage has to be an absolute path"),
         ("workers: 0\n", "workers has to be at least 1, is 0"),

@@ -490,10 +490,14 @@ def test_a_worker_s_error_names_the_file_and_no_secret(local: Path, s3: ObjectSt
             "s3://bucket/x?secret_key=hidden",
             r"^s3://bucket/x: 'secret_key' is not known; .* Credentials belong into AWS_",
         ),
+        (
+            "s3://bucket/x?endpoint_override=http://me:hidden@host:9000",
+            r"^s3://bucket/x: its endpoint has a login before host:9000 .* Put it into AWS_ACCESS_KEY_ID",
+        ),
         ("gs://bucket/x", r"^gs:// is no address that is known here"),
         ("s3:///x", r"^s3:///x: names no bucket"),
     ],
-    ids=["credentials", "a secret", "another scheme", "no bucket"],
+    ids=["credentials", "a secret", "a login", "another scheme", "no bucket"],
 )
 def test_an_address_that_cannot_be_is_refused_and_a_secret_not_repeated(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:

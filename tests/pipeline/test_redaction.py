@@ -26,6 +26,7 @@ PLANTED = "Pl4nted.Secret"
         (f"https://a.blob/x?sv=1&sig={PLANTED}", "https://a.blob/x?sv=1&sig=***"),
         (f"Authorization: Bearer {PLANTED}", "Authorization: Bearer ***"),
         (f"{{'uri': 'http://u:{PLANTED}@h'}}", "{'uri': 'http://h'}"),
+        (f"tracking: me:{PLANTED}@host:5000 is no address", "tracking: host:5000 is no address"),
     ],
 )
 def test_a_secret_in_an_address_is_left_out(words: str, left: str) -> None:
@@ -36,7 +37,8 @@ def test_a_secret_in_an_address_is_left_out(words: str, left: str) -> None:
     "words",
     [
         "http://host:5000/@me/x", "user@host: 5 of 7", "https://h/x?step=3&monkey=1", "sqlite:////a/b@c/mlflow.db",
-        "file:///we%3Fird/a@b", "the basic block, bearer of news", "token 5", "models:/alexnet@champion",
+        "file:///we%3Fird/a@b", "git@host.example:a/b.git", "head:6379 (me@host)", "a.py:12: in f",
+        "the basic block, bearer of news", "token 5", "models:/alexnet@champion",
     ],
 )  # fmt: skip
 def test_what_is_no_secret_stays(words: str) -> None:
@@ -49,6 +51,8 @@ def test_what_is_no_secret_stays(words: str) -> None:
         ("HF_TOKEN", PLANTED), ("AWS_SECRET_ACCESS_KEY", PLANTED), ("MLFLOW_TRACKING_PASSWORD", PLANTED),
         ("AWS_SESSION_TOKEN", PLANTED), ("KAGGLE_KEY", PLANTED), ("AZURE_STORAGE_ACCOUNT_KEY", PLANTED),
         ("MLFLOW_TRACKING_URI", f"http://u:{PLANTED}@h"), ("HTTPS_PROXY", f"http://u:{PLANTED}@proxy:1"),
+        ("PGPASSWORD", PLANTED), ("MYSQL_PWD", PLANTED), ("SMTP_PASS", PLANTED), ("GITHUB_PAT", PLANTED),
+        ("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=me;AccountKey={PLANTED};EndpointSuffix=h"),
         ("SOME_DSN", f"mysql+pymysql://u:{PLANTED}@h/db"), ("PIP_INDEX_URL", f"https://{PLANTED}@h/simple"),
     ],
 )  # fmt: skip
@@ -63,12 +67,19 @@ def test_what_is_no_secret_in_the_environment_is_no_word_to_hide(monkeypatch: py
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "training")
     monkeypatch.setenv("SHORT_TOKEN", "a")
     monkeypatch.setenv("EMPTY_TOKEN", "")
+    monkeypatch.setenv("COMPASS", "training")
+    monkeypatch.setenv("OLDPWD", "training")
     assert redaction.redact("training a network") == "training a network"
 
 
 def test_a_quoted_password_is_hidden_in_both_spellings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:se%2Fcret%40pw@h")
     assert redaction.redact("se/cret@pw se%2Fcret%40pw") == "*** ***"
+
+
+def test_a_token_with_an_end_of_line_behind_it_is_hidden_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"{PLANTED}\r\n")
+    assert redaction.redact(f"value: '{PLANTED}\\r\\n'") == "value: '***\\r\\n'"
 
 
 def test_a_password_with_a_slash_is_hidden_as_sqlalchemy_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,33 @@ def test_the_address_is_printed_without_its_password(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        (
+            "postgres://me:Pl4nted.Secret@there/runs",
+            "tracking: postgres://there/runs is neither a server nor a database",
+        ),
+        ("sqlite:///runs.db?password=Pl4nted.Secret", r"tracking: sqlite:///runs.db?password=*** has a question mark"),
+    ],
+)
+def test_an_address_that_the_pages_cannot_be_shown_of_is_refused_without_its_password(
+    uri: str, said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "tracking", "ui"],
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1 and said in done.stderr
+    assert "Pl4nted" not in done.stdout + done.stderr
+
+
 def test_a_champion_has_fewer_errors_on_the_same_pictures() -> None:
     def tags(error: float, pictures: str = "a") -> dict[str, str]:
         return {"manifest": pictures, "top1_error": repr(error)}
