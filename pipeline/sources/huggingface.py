@@ -43,7 +43,7 @@ ROWS, BUFFER = 1, 2**20
 """Rows in memory at a time, as all may name the same large value; and bytes of the file."""
 
 PAGES = 10_000
-"""Of a list of the Hub, each of up to a thousand files."""
+"""Pages of a list of the Hub, each of up to a thousand files."""
 
 MOST_ROWS, GROUP = 2**26, 2**31
 """Rows of a file, and bytes that a row group may claim to have unpacked; imagenet-1k's have 100 rows and 15 MB."""
