@@ -2,11 +2,12 @@
 
 `make mutants`, or `python tests/mutants.py [--only SUBSTRING]`. tests/mutants.yaml lists the breakages; each has
 
-    file   what is broken, in alexnet/ or pipeline/
+    file   what is broken, in alexnet/, pipeline/ or .dvc/
     old    a part of one line, there exactly once
     new    what takes its place
     why    what went wrong, in a few words
     test   the test that has to fail, or a list of them: file::test
+    hangs  where the breakage takes a limit away, seconds after which the test has failed; else it is left out
 
 In a temporary copy of this working copy all these tests have to pass first. Then, for every breakage by itself, its tests
 have to fail: one of them, in its own body. An error before that, as of a module that cannot be imported or of a fixture,
@@ -59,6 +60,8 @@ class Mutant:
     new: str
     why: str
     tests: tuple[str, ...]
+    hangs: float = 0.0
+    """Seconds; 0: as the tests themselves have it."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.why}"
@@ -126,7 +129,7 @@ def read() -> list[Mutant]:
     """The list; `SystemExit` with every entry that does not fit the code."""
     mutants, wrong = [], []
     for number, entry in enumerate(YAML(typ="safe").load(LIST), start=1):
-        if set(entry) != {"file", "old", "new", "why", "test"}:
+        if set(entry) - {"hangs"} != {"file", "old", "new", "why", "test"}:
             raise SystemExit(f"mutants: {LIST.name}: entry {number} has the keys {', '.join(entry)}")
         tests = entry.pop("test")
         mutant = Mutant(**entry, tests=tuple([tests] if isinstance(tests, str) else tests))
@@ -140,8 +143,8 @@ def read() -> list[Mutant]:
 def faults(mutant: Mutant) -> Iterator[str]:
     """What is wrong with an entry."""
     file = ROOT / mutant.file
-    if not mutant.file.startswith(("alexnet/", "pipeline/")) or not file.is_file():
-        yield "no file of alexnet/ or pipeline/"
+    if not mutant.file.startswith(("alexnet/", "pipeline/", ".dvc/")) or not file.is_file():
+        yield "no file of alexnet/, pipeline/ or .dvc/"
         return
     text = file.read_text()
     if "\n" in mutant.old or mutant.old == mutant.new:
@@ -177,6 +180,7 @@ def copied() -> Iterator[Path]:
             if name and (ROOT / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, copy / name)
+        subprocess.run(["git", "init", "-q"], cwd=copy, check=True)  # some tests ask it for the files
         for name in SHARED:
             importlib.import_module(name)
         gc.freeze()  # else every process that tests looks through all of it, at its end
@@ -198,7 +202,7 @@ def copied() -> Iterator[Path]:
 def check_unbroken(mutants: Sequence[Mutant], copy: Path) -> None:
     """`SystemExit` if one of the tests does not pass as the code is."""
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-    outcome = tested(tests, copy)
+    outcome = tested(tests, copy, 0.0)
     passed = {known for nodeid in outcome.passed for known in (nodeid, nodeid.partition("[")[0])}
     missing = [test for test in tests if test not in passed]
     if outcome.code or outcome.skipped or missing:
@@ -214,7 +218,7 @@ def judged(mutant: Mutant, copy: Path) -> str:
     text = file.read_text()
     file.write_text(mutant.applied(text))
     try:
-        outcome = tested(mutant.tests, copy)
+        outcome = tested(mutant.tests, copy, mutant.hangs)
     finally:
         file.write_text(text)
     verdict, words = "invalid", f"pytest ended with {outcome.code}, errors: {', '.join(outcome.errors) or 'none'}"
@@ -228,11 +232,11 @@ def judged(mutant: Mutant, copy: Path) -> str:
     return verdict
 
 
-def tested(tests: Sequence[str], copy: Path) -> Outcome:
-    """Runs pytest on the copy in a process of its own, up to the first failure."""
+def tested(tests: Sequence[str], copy: Path, hangs: float) -> Outcome:
+    """Runs pytest on the copy in a process of its own, up to the first failure; a test that `hangs` so long is one."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=run, args=(list(tests), copy, theirs))
+    process = fork.Process(target=run, args=(list(tests), copy, theirs, hangs))
     process.start()
     theirs.close()
     pid = process.pid
@@ -254,7 +258,7 @@ def tested(tests: Sequence[str], copy: Path) -> Outcome:
     return outcome
 
 
-def run(tests: list[str], copy: Path, answer: Connection) -> None:
+def run(tests: list[str], copy: Path, answer: Connection, hangs: float) -> None:
     """In the process that tests."""
     os.setsid()
     with (copy.parent / "log.txt").open("wb") as log:
@@ -264,6 +268,7 @@ def run(tests: list[str], copy: Path, answer: Connection) -> None:
     sys.modules["__main__"] = types.ModuleType("__main__")
     outcome = Outcome()
     options = ["-x", "-q", "-pno:cacheprovider", "-ppytest_timeout", f"--basetemp={copy.parent / 'tests'}"]
+    options += [f"--timeout={hangs:g}"] if hangs else []
     outcome.code = int(pytest.main([*options, *tests], plugins=[outcome]))
     for name in ("alexnet", "pipeline"):
         module = sys.modules.get(name)

@@ -12,6 +12,7 @@ import os
 import signal
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -133,10 +134,14 @@ def test_a_meta_mat_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(bounds, "SMALL", 2**16)
     whole = meta()
     assert ilsvrc._synsets(tmp_path, whole, "ILSVRC2012_ID")[0]
-    packed = zlib.compress(bytes(2**20))
+    packed = zlib.compress(bytes(2**26))
     bomb = whole[:128] + struct.pack("<LL", matlab.COMPRESSED, len(packed)) + packed
+    tracemalloc.start()
     with pytest.raises(ValueError, match=r"meta\.mat: no list of synsets in it .*more than 65,536 bytes come out"):
         ilsvrc._synsets(tmp_path, bomb, "ILSVRC2012_ID")
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 2**22, "it was unpacked first"
 
 
 def test_what_is_kept_of_cifar_s_archive_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

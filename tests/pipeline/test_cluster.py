@@ -161,7 +161,7 @@ def test_a_dashboards_address_in_the_settings_is_named_as_such(monkeypatch: pyte
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     machine = Machine(ray_address="http://head:8265")
     with (
-        pytest.raises(ValueError, match=r"machine\.yaml: ray_address: http://head:8265"),
+        pytest.raises(ValueError, match=r"machine\.yaml: ray_address: http://head:8265 is a .* own, host:6379"),
         cluster.connected(machine),
     ):
         pass

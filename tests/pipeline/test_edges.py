@@ -58,7 +58,8 @@ def test_a_zip_a_gz_and_a_tar_that_are_no_such_thing(tmp_path: Path) -> None:
     told(lambda: gzip.decompress(file.read_bytes()), "damaged", "Not a gzipped file")
     told(lambda: tarfile.TarFile(file), "damaged")
     told(lambda: zlib.decompress(b"xx"), "damaged", "while decompressing")
-    told(lambda: pickle.loads(b"\x80"), "damaged", "make")  # EOFError, which says nothing itself
+    told(lambda: pickle.loads(b"\x80"), "damaged", "make")
+    told(lambda: pickle.loads(b""), "not whole", "make")  # EOFError, which says nothing itself
 
 
 def test_a_member_of_a_zip_with_a_wrong_checksum(tmp_path: Path) -> None:

@@ -77,14 +77,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         started.append(process)
         return process
 
     yield run
     for process in started:
-        if process.poll() is None:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a stage that was left holds the pipes as well
         process.communicate()
 
 
@@ -126,6 +127,7 @@ def test_a_second_signal_ends_it_at_once(start: Callable[..., subprocess.Popen[s
     process = start("sum(range(10**15))", grace=60)
     wait((tmp_path / "started").exists)
     process.send_signal(signal.SIGINT)
+    time.sleep(0.05)  # else they are one to the system too
     process.send_signal(signal.SIGINT)  # the same one, as `timeout` sends it twice
     time.sleep(guard.TWICE + 0.3)
     assert process.poll() is None
@@ -147,7 +149,10 @@ def test_whom_a_stage_started_is_not_left_behind(start: Callable[..., subprocess
     process = start(away)
     assert process.wait(20) == 0
     pid = int((tmp_path / "orphan").read_text())
-    assert not psutil.pid_exists(pid) or gone(psutil.Process(pid))
+    left = psutil.pid_exists(pid) and not gone(psutil.Process(pid))
+    if left:
+        os.kill(pid, signal.SIGKILL)  # it holds the pipes of this test
+    assert not left
 
 
 def test_a_stage_does_not_outlive_a_guard_that_was_killed(

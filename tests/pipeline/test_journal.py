@@ -79,6 +79,9 @@ def test_what_a_sigkill_leaves_is_whole_and_without_a_gap(tmp_path: Path) -> Non
     assert reader.over
     found = records(reader, most=10**9)
     assert found == list(range(len(found)))
+    with (reader.folder / ROWS).open("ab") as file:
+        file.write(b'{"time": 1, "step": 3')
+    assert records(reader, most=10**9) == found, "half a line"
 
 
 def test_a_full_disk_is_said_once_and_stops_nothing(

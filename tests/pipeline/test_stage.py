@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -66,8 +67,8 @@ def start(here: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield run
     for process in started:
-        if process.poll() is None:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a stage that was left holds the pipes as well
         process.communicate()
 
 

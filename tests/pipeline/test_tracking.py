@@ -141,7 +141,7 @@ def test_the_pages_are_told_of_a_database_by_the_environment(
     monkeypatch.setattr(os, "execv", execv)
     with pytest.raises(ReplacedError) as caught:
         tracking.main(["ui", "--port", "5001"])
-    assert caught.value.args[-4:] == ("--host", "127.0.0.1", "--port", "5001")
+    assert caught.value.args[1:] == ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5001")
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == told
     assert Path.cwd() == (tmp_path / "we?ird" if uri.startswith("sqlite") else tmp_path)
 
