@@ -84,8 +84,10 @@ clean: ## the environment and the work in progress; no archive, no run
 
 repro fast lint mutants kills faults fuzz whole compare ablations ui licences: .venv/ready
 
-.venv/ready: .venv/installed .dvc/site.pth
-	@cp .dvc/site.pth "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+.venv/ready: .venv/installed .dvc/site.pth .dvc/rwlock.py
+	@packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	cp .dvc/rwlock.py "$$packages/alexnet_rwlock.py"
+	cp .dvc/site.pth "$$packages"
 	touch $@
 
 .venv/installed: requirements.lock

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before all that takes long to import
-    from pipeline import commands
+    from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/index.py")
     parser.add_argument("--rows", type=int, default=1_300_000)
@@ -54,10 +54,12 @@ import pyarrow as pa
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline import cluster, digests, params, resize, tables
-from pipeline.machine import Machine
+from pipeline import resize
 from pipeline.resize import Done, Resize, Task
-from pipeline.tables import Shard, Synset
+from pipeline.runtime import cluster, digests, params
+from pipeline.runtime.machine import Machine
+from pipeline.shards import tables
+from pipeline.shards.tables import Shard, Synset
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before all that takes long to import
-    from pipeline import commands
+    from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/kernel.py")
     parser.add_argument("folder", type=commands.there)

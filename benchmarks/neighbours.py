@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before all that takes long to import
-    from pipeline import commands
+    from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/neighbours.py")
     parser.add_argument("--rows", type=int, default=20_000, help="training pictures; ILSVRC-2012 has 1,281,167")
@@ -40,9 +40,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import neighbours, tables, vectors
-from pipeline.progress import Progress
-from pipeline.results import Results
+from pipeline.evaluation import neighbours, vectors
+from pipeline.evaluation.results import Results
+from pipeline.runtime.progress import Progress
+from pipeline.shards import tables
 
 FEATURES = 4096
 GROUP = 128

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before all that takes long to import
-    from pipeline import commands
+    from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/stage.py")
     parser.add_argument("folder", type=commands.there)
@@ -54,10 +54,12 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks.kernel import QUALITY, SIDE, described, our_jpeg, projection, read
-from pipeline import cluster, digests, resize, tables
-from pipeline.machine import Machine
+from pipeline import resize
 from pipeline.resize import Resize
-from pipeline.tables import Synset
+from pipeline.runtime import cluster, digests
+from pipeline.runtime.machine import Machine
+from pipeline.shards import tables
+from pipeline.shards.tables import Synset
 
 ROOT = Path(__file__).resolve().parents[1]
 

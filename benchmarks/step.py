@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before all that takes long to import
-    from pipeline import commands
+    from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/step.py")
     parser.add_argument(
@@ -42,7 +42,7 @@ import torch
 from alexnet.augmentation import Augmentation, Statistics, training_patches
 from alexnet.learning import Learning, Momentum, step
 from alexnet.model import Dropout, Model, build
-from pipeline import params
+from pipeline.runtime import params
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

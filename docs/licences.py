@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before anything is written
-    from pipeline import commands
+    from pipeline.runtime import commands
 
     commands.parser_at(__file__, "python docs/licences.py").parse_args()
 

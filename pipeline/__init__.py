@@ -1,1 +1,1 @@
-"""The works: one module for each stage of dvc.yaml, then what the stages share."""
+"""The works: a stage of dvc.yaml or a program in each module, and rooms for what they share."""

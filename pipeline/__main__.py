@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pipeline import guard
+from pipeline.runtime import guard
 
 if TYPE_CHECKING:
     import argparse
@@ -33,7 +33,7 @@ def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
 
 def _named(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The first word, if it is a stage's or a program's, and the others."""
-    from pipeline.commands import PROGRAMS
+    from pipeline.runtime.commands import PROGRAMS
 
     if not words or words[0] not in (*STAGES, *PROGRAMS):
         _entry().parse_args(words[:1])  # shows or refuses, and ends
@@ -43,12 +43,10 @@ def _named(words: Sequence[str]) -> tuple[str, Sequence[str]]:
 def _entry() -> argparse.ArgumentParser:
     """Only shows and refuses: a word that is known does not come here."""
     import argparse
-    from pathlib import Path
 
-    from pipeline.commands import PROGRAMS, head
+    from pipeline.runtime.commands import PROGRAMS, file_of, head
 
-    here = Path(__file__)
-    each = [f"  {name:10} {head(here.with_name(f'{name}.py')).splitlines()[0]}" for name in (*STAGES, *PROGRAMS)]
+    each = [f"  {name:10} {head(file_of(name)).splitlines()[0]}" for name in (*STAGES, *PROGRAMS)]
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="\n".join(["The stages, which dvc repro runs, and the programs:\n", *each]),
@@ -61,7 +59,7 @@ def _entry() -> argparse.ArgumentParser:
 
 
 def _stage(name: str, words: Sequence[str]) -> None:
-    from pipeline.commands import parser_of
+    from pipeline.runtime.commands import parser_of
 
     parser = parser_of(name)
     parser.prog = f"python -m pipeline {name}"
@@ -69,7 +67,7 @@ def _stage(name: str, words: Sequence[str]) -> None:
     if parser.parse_args(words).verbose:
         os.environ["ALEXNET_TRACEBACK"] = "1"
     guard.over(name)
-    import_module("pipeline.stage").main(
+    import_module("pipeline.runtime.stage").main(
         name,
         lambda: import_module(f"pipeline.{name}").run(),
         lambda: import_module("pipeline.preflight").check(name),
@@ -77,20 +75,21 @@ def _stage(name: str, words: Sequence[str]) -> None:
 
 
 def _program(name: str, words: Sequence[str]) -> None:
-    from pipeline import redaction
-    from pipeline.commands import PROGRAMS
+    from pipeline.runtime import redaction
+    from pipeline.runtime.commands import PROGRAMS, file_of
 
     with redaction.guarded():
         PROGRAMS[name]().parse_args(words)
         guard.release()
         sys.argv[1:] = words
+        room = ".__main__" if file_of(name).name == "__main__.py" else ""
         try:
-            import_module(f"pipeline.{name}").main()
+            import_module(f"pipeline.{name}{room}").main()
         except guard.Stopped:
             print(f"{name}: stopped", file=sys.stderr)
             raise
         except Exception as error:
-            import_module("pipeline.stage").fail(name, error)
+            import_module("pipeline.runtime.stage").fail(name, error)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from alexnet.names import shown
-from pipeline import added, commands, params, recipe, stage
-from pipeline.said import say
+from pipeline import recipe
+from pipeline.runtime import added, commands, params, stage
+from pipeline.runtime.said import say
 
 RECORDS = Path("records")
 

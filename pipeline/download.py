@@ -23,11 +23,12 @@ from typing import get_args
 
 import pyarrow.compute as pc
 
-from pipeline import digests, machine, params, stage, tables
-from pipeline.paths import AnyPath
-from pipeline.said import say
+from pipeline.archives.contents import Contents
+from pipeline.runtime import digests, machine, params, stage
+from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.said import say
+from pipeline.shards import tables
 from pipeline.sources.cifar10 import Cifar10
-from pipeline.sources.contents import Contents
 from pipeline.sources.huggingface import HuggingFace
 from pipeline.sources.ilsvrc2010 import Ilsvrc2010
 from pipeline.sources.ilsvrc2012 import Ilsvrc2012

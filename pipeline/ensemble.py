@@ -31,10 +31,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alexnet.names import cut
-from pipeline import commands, digests, machine, recipe, stage, tracking
-from pipeline.evaluate import OUT
-from pipeline.said import say
-from pipeline.vectors import matrix
+from pipeline import recipe
+from pipeline.evaluation.trained import OUT
+from pipeline.evaluation.vectors import matrix
+from pipeline.runtime import commands, digests, machine, stage
+from pipeline.runtime.said import say
+from pipeline.tracking import runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,7 +146,7 @@ def run(words: Sequence[str] | None = None) -> None:
     say(*table(result).split("\n"))
     fingerprint = hashlib.sha256(json.dumps([found, [each.weight for each in given]]).encode()).hexdigest()[:16]
     parameters = {"members": [each.name for each in given], "weights": [each.weight for each in given]}
-    with tracking.run(settings, fingerprint, parameters, None, "ensemble", adopt=True) as record:
+    with runs.run(settings, fingerprint, parameters, None, "ensemble", adopt=True) as record:
         errors = {f"ten_views/{name}": result["ensemble"][name] for name in ("top1_error", "top5_error")}
         record.score(errors)
     if arguments.out:

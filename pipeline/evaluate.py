@@ -28,7 +28,6 @@ import itertools
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +35,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from pipeline import cluster, digests, machine, neighbours, params, shards, stage, tables, tracking, vectors
-from pipeline.paths import AnyPath
-from pipeline.progress import Progress
-from pipeline.results import Results
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline.evaluation import neighbours, vectors
+from pipeline.evaluation.results import Results
+from pipeline.evaluation.trained import METRICS, MODEL, NONE, OUT, check_labels, load, names, read_model
+from pipeline.runtime import cluster, digests, machine, params, stage
+from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.progress import Progress
+from pipeline.shards import artifacts, tables
+from pipeline.shards.tables import Manifest, Shard
+from pipeline.tracking import runs
 
 if TYPE_CHECKING:
     import ray
@@ -49,13 +52,6 @@ if TYPE_CHECKING:
     from alexnet.augmentation import Subtracted
     from alexnet.errors import Count
     from alexnet.model import Network
-
-MODEL = Path("data/model.pt")
-OUT = Path("data/evaluation")
-METRICS = Path("metrics.json")
-
-NONE = "none"
-"""In confusion.csv, in place of a class: no answer. No class is called so there."""
 
 KERNEL = 1
 """Raised when a change of code changes a number: what older code left in work/ is then not taken over."""
@@ -84,11 +80,11 @@ def run() -> None:
     """The stage."""
     section = params.read("results", Results)
     settings = machine.read()
-    manifest = shards.manifest(settings)
+    manifest = artifacts.manifest(settings)
     model = read_model(MODEL)
     network, facts = load(model, manifest, section.split)
     seen = {"results": dataclasses.asdict(section), "model": dataclasses.asdict(network.model)}
-    with tracking.run(settings, facts["fingerprint"], seen, manifest, "evaluate", adopt=True) as record:
+    with runs.run(settings, facts["fingerprint"], seen, manifest, "evaluate", adopt=True) as record:
         parts = classify(model, manifest, section, settings)
         with stage.whole(OUT) as folder:
             folder.mkdir()
@@ -107,53 +103,6 @@ def run() -> None:
     )
 
 
-def read_model(file: Path) -> bytes:
-    """The bytes of the trained network; `FileNotFoundError` with what to run if it is not there."""
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: not there. Run: dvc repro train")
-    return file.read_bytes()
-
-
-def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[str, Any]]:
-    """The network and the facts saved with it; `ValueError` if it cannot be tested on the split.
-
-    That is where it tells other classes apart than the pictures have, or where there are no pictures.
-    """
-    from alexnet import model as models
-
-    network, facts = models.load(io.BytesIO(model))
-    theirs = [wnid for wnid, _ in facts["classes"]]
-    ours = [synset.wnid for synset in manifest.classes]
-    if theirs != ours:
-        where = next((k for k, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), -1)
-        differ = (
-            f"class {where} is {theirs[where]} and {ours[where]}"
-            if where >= 0
-            else "one list is the beginning of the other"
-        )
-        raise ValueError(
-            f"{MODEL} knows {len(theirs)} classes, data/shards has {len(ours)}: {differ}. Run: dvc repro train"
-        )
-    there = [name for name in manifest.shards if manifest.rows(name)]
-    if split not in there:
-        raise ValueError(
-            f"params.yaml: results: split: {split}, but data/shards has no picture in {split}, only in "
-            f"{', '.join(there)}. Set another split, or a source that has it and run: dvc repro"
-        )
-    return network, facts
-
-
-def check_labels(manifest: Manifest, split: str, folder: AnyPath) -> None:
-    """`ValueError` if a picture of the split has no label: only the index of train and val promises one."""
-    for shard in manifest.shards[split]:
-        for label in tables.read(folder / shard.file, ["label"], "resize")["label"].to_pylist():
-            if not 0 <= label < len(manifest.classes):
-                raise ValueError(
-                    f"{folder / shard.file}: a picture has the label {label}, and there are {len(manifest.classes)} "
-                    f"classes: without labels no error can be counted. Set params.yaml: results: split: val"
-                )
-
-
 def classify(model: bytes, manifest: Manifest, section: Results, settings: machine.Machine) -> dict[str, list[Path]]:
     """Takes every picture through the network; gives the parts by split, in the order of the shards."""
     key = hashlib.sha256(f"{KERNEL} {hashlib.sha256(model).hexdigest()}".encode()).hexdigest()
@@ -168,7 +117,7 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
         import ray
 
         device: Literal["cpu", "cuda"] = "cuda" if cluster.gpus(settings) else "cpu"
-        handle, place = ray.put(model), shards.locate(manifest, settings)
+        handle, place = ray.put(model), artifacts.locate(manifest, settings)
         check_labels(manifest, section.split, place)
         tasks = [
             Task(split=split, shard=shard, folder=place, device=device, model=handle)
@@ -351,28 +300,6 @@ def _tensor(column: pa.ChunkedArray) -> Tensor:
     return torch.from_numpy(column.to_numpy().copy())
 
 
-def names(classes: Sequence[Synset]) -> list[str]:
-    """A short name for each class, no two the same: its first word, and the WordNet id where two classes share that.
-
-    What DVC draws has these and not the words themselves: its pages hold them in a script, which a `</script>` would end.
-    """
-    first = [_unscripted(synset.words.split(",")[0] or synset.wnid) for synset in classes]
-    counts = Counter([*first, NONE])
-    taken = {word for word in counts if counts[word] == 1} | {NONE}
-    made = []
-    for label, (word, synset) in enumerate(zip(first, classes, strict=True)):
-        name = f"{word} ({_unscripted(synset.wnid)})" if counts[word] > 1 else word
-        while counts[word] > 1 and name in taken:  # another class's own word is what that makes of this one
-            name += f" [{label}]"
-        taken.add(name)
-        made.append(name)
-    return made
-
-
-def _unscripted(name: str) -> str:
-    return name.replace("<", "‹")
-
-
 def _text(error: float) -> str:
     return "" if math.isnan(error) else repr(error)  # a class without a picture has no error
 
@@ -387,7 +314,7 @@ def _csv(file: Path, head: list[str], rows: Sequence[Sequence[object]]) -> None:
         writer.writerows(rows)
 
 
-def publish(record: tracking.Run, network: Network, summary: dict[str, Any], weights: bytes) -> None:
+def publish(record: runs.Run, network: Network, summary: dict[str, Any], weights: bytes) -> None:
     """Tells MLflow the errors, and registers the network with them."""
     views = ("ten_views", "centre")
     record.score({f"{view}/{name}": summary[view][name] for view in views for name in ("top1_error", "top5_error")})

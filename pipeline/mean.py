@@ -17,12 +17,13 @@ if __name__ == "__main__":  # before all that takes long to import
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline import cluster, digests, stage, tables
-from pipeline.machine import Machine, read
-from pipeline.paths import AnyPath
-from pipeline.progress import Progress
-from pipeline.shards import MEAN, SHARDS, locate, prepared
-from pipeline.tables import Manifest, Shard
+from pipeline.runtime import cluster, digests, stage
+from pipeline.runtime.machine import Machine, read
+from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.progress import Progress
+from pipeline.shards import tables
+from pipeline.shards.artifacts import MEAN, SHARDS, locate, prepared
+from pipeline.shards.tables import Manifest, Shard
 
 if TYPE_CHECKING:
     from alexnet.dataset import Sums

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline import added, machine, params, room, stage
-from pipeline.machine import Machine
+from pipeline import room
+from pipeline.runtime import added, machine, params, stage
+from pipeline.runtime.machine import Machine
 
 if TYPE_CHECKING:
     from alexnet.model import Model
@@ -28,10 +29,10 @@ KINDS = {
     "source": "pipeline.download:SOURCES",
     "resize": "pipeline.resize:Resize",
     "model": "alexnet.model:Model",
-    "start": "pipeline.start:Start",
+    "start": "pipeline.training.initial:Start",
     "augmentation": "alexnet.augmentation:Augmentation",
     "learning": "alexnet.learning:Learning",
-    "results": "pipeline.results:Results",
+    "results": "pipeline.evaluation.results:Results",
     "report": "pipeline.report:Report",
 }
 """Where the class of each section of params.yaml is, or the classes that it may have."""

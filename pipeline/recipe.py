@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import added, commands, guard, params
-from pipeline.commands import RECIPES, names
+from pipeline.runtime import added, commands, guard, params
+from pipeline.runtime.commands import RECIPES, names
 
 SITE = Path(".dvc/site")
 

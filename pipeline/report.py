@@ -26,13 +26,16 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from alexnet.names import cut, shown
-from pipeline import digests, documents, lots, machine, params, shards, stage, tables, tracking
-from pipeline.census import Census, ranked
-from pipeline.evaluate import METRICS, MODEL, NONE, load, names, read_model
-from pipeline.evaluate import OUT as EVALUATION
-from pipeline.paths import AnyPath
-from pipeline.results import Results
-from pipeline.tables import Manifest
+from pipeline.evaluation import choice
+from pipeline.evaluation.results import Results
+from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_model
+from pipeline.evaluation.trained import OUT as EVALUATION
+from pipeline.runtime import digests, documents, machine, params, stage
+from pipeline.runtime.paths import AnyPath
+from pipeline.shards import artifacts, tables
+from pipeline.shards.census import Census, ranked
+from pipeline.shards.tables import Manifest
+from pipeline.tracking import runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +46,8 @@ if TYPE_CHECKING:
 
 OUT = Path("report")
 HISTORY = Path("data/history/epochs.csv")
-REJECTED = shards.SHARDS / "rejected.parquet"
-PICTURES = shards.SHARDS / "pictures.json"
+REJECTED = artifacts.SHARDS / "rejected.parquet"
+PICTURES = artifacts.SHARDS / "pictures.json"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
@@ -94,14 +97,14 @@ def run() -> None:
     """The stage."""
     section = params.read("report", Report)
     settings = machine.read()
-    manifest = shards.manifest(settings)
+    manifest = artifacts.manifest(settings)
     metrics = measured(METRICS)
     split = params.read("results", Results).split
     network, facts = load(read_model(MODEL), manifest, split)
     figures = draw(section, split, manifest, settings, network, facts["mean"])
     page = render(metrics, split, manifest, figures, parameters())
     seen = {"report": dataclasses.asdict(section)}
-    with tracking.run(settings, facts["fingerprint"], seen, manifest, "report", adopt=True) as record:
+    with runs.run(settings, facts["fingerprint"], seen, manifest, "report", adopt=True) as record:
         with stage.whole(OUT) as folder:
             folder.mkdir()
             for name, png in plots(figures).items():
@@ -126,7 +129,7 @@ def draw(
         "first-layer": figures.first_layer(network.first_layer().numpy(), network.columns),
         "confusion": figures.confusion(confusion(EVALUATION / "confusion.csv", classes), classes),
     }
-    folder = shards.locate(manifest, settings)
+    folder = artifacts.locate(manifest, settings)
     shown = drawn_rows("predictions.parquet", section.pictures, section.seed, 0)
     if shown:
         found = fetch([row["id"] for row in shown], split, manifest, folder)
@@ -225,7 +228,7 @@ def measured(file: Path) -> dict[str, Any]:
 def drawn_rows(name: str, number: int, seed: int, use: int) -> list[dict[str, Any]]:
     """Rows of a table of `evaluate`, by lot."""
     digests.check(EVALUATION / name, "evaluate")
-    rows: list[dict[str, Any]] = lots.picked(EVALUATION / name, number, seed, use).to_pylist()
+    rows: list[dict[str, Any]] = choice.picked(EVALUATION / name, number, seed, use).to_pylist()
     return rows
 
 
@@ -307,7 +310,7 @@ def render(
         rejected=rejected[:LISTED],
         census=Census.read(PICTURES),
         ranked=ranked,
-        parameters={name: tracking.flat(section) for name, section in settings.items()},
+        parameters={name: runs.flat(section) for name, section in settings.items()},
     )
 
 

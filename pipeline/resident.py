@@ -6,7 +6,7 @@ Writes: what pipeline.compare writes
 Expect: a network at full width learns from some nine thousand pictures a second on an H200 in bfloat16, and from half as many
         in float32
 
-What learns is what learns in `train` (pipeline/learner.py), from the same batches; only where they come from is another
+What learns is what learns in `train` (pipeline/training/trainer.py), from the same batches; only where they come from is another
 place. Runs that share a GPU hinder each other: four at once learned from six thousand pictures a second, all together. On CPUs
 a run has one core, so that there should be as many at once as there are cores, if the memory holds the pictures so many times.
 """
@@ -38,14 +38,17 @@ from alexnet.errors import credits, mean_over_views
 from alexnet.features import features_and_logits
 from alexnet.learning import Learning
 from alexnet.model import Model
-from pipeline import added, commands, compare, machine, params, shards, start
-from pipeline.batches import Batch, Order, Pictures, batches
+from pipeline import compare
 from pipeline.compare import Comparison, Variant
-from pipeline.learner import Learner, Lesson
-from pipeline.paths import AnyPath
-from pipeline.said import say
-from pipeline.start import Start
-from pipeline.tables import Manifest
+from pipeline.runtime import added, commands, machine, params
+from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.said import say
+from pipeline.shards import artifacts
+from pipeline.shards.batches import Batch, Order, Pictures, batches
+from pipeline.shards.tables import Manifest
+from pipeline.training import initial
+from pipeline.training.initial import Start
+from pipeline.training.trainer import Learner, Lesson
 
 TESTED = 128
 """Pictures tested at once, with all their views. It decides only the last bits."""
@@ -130,7 +133,7 @@ class Process:
         learning = params.check(document["learning"], Learning, base, "learning")
         section = params.check(document["start"], Start, base, "start")
         manifest, mean = self.here.manifest, Mean.load(self.here.mean)
-        first = start.origin(section, model, manifest, machine.read()).weights or start.found(
+        first = initial.origin(section, model, manifest, machine.read()).weights or initial.found(
             section, model, augmentation, learning, manifest, mean, self.here.shards
         )
         return Lesson(
@@ -179,10 +182,10 @@ def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
         return
     check_pictures(base)
     settings = machine.read()
-    manifest, mean = shards.inputs(settings)
+    manifest, mean = artifacts.inputs(settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    place = shards.locate(manifest, settings)
+    place = artifacts.locate(manifest, settings)
     here = Here(manifest=manifest, shards=place, mean=mean, device=device, threads=threads)
     at_once = min(at_once, len(missing))
     check_room(manifest, device, at_once)
@@ -219,7 +222,7 @@ def check_room(manifest: Manifest, device: str, at_once: int) -> None:
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if size > free:
         raise ValueError(
-            f"{shards.SHARDS}: {size:,} bytes of pixels for {at_once} at once, and {free:,} are free in the memory of the "
+            f"{artifacts.SHARDS}: {size:,} bytes of pixels for {at_once} at once, and {free:,} are free in the memory of the "
             f"{device}. Take fewer classes, or fewer runs --at-once, each of which holds them all"
         )
 

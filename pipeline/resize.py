@@ -39,13 +39,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alexnet import limits
-from pipeline import cluster, digests, documents, params, paths, stage, tables
-from pipeline.census import Census
-from pipeline.machine import Machine, read, store
-from pipeline.paths import AnyPath
-from pipeline.progress import Progress
-from pipeline.shards import SHARDS, elsewhere, prepared, stored
-from pipeline.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard, Synset
+from pipeline.runtime import cluster, digests, documents, params, paths, stage
+from pipeline.runtime.machine import Machine, read, store
+from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.progress import Progress
+from pipeline.shards import tables
+from pipeline.shards.artifacts import SHARDS, elsewhere, prepared, stored
+from pipeline.shards.census import Census
+from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard, Synset
 
 INDEX = Path("data/index")
 

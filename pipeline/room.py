@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline import machine, params
-from pipeline.machine import Machine
+from pipeline.runtime import machine, params
+from pipeline.runtime.machine import Machine
 
 if TYPE_CHECKING:
     from pipeline.preflight import Network

@@ -33,16 +33,20 @@ from alexnet.augmentation import Augmentation, subtracted
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.model import Model, build, save
-from pipeline import checkpoints, cluster, digests, machine, params, provenance, shards, stage, start, tracking, waiting
-from pipeline.checkpoints import Checkpoint
-from pipeline.machine import Machine
-from pipeline.progress import Progress
-from pipeline.start import Origin, Start
-from pipeline.tables import Manifest
+from pipeline.runtime import cluster, digests, machine, params, stage, waiting
+from pipeline.runtime.machine import Machine
+from pipeline.runtime.progress import Progress
+from pipeline.shards import artifacts
+from pipeline.shards.tables import Manifest
+from pipeline.supervision import provenance
+from pipeline.tracking import runs
+from pipeline.training import checkpoints, initial
+from pipeline.training.checkpoints import Checkpoint
+from pipeline.training.initial import Origin, Start
 
 if TYPE_CHECKING:
-    from pipeline.listening import Listener
-    from pipeline.train_loop import Task
+    from pipeline.supervision.listening import Listener
+    from pipeline.training.worker import Task
 
 MODEL = Path("data/model.pt")
 HISTORY = Path("data/history")
@@ -129,7 +133,7 @@ def run() -> None:
         done = _taken_over(folder)
         last = None if done else checkpoints.newest(folder, inputs.fingerprint, _say)
         went_on = _other_code(folder, done, last, settings)
-        with tracking.run(
+        with runs.run(
             settings, inputs.fingerprint, inputs.params, inputs.manifest, "train", adopt=done is not None
         ) as record:
             record.tag("start", inputs.origin.said or "drawn")
@@ -196,7 +200,7 @@ def read_inputs(settings: Machine) -> Inputs:
     """Reads and checks everything before any work is done."""
     model, section = params.read("model", Model), params.read("start", Start)
     augmentation, learning = params.read("augmentation", Augmentation), params.read("learning", Learning)
-    manifest, mean = shards.inputs(settings)
+    manifest, mean = artifacts.inputs(settings)
     if manifest.rows("train") == 0:
         raise ValueError("data/shards has no training picture. Run: dvc repro --force --single-item resize")
     digest = hashlib.sha256(mean.read_bytes()).hexdigest()
@@ -208,11 +212,11 @@ def read_inputs(settings: Machine) -> Inputs:
         manifest=manifest,
         mean=Mean.load(mean),
         mean_digest=digest,
-        origin=start.origin(section, model, manifest, settings),
+        origin=initial.origin(section, model, manifest, settings),
     )
 
 
-def fit(inputs: Inputs, settings: Machine, folder: Path, record: tracking.Run, last: Checkpoint | None) -> None:
+def fit(inputs: Inputs, settings: Machine, folder: Path, record: runs.Run, last: Checkpoint | None) -> None:
     """Launches the workers and leaves a finished run in `folder`."""
     with cluster.connected(settings):
         placement = cluster.placement(settings, inputs.model.divisible)
@@ -235,15 +239,15 @@ def _attempts(
     inputs: Inputs,
     settings: Machine,
     folder: Path,
-    record: tracking.Run,
+    record: runs.Run,
     last: Checkpoint | None,
     placement: cluster.Placement,
 ) -> Checkpoint:
     """Tries until there is the last checkpoint of all, which it gives, or until it is no use to try again."""
-    from pipeline.attempts import Attempts
-    from pipeline.batches import held_out
-    from pipeline.faults import Fault, explained
-    from pipeline.listening import Listener
+    from pipeline.shards.batches import held_out
+    from pipeline.supervision.attempts import Attempts
+    from pipeline.supervision.faults import Fault, explained
+    from pipeline.supervision.listening import Listener
 
     def log(rows: list[dict[str, float]]) -> None:
         record.log_all(_metrics(row) for row in rows)
@@ -271,10 +275,10 @@ def _task(inputs: Inputs, settings: Machine, folder: Path, placement: cluster.Pl
     """What every worker is told, but for where it goes on from."""
     import ray
 
-    from pipeline.train_loop import Task
+    from pipeline.training.worker import Task
 
-    place = shards.locate(inputs.manifest, settings)
-    first = inputs.origin.weights or start.found(
+    place = artifacts.locate(inputs.manifest, settings)
+    first = inputs.origin.weights or initial.found(
         inputs.start, inputs.model, inputs.augmentation, inputs.learning, inputs.manifest, inputs.mean, place
     )
     return Task(
@@ -300,9 +304,9 @@ def _attempt(task: Task, last: Checkpoint | None, placement: cluster.Placement, 
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipeline.listening import mailbox, release
-    from pipeline.rendezvous import Rendezvous
-    from pipeline.train_loop import loop
+    from pipeline.runtime.rendezvous import Rendezvous
+    from pipeline.supervision.listening import mailbox, release
+    from pipeline.training.worker import loop
 
     class Trainer(TorchTrainer):
         """Ray's, but that SIGINT stays ours; and it can be ended from outside."""

@@ -72,7 +72,7 @@ def _tars(_: Path) -> list[bytes]:
 
 
 def _tar(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.sources import tree
+    from pipeline.archives import tree
 
     file = _written(folder / "a.tar", data)
     return [(name, place.length, place.crc32) for name, place in tree.of_tar(file, folder).files.items()]
@@ -83,7 +83,7 @@ def _tgzs(folder: Path) -> list[bytes]:
 
 
 def _tgz(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.sources import repacked
+    from pipeline.archives import repacked
 
     return list(repacked.untarred(_written(folder / "a.tgz", data)))
 
@@ -95,7 +95,7 @@ def _zips(_: Path) -> list[bytes]:
 
 
 def _zip(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.sources import repacked
+    from pipeline.archives import repacked
 
     return list(repacked.unzipped(_written(folder / "a.zip", data)))
 
@@ -107,7 +107,7 @@ def _devkits(_: Path) -> list[bytes]:
 
 
 def _devkit(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.sources import ilsvrc
+    from pipeline.archives import ilsvrc
     from tests.pipeline.test_ilsvrc import YEAR
 
     return ilsvrc.devkit(_written(folder / "devkit.tar.gz", data), YEAR)
@@ -120,7 +120,7 @@ def _metas(_: Path) -> list[bytes]:
 
 
 def _meta(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.sources import ilsvrc
+    from pipeline.archives import ilsvrc
 
     return ilsvrc._synsets(folder, data, "ILSVRC2012_ID")
 
@@ -133,8 +133,8 @@ def _shards(folder: Path) -> list[bytes]:
 
 
 def _shard(data: bytes, whole: bytes, folder: Path) -> object:
-    from pipeline.batches import Pictures
-    from pipeline.tables import Shard
+    from pipeline.shards.batches import Pictures
+    from pipeline.shards.tables import Shard
 
     file = _written(folder / "a.parquet", data)
     known = Shard(file=file.name, rows=6, bytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
@@ -143,7 +143,7 @@ def _shard(data: bytes, whole: bytes, folder: Path) -> object:
 
 
 def _table(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline import tables
+    from pipeline.shards import tables
 
     file = _written(folder / "a.parquet", data)
     whole, by_groups = tables.read(file).to_pylist(), [group.to_pylist() for group in tables.groups(file)]
@@ -172,7 +172,7 @@ def _manifests(folder: Path) -> list[bytes]:
 
 
 def _manifest(data: bytes, whole: bytes, folder: Path) -> object:
-    from pipeline.tables import Manifest
+    from pipeline.shards.tables import Manifest
 
     _sealed(folder / "manifest.json", whole).write_bytes(data)
     return Manifest.read(folder).to_json()
@@ -220,7 +220,7 @@ def _checkpoints(_: Path) -> list[bytes]:
 
 
 def _checkpoint(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline import checkpoints
+    from pipeline.training import checkpoints
 
     _written(folder / checkpoints.FILE, data)
     return str(checkpoints.read(folder))
@@ -254,7 +254,8 @@ def _lists(_: Path) -> list[bytes]:
 
 
 def _list(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.sources import imagefolder, tree
+    from pipeline.archives import tree
+    from pipeline.sources import imagefolder
 
     _written(folder / "set" / imagefolder.SOLUTION, data)
     return imagefolder._solved(tree.of_folder(folder / "set", folder), "val")
@@ -292,7 +293,7 @@ def _written(file: Path, data: bytes) -> Path:
 def _sealed(file: Path, whole: bytes) -> Path:
     """The whole file, with the digest beside it that its writer leaves."""
     _written(file, whole)
-    from pipeline import digests
+    from pipeline.runtime import digests
 
     digests.seal(file.parent)
     return file

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import commands
 from pipeline.__main__ import STAGES
+from pipeline.runtime import commands
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,9 +17,9 @@ import torch
 from ruamel.yaml import YAML
 
 from alexnet import dataset
-from pipeline import params
 from pipeline.download import SOURCES
-from pipeline.machine import Machine
+from pipeline.runtime import params
+from pipeline.runtime.machine import Machine
 from pipeline.sources.sample import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -31,45 +31,8 @@ RECORDS = (ROOT / "records/README.md").read_text()
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
-# They decide where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing.
-EXEMPT = {
-    "__init__",
-    "__main__",
-    "added",
-    "attempts",
-    "begin",
-    "cluster",
-    "commands",
-    "courier",
-    "database",
-    "description",
-    "digests",
-    "documents",
-    "edges",
-    "faults",
-    "fetch",
-    "guard",
-    "journal",
-    "listening",
-    "machine",
-    "owner",
-    "params",
-    "paths",
-    "preflight",
-    "progress",
-    "provenance",
-    "redaction",
-    "registry",
-    "rendezvous",
-    "room",
-    "said",
-    "sender",
-    "shards",
-    "stage",
-    "tracking",
-    "waiting",
-    "watch",
-}
+IDLE = ("pipeline/runtime/", "pipeline/supervision/", "pipeline/tracking/", "pipeline/__main__.py")
+"""What decides where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing."""
 
 
 def modules():
@@ -93,13 +56,18 @@ def imported(file):
     return found
 
 
+def decides(file):
+    """Whether a module may decide a byte of an out."""
+    return not file.relative_to(ROOT).as_posix().startswith(IDLE)
+
+
 def closure(file):
     """What a module needs of this repository, itself included, but for what is exempt."""
     needed, waiting = set(), {file}
     while waiting:
         module = waiting.pop()
         needed.add(module)
-        waiting |= {other for other in imported(module) if other not in needed and other.stem not in EXEMPT}
+        waiting |= {other for other in imported(module) if other not in needed and decides(other)}
     return {module.relative_to(ROOT).as_posix() for module in needed}
 
 
@@ -108,8 +76,9 @@ def test_a_stage_depends_on_the_modules_that_decide_its_bytes(name):
     declared = set()
     for dep in STAGES[name]["deps"]:
         folder = ROOT / dep
-        if dep == "pipeline/sources":
-            declared |= {file.relative_to(ROOT).as_posix() for file in folder.glob("*.py") if file.stem not in EXEMPT}
+        if dep in ("pipeline/archives", "pipeline/sources"):
+            files = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
+            declared |= {file.relative_to(ROOT).as_posix() for file in files}
         elif dep.startswith(("alexnet/", "pipeline/")) and dep.endswith(".py"):
             declared.add(dep)
     assert declared == closure(ROOT / "pipeline" / f"{name}.py")
@@ -118,7 +87,9 @@ def test_a_stage_depends_on_the_modules_that_decide_its_bytes(name):
 def test_no_module_of_a_stage_knows_what_is_checked_before_it():
     """Else all sections would be params, and all of their modules deps, of every stage."""
     for name in STAGES:
-        files = {ROOT / module for module in closure(ROOT / "pipeline" / f"{name}.py")} | {ROOT / "pipeline/stage.py"}
+        files = {ROOT / module for module in closure(ROOT / "pipeline" / f"{name}.py")} | {
+            ROOT / "pipeline/runtime/stage.py"
+        }
         assert [file for file in files if {"preflight.py", "room.py"} & {each.name for each in imported(file)}] == []
 
 
@@ -149,6 +120,36 @@ def test_a_dependency_on_a_folder_is_one_on_its_sources_alone():
 def test_every_section_of_params_is_a_stage_s_dependency():
     sections = set(params.load(ROOT / "params.yaml"))
     assert {section for stage in STAGES.values() for section in stage.get("params", [])} == sections
+
+
+BELOW = {
+    "runtime": (),
+    "tracking": ("runtime",),
+    "shards": ("runtime",),
+    "archives": ("runtime", "shards"),
+    "sources": ("runtime", "shards", "archives"),
+    "training": ("runtime", "shards", "tracking"),
+    "evaluation": ("runtime", "shards"),
+    "supervision": ("runtime", "shards", "training"),
+}
+"""The rooms that each room of pipeline/ may know."""
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_the_walls_a_room_knows_only_those_below_it(room):
+    assert {folder.parent.name for folder in (ROOT / "pipeline").glob("*/__init__.py")} == set(BELOW)
+    for file in (ROOT / "pipeline" / room).glob("*.py"):
+        known = {other.relative_to(ROOT / "pipeline").parts for other in imported(file) if "pipeline" in other.parts}
+        others = {parts[0] for parts in known if parts[0] != room} - {"__main__.py"}
+        assert others <= set(BELOW[room]), f"{file.name} knows {sorted(others - set(BELOW[room]))}"
+
+
+def test_the_walls_no_stage_knows_a_stage():
+    stages = {f"{name}.py" for name in STAGES}
+    for name in stages:
+        assert {
+            file.name for file in imported(ROOT / "pipeline" / name) if file.parent.name == "pipeline"
+        } & stages == set()
 
 
 def test_the_wall_alexnet_knows_no_pipeline_and_no_framework():

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import access
+from pipeline.runtime import access
 from tests.pipeline.namespaces import hosts
 from tests.test_workflow import BIN, ROOT, TINY, Copy, cluster
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import params, recipe
+from pipeline import recipe
+from pipeline.runtime import params
 
 ROOT = Path(__file__).parents[1]
 ROWS = [

@@ -15,9 +15,10 @@ from alexnet.augmentation import Augmentation, Statistics, training_patches
 from alexnet.learning import Learning, Momentum, step
 from alexnet.model import Dropout, Model, build
 from alexnet.peers import from_torchvision, to_torchvision
-from pipeline import added, params, recipe
+from pipeline import recipe
 from pipeline.download import SOURCES
 from pipeline.resize import Resize
+from pipeline.runtime import added, params
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,8 +12,10 @@ import ray
 from ruamel.yaml import YAML
 
 from alexnet.dataset import decode
-from pipeline import params, recipe, tables
-from pipeline.tables import Manifest
+from pipeline import recipe
+from pipeline.runtime import params
+from pipeline.shards import tables
+from pipeline.shards.tables import Manifest
 from tests.pipeline import layouts
 from tests.test_workflow import Copy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.util
 import inspect
 import os
@@ -164,10 +165,54 @@ def test_dvc_s_pickles_lie_in_a_folder_that_git_makes_and_nobody_else_writes_to(
     assert subprocess.run(ignored, cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) -> None:
-    venv.create(tmp_path / ".venv", symlinks=True)
-    (packages,) = (tmp_path / ".venv/lib").glob("python*/site-packages")
+def ready(folder: Path) -> None:
+    """An environment without packages, with what the Makefile puts into it."""
+    venv.create(folder / ".venv", symlinks=True)
+    (packages,) = (folder / ".venv/lib").glob("python*/site-packages")
     shutil.copy(ROOT / ".dvc/site.pth", packages)
+    shutil.copy(ROOT / ".dvc/rwlock.py", packages / "alexnet_rwlock.py")
+
+
+@pytest.mark.parametrize("half", ["", '{"write": {"data/x": {"pid": 1, "cm', "\0\0\0"])
+def test_a_dvc_that_was_killed_while_it_wrote_its_lock_stops_no_other(tmp_path: Path, half: str) -> None:
+    ready(tmp_path)
+    lock, below = tmp_path / ".dvc/tmp/rwlock", tmp_path / "work"
+    lock.parent.mkdir(parents=True)
+    below.mkdir()
+    (tmp_path / "dvc").write_text("print('dvc')\n")
+
+    def run(program: str = "dvc") -> bool:
+        (tmp_path / program).write_text("")
+        subprocess.run([tmp_path / ".venv/bin/python", tmp_path / program], cwd=below, check=True)
+        return lock.exists()
+
+    assert not run(), "there was none"
+    lock.write_text(half)
+    assert run("other"), "another program has no business with it"
+    with lock.with_name("rwlock.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(), "another dvc is writing it"
+    assert not run()
+    whole = '{"write": {}, "read": {}}'
+    lock.write_text(whole)
+    assert run()
+    assert lock.read_text() == whole
+
+
+@pytest.mark.slow
+def test_dvc_takes_such_a_lock_for_none(tmp_path: Path) -> None:
+    copy = Copy(tmp_path)
+    lock = copy.folder / ".dvc/tmp/rwlock"
+    copy.run("dvc", "repro")
+    lock.write_text("")
+    code = "import sys; from dvc.cli import main; sys.exit(main(['repro', '--force']))"
+    with pytest.raises(AssertionError, match="JSON structure is corrupted"):  # else rwlock.py can go
+        copy.run(sys.executable, "-c", code)
+    copy.run(sys.executable, "-c", f"exec(open({str(ROOT / '.dvc/rwlock.py')!r}).read()); {code}")
+
+
+def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) -> None:
+    ready(tmp_path)
     python, ask = tmp_path / ".venv/bin/python", "import os; print(os.environ['DVC_SITE_CACHE_DIR'])"
     said = [
         subprocess.run([python, "-c", ask], cwd="/", env=given, check=True, capture_output=True, text=True).stdout
@@ -176,14 +221,12 @@ def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) ->
     assert said == [f"{tmp_path / SITE}\n", "/else/where\n"]
     targets = (ROOT / "Makefile").read_text()
     needy = set(re.findall(r"^([a-z]+): .*\.venv/installed", targets, re.M))
-    (ready,) = re.findall(r"^(.*): \.venv/ready$", targets, re.M)
-    assert needy - set(ready.split()) == set()
+    (having,) = re.findall(r"^(.*): \.venv/ready$", targets, re.M)
+    assert needy - set(having.split()) == set()
 
 
 def test_it_holds_the_signals_that_stop_a_stage_before_the_first_line_of_the_stage(tmp_path: Path) -> None:
-    venv.create(tmp_path / ".venv", symlinks=True)
-    (packages,) = (tmp_path / ".venv/lib").glob("python*/site-packages")
-    shutil.copy(ROOT / ".dvc/site.pth", packages)
+    ready(tmp_path)
     for name in ("pipeline/__init__.py", "pipeline/mean.py", "other.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("import signal\nheld = signal.pthread_sigmask(signal.SIG_BLOCK, ())\n")

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from alexnet.model import Model, load
-from pipeline import params
+from pipeline.runtime import params
 from tests.pipeline import layouts
 from tests.test_recipes import ROOT, section
 from tests.test_sources import Copy, check, here

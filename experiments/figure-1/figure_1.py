@@ -10,7 +10,7 @@ Expect: 243 epochs of 10 seconds on one idle core; after a kill it goes on with 
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes long to import
-    from pipeline import commands, guard
+    from pipeline.runtime import commands, guard
 
     guard.hold()
     parser = commands.parser_at(__file__, "python -m figure_1")
@@ -33,7 +33,7 @@ import cifar
 from alexnet import figures
 from cifar import Cifar, Expected
 from four_layers import ACTIVATIONS, STARTS, Activation, Epoch, Run, Setting, Start, Training, reached, reached_running
-from pipeline import params, stage
+from pipeline.runtime import params, stage
 
 SEARCH = Path("search")
 CURVES = Path("curves.csv")

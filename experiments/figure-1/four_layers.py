@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alexnet import draws, errors
 from cifar import CLASSES, SIDE, Cifar
-from pipeline import stage
+from pipeline.runtime import stage
 
 Activation = Literal["relu", "tanh"]
 Start = Literal["scaled", "original"]

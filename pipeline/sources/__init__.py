@@ -1,1 +1,1 @@
-"""One module for each place pictures come from: its archives come to the store, and what they hold is listed."""
+"""The places that pictures come from, a module each, named as in `source.name`; nothing else is here."""

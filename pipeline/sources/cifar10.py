@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pipeline.fetch import Remote
-from pipeline.paths import AnyPath
-from pipeline.sources import class_folders, published, repacked, tree
-from pipeline.sources.contents import Choice, Contents, check_choice
+from pipeline.archives import class_folders, published, repacked, tree
+from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.runtime.fetch import Remote
+from pipeline.runtime.paths import AnyPath
 
 ARCHIVE = Remote(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",

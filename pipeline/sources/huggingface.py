@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import paths
-from pipeline.fetch import Remote, fetch, listing
-from pipeline.paths import AnyPath, S3Path
-from pipeline.sources import bounds, class_folders, repacked
-from pipeline.sources.apart import Apart
-from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
-from pipeline.sources.tars import hashed
-from pipeline.sources.tree import Tree
+from pipeline.archives import bounds, class_folders, repacked
+from pipeline.archives.apart import Apart
+from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
+from pipeline.archives.tars import hashed
+from pipeline.archives.tree import Tree
+from pipeline.runtime import paths
+from pipeline.runtime.fetch import Remote, fetch, listing
+from pipeline.runtime.paths import AnyPath, S3Path
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 """The split that a file's name begins with, and what it is called here."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.fetch import Remote
-from pipeline.paths import AnyPath
-from pipeline.sources import ilsvrc
-from pipeline.sources.contents import Choice, Contents, check_choice
-from pipeline.sources.ilsvrc import Year
+from pipeline.archives import ilsvrc
+from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.archives.ilsvrc import Year
+from pipeline.runtime.fetch import Remote
+from pipeline.runtime.paths import AnyPath
 
 YEAR = Year(
     number=2010,

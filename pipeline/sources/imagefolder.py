@@ -12,11 +12,11 @@ import io
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.paths import AnyPath
-from pipeline.sources import class_folders, tree
-from pipeline.sources.class_folders import Found
-from pipeline.sources.contents import Choice, Contents, check_choice, check_folder
-from pipeline.sources.tree import Tree
+from pipeline.archives import class_folders, tree
+from pipeline.archives.class_folders import Found
+from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
+from pipeline.archives.tree import Tree
+from pipeline.runtime.paths import AnyPath
 
 VAL_NAMES = ("val", "validation", "valid")
 

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.fetch import Remote
-from pipeline.paths import AnyPath
-from pipeline.sources import class_folders, published, repacked, tree
-from pipeline.sources.contents import Choice, Contents, check_choice
+from pipeline.archives import class_folders, published, repacked, tree
+from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.runtime.fetch import Remote
+from pipeline.runtime.paths import AnyPath
 
 URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 ARCHIVES: dict[str | int, Remote] = {

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
-from pipeline import paths, stage
-from pipeline.paths import AnyPath
-from pipeline.sources import ilsvrc
-from pipeline.sources.contents import Contents
-from pipeline.sources.ilsvrc import META
+from pipeline.archives import ilsvrc
+from pipeline.archives.contents import Contents
+from pipeline.archives.ilsvrc import META
+from pipeline.runtime import paths, stage
+from pipeline.runtime.paths import AnyPath
 from pipeline.sources.ilsvrc2012 import YEAR
 
 DRAWING = 1

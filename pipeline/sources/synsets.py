@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline import paths
-from pipeline.paths import AnyPath
-from pipeline.sources import bounds, ilsvrc
-from pipeline.sources.class_folders import drawn
-from pipeline.sources.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gathered
-from pipeline.sources.tars import reading
+from pipeline.archives import bounds, ilsvrc
+from pipeline.archives.class_folders import drawn
+from pipeline.archives.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gathered
+from pipeline.archives.tars import reading
+from pipeline.runtime import paths
+from pipeline.runtime.paths import AnyPath
 
 WORDS = "words.txt"
 

@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.fetch import Remote
-from pipeline.paths import AnyPath
-from pipeline.sources import class_folders, published, repacked, tree
-from pipeline.sources.class_folders import Found
-from pipeline.sources.contents import Choice, Contents, check_choice
-from pipeline.sources.tree import Tree
+from pipeline.archives import class_folders, published, repacked, tree
+from pipeline.archives.class_folders import Found
+from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.archives.tree import Tree
+from pipeline.runtime.fetch import Remote
+from pipeline.runtime.paths import AnyPath
 
 ARCHIVE = Remote(
     url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",

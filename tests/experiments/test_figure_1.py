@@ -18,7 +18,7 @@ import figure_1
 from cifar import CLASSES, FOLDER, Cifar, Expected, folder, read
 from figure_1 import Curves, Search
 from four_layers import Activation, Epoch, Run, Setting, Start, Training, epochs_to, network, reached, reached_running
-from pipeline import params
+from pipeline.runtime import params
 
 HERE = Path(figure_1.__file__).parent
 TRAINING = Training(kernels=(4, 4, 4), batch_size=16, momentum=0.9, precision="float32", target=0.25, measured=30)

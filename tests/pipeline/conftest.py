@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline import evaluate
-from pipeline.tables import Manifest
+from pipeline.shards.tables import Manifest
 from tests.pipeline.noise import RESULTS, parts, world
 
 

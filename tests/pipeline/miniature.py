@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from alexnet.dataset import Mean, Sums, decode
-from pipeline import digests, tables
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline.runtime import digests
+from pipeline.shards import tables
+from pipeline.shards.tables import Manifest, Shard, Synset
 
 
 def jpeg(number: int, side: int) -> bytes:

@@ -16,9 +16,12 @@ from ruamel.yaml import YAML
 from alexnet import dataset
 from alexnet import model as models
 from alexnet.model import AlexNet
-from pipeline import digests, evaluate, tables
-from pipeline.results import Results
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline import evaluate
+from pipeline.evaluation import trained
+from pipeline.evaluation.results import Results
+from pipeline.runtime import digests
+from pipeline.shards import tables
+from pipeline.shards.tables import Manifest, Shard, Synset
 from tests.sections import PAPER
 
 WORDS = (r"$\frac{$", "none", "<script>alert(1)</script>", "=1\r", "猫", "\x1b[2J", "class")
@@ -106,7 +109,7 @@ def save(handle: Any) -> None:
 
 def parts(folder: Path, manifest: Manifest) -> dict[str, list[Path]]:
     """The parts that the workers would make, made here."""
-    network, facts = evaluate.load((folder / "data/model.pt").read_bytes(), manifest, "val")
+    network, facts = trained.load((folder / "data/model.pt").read_bytes(), manifest, "val")
     made: dict[str, list[Path]] = {"val": [], "train": []}
     for split, shards in manifest.shards.items():
         for shard in shards:

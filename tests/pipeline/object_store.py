@@ -53,7 +53,7 @@ class ObjectStore:
 
     @property
     def system(self) -> fs.S3FileSystem:
-        """Another client than that of `pipeline.paths`."""
+        """Another client than that of `pipeline.runtime.paths`."""
         return fs.S3FileSystem(
             access_key=KEY,
             secret_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],

@@ -16,8 +16,8 @@ import grpc
 import pytest
 from ray._raylet import AuthenticationTokenLoader, Config
 
-from pipeline import access, waiting
-from pipeline.rendezvous import interface
+from pipeline.runtime import access, waiting
+from pipeline.runtime.rendezvous import interface
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -139,8 +139,8 @@ def test_the_links_of_a_training_keep_to_the_interface_of_the_nodes_address() ->
 PROGRAM = """
 import psutil
 import torch, torch.distributed
-from pipeline import access, cluster
-from pipeline.machine import Machine
+from pipeline.runtime import access, cluster
+from pipeline.runtime.machine import Machine
 
 def together(config):
     numbers = torch.ones(3)
@@ -156,7 +156,7 @@ with cluster.connected(Machine()):
     import os, ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from pipeline.rendezvous import Rendezvous
+    from pipeline.runtime.rendezvous import Rendezvous
     trainer = TorchTrainer(together, train_loop_config={"driver": os.getpid()}, torch_config=Rendezvous(),
                            scaling_config=ScalingConfig(num_workers=2),
                            run_config=RunConfig(storage_path=os.getcwd() + "/runs", name="a"))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from alexnet.learning import Learning
-from pipeline import added, compare, params, recipe
+from pipeline import compare, recipe
 from pipeline.resident import check_pictures
+from pipeline.runtime import added, params
 
 ROOT = Path(__file__).parents[2]
 

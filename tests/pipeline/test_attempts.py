@@ -16,10 +16,10 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 
-from pipeline import cluster
-from pipeline.attempts import Attempts
-from pipeline.checkpoints import ChangedError, Checkpoint
-from pipeline.faults import PAUSES, Fault, explained
+from pipeline.runtime import cluster
+from pipeline.supervision.attempts import Attempts
+from pipeline.supervision.faults import PAUSES, Fault, explained
+from pipeline.training.checkpoints import ChangedError, Checkpoint
 
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5813")
 

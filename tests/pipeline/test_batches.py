@@ -16,10 +16,12 @@ from scipy.stats import chi2_contingency, chisquare
 
 from alexnet import dataset
 from alexnet.learning import Learning
-from pipeline import batches, digests, resize, tables
-from pipeline.batches import Batch, Order, Pictures, order
+from pipeline import resize
 from pipeline.resize import Resize
-from pipeline.tables import Shard
+from pipeline.runtime import digests
+from pipeline.shards import batches, tables
+from pipeline.shards.batches import Batch, Order, Pictures, order
+from pipeline.shards.tables import Shard
 from tests import sections
 from tests.pipeline import miniature
 from tests.pipeline.flips import unsaid

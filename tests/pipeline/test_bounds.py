@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import loadmat
 
-from pipeline import fetch
-from pipeline.sources import apart, bounds, cifar10, huggingface, ilsvrc, imagefolder, matlab, repacked, tars, tree
-from pipeline.sources.apart import Apart
+from pipeline.archives import apart, bounds, ilsvrc, matlab, repacked, tars, tree
+from pipeline.archives.apart import Apart
+from pipeline.runtime import fetch
+from pipeline.sources import cifar10, huggingface, imagefolder
 from tests import fuzz
 from tests.pipeline import layouts
 from tests.pipeline.server import File, Server, serving

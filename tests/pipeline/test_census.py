@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from alexnet.dataset import decode, look
-from pipeline import digests
-from pipeline.census import Census
+from pipeline.runtime import digests
+from pipeline.shards.census import Census
 from tests.alexnet.test_dataset import KINDS, RGB, saved
 from tests.pipeline.flips import unsaid
 

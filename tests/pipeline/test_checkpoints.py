@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoints
+from pipeline.training import checkpoints
 
 
 def contents(step: int, **others: Any) -> dict[str, Any]:

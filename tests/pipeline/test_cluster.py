@@ -18,8 +18,8 @@ import ray
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging
 
-from pipeline import cluster
-from pipeline.machine import Machine
+from pipeline.runtime import cluster
+from pipeline.runtime.machine import Machine
 
 Wish = Literal["auto", "one", "columns", "replicas"]
 
@@ -206,8 +206,8 @@ def test_a_worker_takes_one_task_on_a_gpu_after_another(tmp_path: Path) -> None:
     """Of a Ray that is told of a GPU: which process takes a task does not depend on there being one."""
     program = """
 import os, pathlib, ray
-from pipeline import access, cluster
-from pipeline.machine import Machine
+from pipeline.runtime import access, cluster
+from pipeline.runtime.machine import Machine
 os.environ.update(cluster.ENVIRONMENT)
 access.keep_private(pathlib.Path("work"))
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
@@ -237,8 +237,8 @@ sys.version_info = Info(*sys.version_info[:2], 99, "final", 0)
 """A sitecustomize.py for a Ray of another version, or on a Python of another."""
 
 JOIN = """
-from pipeline import cluster, stage
-from pipeline.machine import Machine
+from pipeline.runtime import cluster, stage
+from pipeline.runtime.machine import Machine
 
 def run():
     with cluster.connected(Machine()):
@@ -253,7 +253,7 @@ stage.main("mean", run)
 def test_a_head_or_a_node_of_another_version_is_named_with_both_versions_and_what_to_do(
     tmp_path: Path, other: str
 ) -> None:
-    from pipeline import access
+    from pipeline.runtime import access
     from tests.test_workflow import free_ports
 
     here = ".".join(map(str, sys.version_info[:3]))
@@ -317,7 +317,7 @@ def test_a_head_or_a_node_of_another_version_is_named_with_both_versions_and_wha
 
 def test_nodes_get_the_code_of_a_working_copy_and_nothing_else_that_lies_in_it(tmp_path: Path) -> None:
     root, copy, package = Path(__file__).parents[2], tmp_path / "copy", tmp_path / "package.zip"
-    code = ["alexnet/model.py", "dvc.yaml", "params.yaml", "pipeline/sources/tree.py", "pipeline/train.py"]
+    code = ["alexnet/model.py", "dvc.yaml", "params.yaml", "pipeline/archives/tree.py", "pipeline/train.py"]
     for name in (
         *code,
         ".env",

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline import compare, params
+from pipeline import compare
 from pipeline.compare import Comparison, Variant
+from pipeline.runtime import params
 
 ROOT = Path(__file__).parents[2]
 

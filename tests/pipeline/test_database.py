@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import database, waiting
+from pipeline.runtime import waiting
+from pipeline.tracking import database
 
 STRANGE = [
     "plain", "we?ird #1 & co", "100%", "a%20b %3F", "it's \"quoted\"", "semi;colon", "naïve ☃", "me@here:1", "[x] {y} $HOME `z`",

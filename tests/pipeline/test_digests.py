@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import digests
+from pipeline.runtime import digests
 from tests.pipeline.flips import unsaid
 
 

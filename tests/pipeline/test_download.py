@@ -17,7 +17,9 @@ from typing import Any, cast
 import pytest
 from scipy.io import loadmat
 
-from pipeline import digests, download, params, tables
+from pipeline import download
+from pipeline.runtime import digests, params
+from pipeline.shards import tables
 from pipeline.sources import sample
 from pipeline.sources.ilsvrc2012 import YEAR
 

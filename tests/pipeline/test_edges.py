@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import edges
+from pipeline.runtime import edges
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_is_said_with_the_place_although_the_error_names_non
 
     told(write, "No space left", "Make room", "machine.yaml")
     with pytest.MonkeyPatch.context() as patched:
-        from pipeline import stage
+        from pipeline.runtime import stage
 
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -304,7 +304,7 @@ LINKED = """
 import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
-from pipeline import edges, faults
+from pipeline.runtime import edges; from pipeline.supervision import faults
 
 rank, port, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 limit = timedelta(seconds=3)
@@ -398,6 +398,6 @@ def test_words_of_our_own_stay_as_they_are_and_a_wrapped_error_is_found() -> Non
 
 
 def test_no_library_is_imported_to_know_its_errors() -> None:
-    code = "import sys; from pipeline import edges; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys; from pipeline.runtime import edges; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "pyarrow", "requests", "sqlalchemy", "botocore", "mlflow"} & set(done.stdout.split())

@@ -20,8 +20,10 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from pipeline import digests, ensemble, vectors
+from pipeline import ensemble
 from pipeline.ensemble import Given, Member
+from pipeline.evaluation import vectors
+from pipeline.runtime import digests
 from tests.pipeline.flips import unsaid
 
 PICTURES, CLASSES = 300, 7

@@ -21,8 +21,10 @@ from PIL import Image
 
 from alexnet import model as models
 from alexnet.model import AlexNet
-from pipeline import digests, evaluate, machine, neighbours, vectors
-from pipeline.tables import Manifest, Synset
+from pipeline import evaluate
+from pipeline.evaluation import neighbours, trained, vectors
+from pipeline.runtime import digests, machine
+from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, rows_of, world
 
@@ -113,11 +115,11 @@ def test_a_split_without_pictures_or_labels_is_refused(
     with pytest.raises(
         ValueError, match=r"split: test, but data/shards has no picture in test, only in val, train\. Set"
     ):
-        evaluate.load(model, manifest, "test")
+        trained.load(model, manifest, "test")
     with pytest.raises(ValueError, match=r"no picture in val, only in train, test"):
-        evaluate.load(model, as_test(manifest), "val")
-    evaluate.load(model, as_test(manifest), "test")
-    evaluate.check_labels(manifest, "val", folder / "data/shards")
+        trained.load(model, as_test(manifest), "val")
+    trained.load(model, as_test(manifest), "test")
+    trained.check_labels(manifest, "val", folder / "data/shards")
     shard = manifest.shards["val"][0]
     table = pq.read_table(folder / "data/shards" / shard.file)
     for label in (-1, 7):
@@ -125,7 +127,7 @@ def test_a_split_without_pictures_or_labels_is_refused(
         place = table.schema.get_field_index("label")
         pq.write_table(table.set_column(place, "label", labels), tmp_path / shard.file)
         with pytest.raises(ValueError, match=rf"has the label {label}, and there are 7 classes: .* split: val"):
-            evaluate.check_labels(dataclasses.replace(manifest, shards={"test": (shard,)}), "test", tmp_path)
+            trained.check_labels(dataclasses.replace(manifest, shards={"test": (shard,)}), "test", tmp_path)
 
 
 def test_batches_ignore_row_groups(summarized: tuple[Path, Manifest, dict[str, Any]]) -> None:
@@ -182,10 +184,10 @@ def test_features_that_change_while_neighbours_are_looked_for_are_noticed(
 
 
 def test_what_is_measured_is_sealed_with_metrics_json_as_coreutils_reads_it(tmp_path: Path) -> None:
-    out = tmp_path / evaluate.OUT
+    out = tmp_path / trained.OUT
     out.mkdir(parents=True)
     (out / "confusion.csv").write_text("actual,predicted\n")
-    (tmp_path / evaluate.METRICS).write_text("{}\n")
+    (tmp_path / trained.METRICS).write_text("{}\n")
     evaluate.seal(out, "{}\n")
     said = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True, text=True)
     assert said.stdout.splitlines() == ["../../metrics.json: OK", "confusion.csv: OK"]
@@ -218,12 +220,12 @@ def test_other_classes_are_refused(summarized: tuple[Path, Manifest, dict[str, A
     classes = (*CLASSES[:2], Synset(wnid="n99", words="z"), *CLASSES[3:])
     changed = Manifest(**{**other, "classes": classes, "shards": manifest.shards})
     with pytest.raises(ValueError, match=r"class 2 is n2 and n99. Run: dvc repro train"):
-        evaluate.load((folder / "data/model.pt").read_bytes(), changed, "val")
+        trained.load((folder / "data/model.pt").read_bytes(), changed, "val")
 
 
 def test_a_missing_model_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"not there. Run: dvc repro train"):
-        evaluate.read_model(tmp_path / "model.pt")
+        trained.read_model(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_equal_first_words_are_told_apart() -> None:
         Synset(wnid="n2", words="crane, bird"),
         Synset(wnid="n3", words="maillot"),
     ]
-    assert evaluate.names(classes) == ["crane (n1)", "crane (n2)", "maillot"]
+    assert trained.names(classes) == ["crane (n1)", "crane (n2)", "maillot"]
 
 
 @pytest.mark.slow

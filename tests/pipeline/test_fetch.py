@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fetch as fetching
-from pipeline import waiting
-from pipeline.fetch import Remote, fetch
+from pipeline.runtime import fetch as fetching
+from pipeline.runtime import waiting
+from pipeline.runtime.fetch import Remote, fetch
 from tests.pipeline.server import File, Server, serving
 
 ROOT = Path(__file__).parents[2]
@@ -469,7 +469,7 @@ def test_killed_in_the_middle_the_next_run_goes_on(server: Server, place: Path, 
             waiting.wait(20)
 
     server.files["/archive.tar"] = File(DATA, cut=lambda request: 300_000 if request == 1 else None, after=hold)
-    program = f"from pipeline.fetch import *; fetch(Remote(url={server.url + '/archive.tar'!r}), Path({str(place)!r}))"
+    program = f"from pipeline.runtime.fetch import *; fetch(Remote(url={server.url + '/archive.tar'!r}), Path({str(place)!r}))"
     with subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         part = place.with_name("archive.tar.part")
         while process.poll() is None and not (part.exists() and part.stat().st_size):

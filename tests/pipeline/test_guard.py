@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import guard
 from pipeline.__main__ import STAGES
+from pipeline.runtime import guard
 from tests import kills
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 BEGIN = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from pipeline import guard, stage
+from pipeline.runtime import guard, stage
 guard.GRACE = {grace}
 
 def run():

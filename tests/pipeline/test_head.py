@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import guard, head, waiting
+from pipeline.runtime import guard, head, waiting
 
 ROOT = Path(__file__).parents[2]
 
 STAGE = """
 import socket, sys, time
-from pipeline import head, stage, waiting
+from pipeline.runtime import head, stage, waiting
 head.EVERY, waiting.SAID_AFTER, head.LIMIT = 0.02, 0.04, 0.1
 
 def run():

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from pipeline.sources import ilsvrc, tars
-from pipeline.sources.contents import Archive, Contents
+from pipeline.archives import ilsvrc, tars
+from pipeline.archives.contents import Archive, Contents
 from pipeline.sources.ilsvrc2012 import YEAR
 
 TRAIN, VAL, DEVKIT = YEAR.archives

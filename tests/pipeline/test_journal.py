@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import pytest
 
-from pipeline import journal
-from pipeline.journal import ROWS, Journal, Reader
+from pipeline.tracking import journal
+from pipeline.tracking.journal import ROWS, Journal, Reader
 
 ABOUT = {"run_id": "1", "to": "http://there", "stage": "train"}
 
@@ -54,7 +54,7 @@ def test_a_line_that_was_not_finished_waits_and_a_torn_one_is_left_out(tmp_path:
 WRITER = """
 import sys
 from pathlib import Path
-from pipeline.journal import Journal
+from pipeline.tracking.journal import Journal
 book = Journal.begin(Path(sys.argv[1]), {"run_id": "1", "to": "x", "stage": "train"})
 print("ready", flush=True)
 step = 0

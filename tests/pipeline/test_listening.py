@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import listening, stage, waiting
-from pipeline.cluster import Placement
-from pipeline.listening import Listener
-from pipeline.progress import Progress
-from pipeline.train_loop import News, Process
+from pipeline.runtime import stage, waiting
+from pipeline.runtime.cluster import Placement
+from pipeline.runtime.progress import Progress
+from pipeline.supervision import listening
+from pipeline.supervision.listening import Listener
+from pipeline.training.worker import News, Process
 
 PLACEMENT = Placement(workers=2, apart=True, gpu=False, threads=3)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import machine
-from pipeline.machine import Machine
-from pipeline.params import ParamsError
+from pipeline.runtime import machine
+from pipeline.runtime.machine import Machine
+from pipeline.runtime.params import ParamsError
 
 EXAMPLE = Path(__file__).parents[2] / "machine.example.yaml"
 

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from alexnet.dataset import Mean
-from pipeline import digests, mean, shards, tables
-from pipeline.machine import Machine
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline import mean
+from pipeline.runtime import digests
+from pipeline.runtime.machine import Machine
+from pipeline.shards import artifacts, tables
+from pipeline.shards.tables import Manifest, Shard, Synset
 from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"),)
@@ -50,8 +52,8 @@ def shard(folder: Path, name: str, seeds: range) -> Shard:
 
 
 def task(name: str) -> mean.Task:
-    (known,) = [each for part in Manifest.read(shards.SHARDS).shards.values() for each in part if each.file == name]
-    return mean.Task(file=shards.SHARDS / name, shard=known)
+    (known,) = [each for part in Manifest.read(artifacts.SHARDS).shards.values() for each in part if each.file == name]
+    return mean.Task(file=artifacts.SHARDS / name, shard=known)
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def copy(tmp_path: Path) -> Iterator[Path]:
 def test_the_mean_is_numpys_over_the_training_pictures_alone(copy: Path, ray_session: None) -> None:
     (copy / "machine.yaml").write_text("workers: 2\n")
     mean.run()
-    made = Mean.load(shards.MEAN)
+    made = Mean.load(artifacts.MEAN)
     train = [np.asarray(Image.open(io.BytesIO(picture(seed))), np.float64) for seed in range(14)]
     pixels_BCHW = np.stack(train).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(made.image_CHW, pixels_BCHW.mean(axis=0), rtol=1e-6)
@@ -84,24 +86,24 @@ def test_the_mean_is_numpys_over_the_training_pictures_alone(copy: Path, ray_ses
 
 def test_bytes_do_not_depend_on_the_workers(copy: Path, ray_session: None) -> None:
     mean.run()
-    data = shards.MEAN.read_bytes()
+    data = artifacts.MEAN.read_bytes()
     parts = [mean.of_shard(task(name)) for name in ("b.parquet", "a.parquet")]
     mean.save(parts[0].merge(parts[1]), Machine())
-    assert shards.MEAN.read_bytes() == data
+    assert artifacts.MEAN.read_bytes() == data
 
 
 def test_a_job_finds_the_mean_in_the_storage(copy: Path) -> None:
     machine = Machine(storage=str(copy / "storage"))
     mean.save(mean.of_shard(task("a.parquet")), machine)
-    folder = shards.prepared(machine)
+    folder = artifacts.prepared(machine)
     assert folder is not None
-    assert (folder / "mean.npz").read_bytes() == shards.MEAN.read_bytes()
+    assert (folder / "mean.npz").read_bytes() == artifacts.MEAN.read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "mean.npz"]
     digests.check(folder / "mean.npz", "mean")
 
 
 def test_a_shard_with_any_other_byte_is_named(copy: Path) -> None:
-    named, file = task("a.parquet"), shards.SHARDS / "a.parquet"
+    named, file = task("a.parquet"), artifacts.SHARDS / "a.parquet"
     size = file.stat().st_size
     places = [*range(0, size, 97), *range(size - 200, size)]
     assert unsaid(file, lambda: mean.of_shard(named).products_CC.tolist(), places, always=True) == []

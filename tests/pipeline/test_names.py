@@ -17,30 +17,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import (
-    compare,
-    digests,
-    download,
-    ensemble,
-    evaluate,
-    fetch,
-    params,
-    report,
-    resize,
-    said,
-    stage,
-    tables,
-    tracking,
-    vectors,
-)
-from pipeline.census import Census
+from pipeline import compare, download, ensemble, evaluate, report, resize
+from pipeline.archives.contents import Contents
 from pipeline.compare import Comparison, Variant
-from pipeline.machine import Machine
-from pipeline.progress import Progress
-from pipeline.results import Results
+from pipeline.evaluation import trained, vectors
+from pipeline.evaluation.results import Results
+from pipeline.runtime import digests, fetch, params, said, stage
+from pipeline.runtime.machine import Machine
+from pipeline.runtime.progress import Progress
+from pipeline.shards import tables
+from pipeline.shards.census import Census
+from pipeline.shards.tables import Manifest, Shard, Synset
 from pipeline.sources import huggingface
-from pipeline.sources.contents import Contents
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline.tracking import runs
 from tests.names import NASTY, UNUSABLE
 from tests.pipeline import layouts
 from tests.pipeline.miniature import jpeg
@@ -136,9 +125,9 @@ def test_what_dvc_draws_of_them_has_a_point_for_each_and_runs_none(evaluated: Pa
 
 
 def test_no_two_classes_are_one_and_none_is_no_answer(evaluated: Path) -> None:
-    names = evaluate.names(CLASSES)
+    names = trained.names(CLASSES)
     assert len(set(names)) == len(names)
-    assert evaluate.NONE not in names
+    assert trained.NONE not in names
     matrix_KK = report.confusion(evaluated / "data/evaluation/confusion.csv", names)
     expected = np.roll(np.eye(len(names), dtype=np.int64), 1, axis=1)
     expected[NASTY.index("crane")] = 0
@@ -148,7 +137,7 @@ def test_no_two_classes_are_one_and_none_is_no_answer(evaluated: Path) -> None:
 def test_names_that_others_are_made_into_stay_apart() -> None:
     words = ["crane", "crane, bird", "crane (n0)", "crane (n0) [0]", "none", "none", "", ", x"]
     classes = [Synset(wnid=f"n{number}", words=each) for number, each in enumerate(words)]
-    names = evaluate.names(classes)
+    names = trained.names(classes)
     assert len(set(names)) == len(words)
     assert names[1:4] == ["crane (n1)", "crane (n0)", "crane (n0) [0]"]
     assert names[4:] == ["none (n4)", "none (n5)", "n6", "n7"]
@@ -447,11 +436,11 @@ def test_names_in_mlflow_are_kept_as_far_as_it_keeps_anything(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     given = {"source": {"classes": [*NASTY], "folder": "a\x1b\nb"} | {f"n{k}": name for k, name in enumerate(NASTY)}}
     for _ in range(2):
-        with tracking.run(Machine(), "f" * 16, given, manifest(), "train", adopt=True) as record:
+        with runs.run(Machine(), "f" * 16, given, manifest(), "train", adopt=True) as record:
             pass
     from mlflow import MlflowClient
 
-    kept = MlflowClient(tracking.address(Machine())).get_run(record.run_id).data
+    kept = MlflowClient(runs.address(Machine())).get_run(record.run_id).data
     assert kept.params["source.folder"] == "a\x1b\nb"
     for number, name in enumerate(NASTY):
         assert kept.params[f"source.n{number}"] == name[:6000]

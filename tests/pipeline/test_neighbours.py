@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from alexnet.codes import Encoder
-from pipeline import evaluate, lots, tables, vectors
-from pipeline.tables import Manifest
+from pipeline import evaluate
+from pipeline.evaluation import choice, vectors
+from pipeline.shards import tables
+from pipeline.shards.tables import Manifest
 from tests.pipeline.noise import RESULTS, rows_of
 
 
@@ -107,23 +109,23 @@ def test_the_queries_are_drawn_by_lot_from_the_ids(
     folder, _, _ = summarized
     file = folder / "data/evaluation/features-val.parquet"
     everything = pq.read_table(file)
-    drawn = lots.picked(file, 5, 0, 2)
+    drawn = choice.picked(file, 5, 0, 2)
     assert drawn["id"].to_pylist() == pq.read_table(folder / "data/evaluation/neighbours.parquet")["id"].to_pylist()
     rows = {row["id"]: row for row in everything.to_pylist()}
     assert drawn.to_pylist() == [rows[name] for name in drawn["id"].to_pylist()]
-    assert sorted(lots.picked(file, 99, 0, 2)["id"].to_pylist()) == sorted(rows)
-    assert lots.picked(file, 0, 0, 2).num_rows == 0
+    assert sorted(choice.picked(file, 99, 0, 2)["id"].to_pylist()) == sorted(rows)
+    assert choice.picked(file, 0, 0, 2).num_rows == 0
     tables.write(everything[::-1], everything.schema, tmp_path / "turned.parquet", 2)
-    assert lots.picked(tmp_path / "turned.parquet", 5, 0, 2).equals(drawn)
+    assert choice.picked(tmp_path / "turned.parquet", 5, 0, 2).equals(drawn)
 
 
 def test_a_choice_by_lot() -> None:
-    chosen = lots.choose(50_000, 8, 0, 0)
+    chosen = choice.choose(50_000, 8, 0, 0)
     assert len(set(chosen)) == 8
-    assert chosen == lots.choose(50_000, 8, 0, 0)
-    assert chosen != lots.choose(50_000, 8, 1, 0)
-    assert chosen != lots.choose(50_000, 8, 0, 1)
-    assert sorted(lots.choose(3, 8, 0, 0)) == [0, 1, 2]
+    assert chosen == choice.choose(50_000, 8, 0, 0)
+    assert chosen != choice.choose(50_000, 8, 1, 0)
+    assert chosen != choice.choose(50_000, 8, 0, 1)
+    assert sorted(choice.choose(3, 8, 0, 0)) == [0, 1, 2]
 
 
 def test_blocks_are_the_rows_in_their_order(

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import owner
+from pipeline.runtime import owner
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the kernel's count is in /proc")
 
@@ -81,7 +81,7 @@ def test_a_container_of_the_same_name_is_not_known(monkeypatch: pytest.MonkeyPat
 @LINUX
 @pytest.mark.slow
 def test_a_real_namespace_has_numbers_of_its_own() -> None:
-    code = "from pipeline import owner; print(owner.identity())"
+    code = "from pipeline.runtime import owner; print(owner.identity())"
     inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
     done = subprocess.run(inside, capture_output=True, text=True, check=False)
     if done.returncode:

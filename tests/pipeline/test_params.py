@@ -14,13 +14,13 @@ from ruamel.yaml import YAML
 from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning
 from alexnet.model import Model
-from pipeline import params
 from pipeline.download import SOURCES
-from pipeline.params import ParamsError
+from pipeline.evaluation.results import Results
 from pipeline.report import Report
 from pipeline.resize import Resize
-from pipeline.results import Results
-from pipeline.start import Start
+from pipeline.runtime import params
+from pipeline.runtime.params import ParamsError
+from pipeline.training.initial import Start
 
 ROOT = Path(__file__).parents[2]
 

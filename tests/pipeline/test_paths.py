@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from pipeline import digests, download, mean, params, paths, resize, shards, stage, tables, waiting
-from pipeline.batches import Pictures, batches, order
-from pipeline.machine import Machine
-from pipeline.paths import AnyPath, S3Path
-from pipeline.tables import Manifest
+from pipeline import download, mean, resize
+from pipeline.runtime import digests, params, paths, stage, waiting
+from pipeline.runtime.machine import Machine
+from pipeline.runtime.paths import AnyPath, S3Path
+from pipeline.shards import artifacts, tables
+from pipeline.shards.batches import Pictures, batches, order
+from pipeline.shards.tables import Manifest
 from tests.pipeline import layouts
 from tests.pipeline.object_store import CREDENTIALS, ObjectStore, serving
 from tests.sections import LEARNING
@@ -115,7 +117,7 @@ def test_with_store_and_shards_on_s3_all_bytes_are_those_of_a_disk(
     assert {name: there[name] for name in here} == here
     assert there.keys() - here.keys() == {name for name in there if "-of-" in name}
     with contextlib.chdir(tmp_path):
-        digest = Manifest.read(shards.SHARDS).digest
+        digest = Manifest.read(artifacts.SHARDS).digest
     wanted = {Path(name).name: data for name, data in there.items() if name.startswith("data/shards/")}
     stored = s3.contents(f"{bucket}/shards")
     assert stored == {f"{digest}/{name}": data for name, data in wanted.items()}
@@ -352,7 +354,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(local: Path, s3: Ob
     bucket = s3.bucket()
     settings = Machine(shards=f"s3://{bucket}/x")
     s3.fill(local / "data/shards", f"{bucket}/x/{manifest.digest}")
-    assert shards.locate(manifest, settings) == paths.at(f"s3://{bucket}/x/{manifest.digest}")
+    assert artifacts.locate(manifest, settings) == paths.at(f"s3://{bucket}/x/{manifest.digest}")
     shard = manifest.shards["train"][1]
     key = f"{bucket}/x/{manifest.digest}/{shard.file}"
     s3.system.delete_file(key)
@@ -361,7 +363,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(local: Path, s3: Ob
             out.write(b"PAR1")
     said = "not there" if how == "gone" else f"has 4 bytes, was made with {shard.bytes}"
     with pytest.raises(ValueError, match=rf"^s3://{key}: {said}\. Run: dvc repro --force --single-item resize$"):
-        shards.locate(manifest, settings)
+        artifacts.locate(manifest, settings)
 
 
 @pytest.mark.parametrize("how", ["gone", "cut"])
@@ -529,10 +531,10 @@ def test_the_endpoint_is_that_of_the_address_else_of_the_environment(monkeypatch
 
 
 def test_shards_lie_here_in_the_storage_or_where_the_settings_say(tmp_path: Path) -> None:
-    assert shards.elsewhere(Machine()) is None
-    assert shards.elsewhere(Machine(storage=str(tmp_path))) == tmp_path / "shards"
-    assert shards.elsewhere(Machine(storage="/nowhere", shards=str(tmp_path))) == tmp_path
-    assert str(shards.elsewhere(Machine(shards="s3://bucket/x?region=here"))) == "s3://bucket/x"
+    assert artifacts.elsewhere(Machine()) is None
+    assert artifacts.elsewhere(Machine(storage=str(tmp_path))) == tmp_path / "shards"
+    assert artifacts.elsewhere(Machine(storage="/nowhere", shards=str(tmp_path))) == tmp_path
+    assert str(artifacts.elsewhere(Machine(shards="s3://bucket/x?region=here"))) == "s3://bucket/x"
     with pytest.raises(ValueError, match=r"^shards has to be an absolute path or s3://bucket/folder, is data/shards$"):
         Machine(shards="data/shards")
     with pytest.raises(ValueError, match=r"^storage has to be an absolute path, .* is s3://bucket/x$"):

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import params, preflight, room
+from pipeline import preflight, room
 from pipeline.__main__ import STAGES
+from pipeline.runtime import params
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +89,7 @@ def test_a_fault_in_any_section_is_told_before_the_first_stage(here: Path, chang
 
 
 def test_a_file_of_before_a_key_was_added_is_good(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.added.ADDED", {"report.pictures": 8})
+    monkeypatch.setattr("pipeline.runtime.added.ADDED", {"report.pictures": 8})
     document = params.load(Path("params.yaml"))
     del document["report"]["pictures"]
     YAML(typ="safe").dump(document, Path("params.yaml"))

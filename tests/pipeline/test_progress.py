@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from pipeline import progress
-from pipeline.progress import Progress
+from pipeline.runtime import progress
+from pipeline.runtime.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import provenance
-from pipeline.provenance import Code
+from pipeline.supervision import provenance
+from pipeline.supervision.provenance import Code
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ def test_the_list_is_the_code_that_dvc_knows_train_to_depend_on_and_two_librarie
     deps = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["train"]["deps"]
     here = provenance.here()
     assert set(here.files) == {dep for dep in deps if not dep.startswith("data/")}
-    assert "pipeline/learner.py" in here.files
+    assert "pipeline/training/trainer.py" in here.files
     assert set(here.libraries) == {"torch", "torchvision"}
 
 

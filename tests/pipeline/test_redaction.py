@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import redaction
+from pipeline.runtime import redaction
 
 PLANTED = "Pl4nted.Secret"
 
@@ -94,7 +94,7 @@ def test_an_address_from_a_file_is_hidden_from_then_on() -> None:
 
 PROGRAM = """
 import sys
-from pipeline import redaction
+from pipeline.runtime import redaction
 with redaction.guarded():
     print("out http://u:Pl4nted.Secret@h/a")
     print("err", "http://u:Pl4nted.Secret@h/b", file=sys.stderr)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from alexnet.model import AlexNet
-from pipeline import digests, evaluate, params, report
-from pipeline.census import Census
-from pipeline.machine import Machine
+from pipeline import evaluate, report
+from pipeline.evaluation import trained
 from pipeline.report import Report
-from pipeline.tables import Manifest, Synset
+from pipeline.runtime import digests, params
+from pipeline.runtime.machine import Machine
+from pipeline.shards.census import Census
+from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, parts, rows_of, world
 
@@ -63,7 +65,7 @@ def here(evaluated: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def figures(manifest: Manifest, section: Report = SECTION, split: str = "val") -> dict[str, bytes]:
-    network, facts = evaluate.load(Path("data/model.pt").read_bytes(), manifest, split)
+    network, facts = trained.load(Path("data/model.pt").read_bytes(), manifest, split)
     return report.draw(section, split, manifest, Machine(), network, facts["mean"])
 
 
@@ -230,11 +232,11 @@ def test_the_test_split_is_shown_as_what_it_is(here: Manifest) -> None:
 
 
 def test_what_a_network_has_no_guess_for_has_no_map(here: Manifest) -> None:
-    network, facts = evaluate.load(Path("data/model.pt").read_bytes(), here, "val")
+    network, facts = trained.load(Path("data/model.pt").read_bytes(), here, "val")
     assert isinstance(network, AlexNet)
     pictures = np.random.default_rng(0).integers(256, size=(1, 256, 256, 3), dtype=np.uint8)
     shares = np.full((1, 7), np.nan)
-    png = report._saliency(network, facts["mean"], pictures, [0], shares, evaluate.names(CLASSES))
+    png = report._saliency(network, facts["mean"], pictures, [0], shares, trained.names(CLASSES))
     assert png.startswith(b"\x89PNG")
     assert next(network.parameters()).dtype.itemsize == 4, "the network was changed"
 
@@ -257,7 +259,7 @@ def test_history_has_gaps_where_nothing_was_measured(here: Manifest) -> None:
 
 
 def test_confusion_is_counted(here: Manifest) -> None:
-    classes = evaluate.names(CLASSES)
+    classes = trained.names(CLASSES)
     matrix_KK = report.confusion(Path("data/evaluation/confusion.csv"), classes)
     assert matrix_KK.sum() == 13
     error = json.loads(Path("metrics.json").read_text())["ten_views"]["top1_error"]
@@ -289,7 +291,7 @@ def test_the_stage_writes_equal_bytes_twice(here: Manifest, monkeypatch: pytest.
 
 def test_any_other_byte_of_what_the_page_shows_is_refused(here: Manifest) -> None:
     """metrics.json, the curves, the tables and the counts."""
-    classes = evaluate.names(CLASSES)
+    classes = trained.names(CLASSES)
     for file, read in (
         (report.METRICS, lambda: report.measured(report.METRICS)),
         (report.HISTORY, lambda: str(report.history(report.HISTORY))),

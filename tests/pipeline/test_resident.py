@@ -18,13 +18,14 @@ from alexnet.columns import Together
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.model import Dropout
-from pipeline import batches, compare, evaluate, resident
-from pipeline import learner as learner_module
-from pipeline.batches import Pictures
+from pipeline import compare, evaluate, resident
 from pipeline.compare import Comparison, Variant
-from pipeline.learner import Learner, Lesson, Place
 from pipeline.resident import Resident
-from pipeline.tables import Manifest
+from pipeline.shards import batches
+from pipeline.shards.batches import Pictures
+from pipeline.shards.tables import Manifest
+from pipeline.training import trainer as learner_module
+from pipeline.training.trainer import Learner, Lesson, Place
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
 

@@ -26,11 +26,13 @@ from PIL import Image
 
 from alexnet import dataset, limits
 from alexnet.dataset import Mean, Sums, Undecodable, decode
-from pipeline import digests, params, resize, shards, stage, tables
-from pipeline.census import Census
-from pipeline.machine import Machine
+from pipeline import resize
 from pipeline.resize import Resize
-from pipeline.tables import Manifest, Synset
+from pipeline.runtime import digests, params, stage
+from pipeline.runtime.machine import Machine
+from pipeline.shards import artifacts, tables
+from pipeline.shards.census import Census
+from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
@@ -165,7 +167,7 @@ def alone(folder: Path, section: Resize = SECTION) -> Manifest:
     work = resize.prepare_work(name, machine)
     done = {task.file: resize.make_shard(task) for task in resize.plan(section, index, work, folder / "data/store")}
     resize.publish(done, section, index, work, machine)
-    return Manifest.read(shards.SHARDS)
+    return Manifest.read(artifacts.SHARDS)
 
 
 def test_bytes_do_not_depend_on_the_workers(made: Path, copy: Path) -> None:
@@ -338,7 +340,11 @@ def test_what_was_finished_is_taken_over_if_it_is_whole(copy: Path, made: Path) 
 @pytest.mark.slow
 def test_killed_and_run_again_is_the_same(copy: Path, made: Path) -> None:
     # its pictures are too small for a network, so that all of params.yaml would not be found good
-    command = [sys.executable, "-c", "from pipeline import resize, stage; stage.main('resize', resize.run)"]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipeline import resize; from pipeline.runtime import stage; stage.main('resize', resize.run)",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(resize.__file__).parents[1])}
     environment.pop("RAY_ADDRESS", None)
     process = subprocess.Popen(command, cwd=copy, env=environment, start_new_session=True)
@@ -558,45 +564,45 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     (copy / "machine.yaml").write_text(f"workers: 2\nstorage: {storage}\nstore: {copy / 'data/store'}\n")
     resize.run()
     machine = Machine(storage=str(storage))
-    manifest = Manifest.read(shards.SHARDS)
-    assert contents(shards.locate(manifest, machine)) == contents(made / "data/shards")
-    small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(shards.SHARDS)}
-    assert contents(shards.SHARDS) == small
+    manifest = Manifest.read(artifacts.SHARDS)
+    assert contents(artifacts.locate(manifest, machine)) == contents(made / "data/shards")
+    small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(artifacts.SHARDS)}
+    assert contents(artifacts.SHARDS) == small
     assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet", "SHA256SUMS"}
     assert list((storage / "shards/work").iterdir()) == []
     stage.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
     with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force --single-item mean"):
-        shards.inputs(machine)
-    folder = shards.prepared(machine)
+        artifacts.inputs(machine)
+    folder = artifacts.prepared(machine)
     assert folder is not None
     mean = Mean.of(Sums(manifest.rows("train"), np.zeros((3, 32, 32), np.int64), np.eye(3, dtype=np.int64)))
     mean.save(folder / "mean.npz")
     with pytest.raises(ValueError, match=r"SHA256SUMS: has no line for mean\.npz\. Run: dvc repro --force"):
-        shards.inputs(machine)
+        artifacts.inputs(machine)
     digests.add(folder / "mean.npz")
-    assert shards.inputs(machine) == (manifest, folder / "mean.npz")
+    assert artifacts.inputs(machine) == (manifest, folder / "mean.npz")
     for file in (folder / "mean.npz", folder / "manifest.json"):
-        assert unsaid(file, lambda: shards.inputs(machine), always=True) == []
+        assert unsaid(file, lambda: artifacts.inputs(machine), always=True) == []
     (copy / "params.yaml").write_text(PARAMS.replace("quality: 95", "quality: 94"))
     with pytest.raises(FileNotFoundError, match="never prepared"):
-        shards.inputs(machine)
+        artifacts.inputs(machine)
 
 
 def test_a_shard_that_is_gone_or_cut_is_named(made: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(made / "data/shards")
     with contextlib.chdir(made):
-        assert shards.locate(manifest, Machine()) == made / "data/shards"
+        assert artifacts.locate(manifest, Machine()) == made / "data/shards"
     with (
         contextlib.chdir(tmp_path),
         pytest.raises(ValueError, match=r"train-00000.*: not there\. Run: dvc repro --force"),
     ):
-        shards.locate(manifest, Machine())
+        artifacts.locate(manifest, Machine())
     with contextlib.chdir(tmp_path):
-        shards.SHARDS.mkdir(parents=True)
+        artifacts.SHARDS.mkdir(parents=True)
         for shard in manifest.shards["train"]:
-            (shards.SHARDS / shard.file).write_bytes(b"PAR1")
+            (artifacts.SHARDS / shard.file).write_bytes(b"PAR1")
         with pytest.raises(ValueError, match=r"train-00000.*: has 4 bytes, was made with \d+"):
-            shards.locate(manifest, Machine())
+            artifacts.locate(manifest, Machine())
 
 
 def test_a_set_of_files_needs_no_more_open_files_than_threads(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fetch as fetching
-from pipeline.fetch import Remote, fetch
-from pipeline.sources import huggingface, repacked, sample, tars
+from pipeline.archives import repacked, tars
+from pipeline.runtime import fetch as fetching
+from pipeline.runtime.fetch import Remote, fetch
+from pipeline.sources import huggingface, sample
 from tests.pipeline.server import File, Server, serving
 
 DATA = hashlib.shake_256(b"a picture").digest(300_000)

@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import journal, tracking, waiting
-from pipeline.machine import Machine
-from pipeline.stage import Stopped
+from pipeline.runtime import waiting
+from pipeline.runtime.machine import Machine
+from pipeline.runtime.stage import Stopped
+from pipeline.tracking import journal, runs
 from tests.pipeline.proxy import FAULTS, Proxy, proxied, until
 from tests.pipeline.test_tracking import classifier, manifest, only, saved, values
 from tests.sections import PAPER
@@ -44,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def children() -> list[psutil.Process]:
     """What speaks to MLflow for us."""
     found = psutil.Process().children(recursive=True)
-    return [process for process in found if any("pipeline.sender" in word for word in process.cmdline())]
+    return [process for process in found if any("pipeline.tracking.sender" in word for word in process.cmdline())]
 
 
 def threads() -> set[str]:
@@ -52,7 +53,7 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if "process_request" not in thread.name}
 
 
-def told(run: tracking.Run, first: int, last: int) -> float:
+def told(run: runs.Run, first: int, last: int) -> float:
     """Logs step by step, and returns the longest that one took."""
     longest = 0.0
     for step in range(first, last):
@@ -69,14 +70,14 @@ def told(run: tracking.Run, first: int, last: int) -> float:
 def test_a_server_that_does_not_answer_at_the_start_is_refused_soon_and_plainly(
     mode: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "START", 6.0)
+    monkeypatch.setattr(runs, "START", 6.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     with proxied("http://127.0.0.1:1") as proxy, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         proxy.mode = mode
         uri = proxy.url if mode != "away" else f"http://127.0.0.1:{taken.getsockname()[1]}"
         before, start = threads(), time.monotonic()
-        run = tracking.run(Machine(tracking=uri.replace("//", "//me:Pl4nted.Secret@")), "f", {}, manifest(), "train")
+        run = runs.run(Machine(tracking=uri.replace("//", "//me:Pl4nted.Secret@")), "f", {}, manifest(), "train")
         with pytest.raises(OSError, match=f"MLflow at {uri}: ") as caught:
             run.__enter__()
         assert time.monotonic() - start < 40
@@ -102,8 +103,8 @@ sys.stdin.readline()
 def test_a_database_that_is_held_later_holds_nothing_and_gets_all_from_the_next_stage(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "END", 2.0)
-    with tracking.run(Machine(), "held", {}, manifest(), "train") as run:
+    monkeypatch.setattr(runs, "END", 2.0)
+    with runs.run(Machine(), "held", {}, manifest(), "train") as run:
         told(run, 0, 10)
         held = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(home / "mlflow.db")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -121,7 +122,7 @@ def test_a_database_that_is_held_later_holds_nothing_and_gets_all_from_the_next_
     held.wait()
     for pipe in (held.stdin, held.stdout):
         pipe.close()
-    with tracking.run(Machine(), "held", {}, manifest(), "evaluate", adopt=True):
+    with runs.run(Machine(), "held", {}, manifest(), "evaluate", adopt=True):
         pass
     until(lambda: not journal.pending(home / "runs/journal"), 1)
     record, client = found("held")
@@ -132,16 +133,16 @@ def test_a_database_that_is_held_later_holds_nothing_and_gets_all_from_the_next_
 def found(fingerprint: str, uri: str | None = None) -> tuple[Any, Any]:
     from mlflow import MlflowClient
 
-    client = MlflowClient(uri or tracking.address(Machine()))
+    client = MlflowClient(uri or runs.address(Machine()))
     return only(client, fingerprint), client
 
 
 STAGE = """
 import os, signal, sys, time
-from pipeline import tracking
-from pipeline.machine import Machine
+from pipeline.tracking import runs
+from pipeline.runtime.machine import Machine
 from tests.pipeline.test_tracking import manifest
-with tracking.run(Machine(), "killed", {}, manifest(), "train") as run:
+with runs.run(Machine(), "killed", {}, manifest(), "train") as run:
     run.log_all((step, {"loss": 1 / (1 + step)}) for step in range(2000))
     run.tag("tag", "words")
     print(run._delivery.courier._process.pid, flush=True)
@@ -156,7 +157,7 @@ def test_a_killed_stage_leaves_no_process_and_no_value_behind(home: Path) -> Non
     assert time.monotonic() - start < 120, "its output was held open"
     until(lambda: not psutil.pid_exists(int(done.stdout)), 5)
     assert journal.pending(home / "runs/journal")
-    with tracking.run(Machine(), "killed", {}, manifest(), "train") as run:
+    with runs.run(Machine(), "killed", {}, manifest(), "train") as run:
         run.log_all((step, {"loss": 1 / (1 + step)}) for step in range(1500, 2500))
     assert not journal.pending(home / "runs/journal")
     record, client = found("killed")
@@ -166,7 +167,7 @@ def test_a_killed_stage_leaves_no_process_and_no_value_behind(home: Path) -> Non
 
 def test_a_sender_that_was_killed_is_replaced_at_the_end(home: Path) -> None:
     before = threads()
-    with tracking.run(Machine(), "replaced", {}, manifest(), "train") as run:
+    with runs.run(Machine(), "replaced", {}, manifest(), "train") as run:
         told(run, 0, 100)
         run._delivery.courier._process.kill()
         run._delivery.courier._process.wait()
@@ -232,10 +233,10 @@ def test_a_server_that_fails_later_holds_nothing_and_gets_each_value_once(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracking, "END", 5.0)
+    monkeypatch.setattr(runs, "END", 5.0)
     machine, before = Machine(tracking=proxy.url), threads()
     (home / "file.txt").write_text("first")
-    with tracking.run(machine, f"later {mode}", {"a": 1}, manifest(), "train") as run:
+    with runs.run(machine, f"later {mode}", {"a": 1}, manifest(), "train") as run:
         told(run, 0, 50)
         until(lambda: found(f"later {mode}", server)[0].data.metrics)
         proxy.mode = mode
@@ -254,8 +255,8 @@ def test_a_server_that_fails_later_holds_nothing_and_gets_each_value_once(
     assert f"train: not all is in MLflow at {proxy.url} (" in said and "python -m pipeline.tracking send" in said
     assert said.count("\n") <= 2
     proxy.mode = "pass"
-    monkeypatch.setattr(tracking, "END", 30.0)
-    with tracking.run(machine, f"later {mode}", {}, manifest(), "evaluate", adopt=True) as again:
+    monkeypatch.setattr(runs, "END", 30.0)
+    with runs.run(machine, f"later {mode}", {}, manifest(), "evaluate", adopt=True) as again:
         assert again.run_id == run.run_id
         again.score({"top1": 0.5})
     assert not journal.pending(home / "runs/journal")
@@ -272,8 +273,8 @@ def test_a_server_that_fails_later_holds_nothing_and_gets_each_value_once(
 def test_a_server_that_hangs_while_a_model_is_registered_holds_no_evaluation(
     mode: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "END", 4.0)
-    with tracking.run(Machine(tracking=proxy.url), f"model {mode}", {}, manifest(), "evaluate", adopt=True) as run:
+    monkeypatch.setattr(runs, "END", 4.0)
+    with runs.run(Machine(tracking=proxy.url), f"model {mode}", {}, manifest(), "evaluate", adopt=True) as run:
         proxy.mode, start = mode, time.monotonic()
         assert run.publish(saved(classifier("none", 8)), PAPER, 0.5) == ()
     assert time.monotonic() - start < 20
@@ -283,10 +284,10 @@ def test_a_server_that_hangs_while_a_model_is_registered_holds_no_evaluation(
 def test_what_was_not_sent_is_sent_by_the_command_and_a_model_is_registered_once(
     proxy: Proxy, server: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "END", 4.0)
+    monkeypatch.setattr(runs, "END", 4.0)
     (home / "machine.yaml").write_text(f"tracking: {proxy.url}\n")
     weights = saved(classifier("none", 7))
-    with tracking.run(Machine(tracking=proxy.url), "command", {}, manifest(), "evaluate", adopt=True) as run:
+    with runs.run(Machine(tracking=proxy.url), "command", {}, manifest(), "evaluate", adopt=True) as run:
         proxy.mode = "500"
         assert run.publish(weights, PAPER, 0.5) == ()
     assert "the model, the run's end" in capsys.readouterr().err
@@ -306,8 +307,8 @@ def test_what_was_not_sent_is_sent_by_the_command_and_a_model_is_registered_once
     assert record.info.status == "FINISHED"
     assert len(client.search_model_versions("name = 'alexnet-drawn'")) == 1
     assert len(client.search_logged_models([record.info.experiment_id])) == 1
-    monkeypatch.setattr(tracking, "END", 60.0)
-    assert tracking.weights(Machine(tracking=proxy.url), "models:/alexnet-drawn@candidate") == weights
+    monkeypatch.setattr(runs, "END", 60.0)
+    assert runs.weights(Machine(tracking=proxy.url), "models:/alexnet-drawn@candidate") == weights
 
 
 @pytest.mark.faults
@@ -316,7 +317,7 @@ def test_the_default_end_is_within_thirty_seconds_and_a_stop_within_five(
 ) -> None:
     def ends(error: BaseException | None) -> float:
         proxy.mode, start = "pass", 0.0
-        with suppress(Stopped), tracking.run(Machine(tracking=proxy.url), "ends", {}, manifest(), "train") as run:
+        with suppress(Stopped), runs.run(Machine(tracking=proxy.url), "ends", {}, manifest(), "train") as run:
             proxy.mode = "hang"
             told(run, 0, 10)
             start = time.monotonic()
@@ -337,7 +338,7 @@ def test_a_password_is_sent_and_stays_unsaid(
     proxy.wanted = "Basic " + base64.b64encode(b"me:Pl4nted.Secret").decode()
     uri = proxy.url.replace("//", "//me:Pl4nted.Secret@")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with tracking.run(Machine(), "secret", {"start": {"network": f"{uri}/x"}}, manifest(), "train") as run:
+    with runs.run(Machine(), "secret", {"start": {"network": f"{uri}/x"}}, manifest(), "train") as run:
         run.tag("from", f"{uri}/a")
         seen = [word for process in children() for word in process.cmdline()]
         proxy.wanted, run._delivery.left = "nobody", 3.0

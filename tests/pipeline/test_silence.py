@@ -17,8 +17,8 @@ import psutil
 import pytest
 import ray
 
-from pipeline import silence
-from pipeline.silence import Silence
+from pipeline.runtime import silence
+from pipeline.runtime.silence import Silence
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,8 +136,8 @@ def test_a_worker_is_ended_only_where_it_is_stopped_at_two_questions_after_the_p
 
 PROGRAM = """
 import slow
-from pipeline import cluster, stage, waiting
-from pipeline.machine import Machine
+from pipeline.runtime import cluster, stage, waiting
+from pipeline.runtime.machine import Machine
 waiting.SAID_AFTER = 2.0
 
 def run():

@@ -16,10 +16,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import download, fetch, params
-from pipeline.fetch import Remote
-from pipeline.sources import cifar10, huggingface, ilsvrc2010, ilsvrc2012, imagenette, tars, tiny_imagenet, tree
-from pipeline.sources.contents import Archive, Contents
+from pipeline import download
+from pipeline.archives import tars, tree
+from pipeline.archives.contents import Archive, Contents
+from pipeline.runtime import fetch, params
+from pipeline.runtime.fetch import Remote
+from pipeline.sources import cifar10, huggingface, ilsvrc2010, ilsvrc2012, imagenette, tiny_imagenet
 from tests.pipeline import layouts
 from tests.pipeline.layouts import Layout
 from tests.pipeline.miniature import jpeg

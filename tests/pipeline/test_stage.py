@@ -14,14 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import stage
+from pipeline.runtime import stage
 
 ROOT = Path(__file__).parents[2]
 
 SLEEPER = """
 import time
 from pathlib import Path
-from pipeline import stage
+from pipeline.runtime import stage
 
 def run():
     with stage.whole(Path("out")) as made:
@@ -33,7 +33,7 @@ stage.main("sleeper", run)
 """
 
 FAILURE = """
-from pipeline import stage
+from pipeline.runtime import stage
 
 def run():
     raise {error}
@@ -194,7 +194,7 @@ def test_a_second_stage_says_so_when_it_has_waited_long(
 def test_a_second_stage_says_what_it_waits_for(start: Callable[..., subprocess.Popen[str]], here: Path) -> None:
     start(sys.executable, "-c", SLEEPER)
     wait((here / "started").exists)
-    patient = "from pipeline import waiting\nwaiting.SAID_AFTER = 0.1\nstage.PATIENCE = 0.4\ndef run"
+    patient = "from pipeline.runtime import waiting\nwaiting.SAID_AFTER = 0.1\nstage.PATIENCE = 0.4\ndef run"
     second = start(sys.executable, "-c", SLEEPER.replace("def run", patient))
     _, said = second.communicate(timeout=20)
     assert said.startswith(f"sleeper: waiting for another 'sleeper' that is at work in {here}, 0 s at most\n")

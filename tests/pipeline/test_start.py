@@ -19,11 +19,12 @@ from alexnet import dataset, figures, pretraining
 from alexnet.augmentation import Augmentation, centre_view
 from alexnet.dataset import Mean
 from alexnet.model import AlexNet, Model, save
-from pipeline import batches, start
-from pipeline.machine import Machine
+from pipeline.runtime.machine import Machine
+from pipeline.shards import batches
+from pipeline.shards.tables import Manifest
 from pipeline.sources import sample
-from pipeline.start import Start
-from pipeline.tables import Manifest
+from pipeline.training import initial
+from pipeline.training.initial import Start
 from tests.pipeline import miniature
 from tests.pipeline.test_train import SECTIONS
 from tests.sections import AUGMENTATION, LEARNING
@@ -91,7 +92,7 @@ def test_impossible_values_are_refused(change: dict[str, Any], words: str) -> No
 
 def test_all_that_fits_is_taken_over_to_the_last_bit() -> None:
     theirs = weights()
-    taken, left = start.chosen(theirs, weights(), "fitting", same_classes=True)
+    taken, left = initial.chosen(theirs, weights(), "fitting", same_classes=True)
     assert layers(taken) == ALL
     assert all(taken[name] is theirs[name] for name in theirs)
     assert left == {}
@@ -99,7 +100,7 @@ def test_all_that_fits_is_taken_over_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("classes", [3, 5])
 def test_the_last_layer_is_drawn_where_it_tells_other_classes_apart(classes: int) -> None:
-    taken, left = start.chosen(weights(classes), weights(3), "fitting", same_classes=False)
+    taken, left = initial.chosen(weights(classes), weights(3), "fitting", same_classes=False)
     assert layers(taken) == ALL[:-1]
     assert left == {
         "fc8": "it tells other classes apart" if classes == 3 else "fc8.weight is 5×256 there and 3×256 here"
@@ -107,13 +108,13 @@ def test_the_last_layer_is_drawn_where_it_tells_other_classes_apart(classes: int
 
 
 def test_the_layers_that_are_named_are_taken_over_and_no_others() -> None:
-    taken, left = start.chosen(weights(), weights(), ("fc6", "conv1"), same_classes=True)
+    taken, left = initial.chosen(weights(), weights(), ("fc6", "conv1"), same_classes=True)
     assert sorted(taken) == ["conv1.bias", "conv1.weight", "fc6.bias", "fc6.weight"]
     assert left == dict.fromkeys(["conv2", "conv3", "conv4", "conv5", "fc7", "fc8"], "not asked for")
 
 
 def test_of_one_column_s_network_what_sees_one_column_does_not_fit_two() -> None:
-    taken, left = start.chosen(weights(columns=1), weights(), "fitting", same_classes=True)
+    taken, left = initial.chosen(weights(columns=1), weights(), "fitting", same_classes=True)
     assert layers(taken) == ["conv1", "conv3", "fc6", "fc7", "fc8"]
     assert left["conv2"] == "conv2.weight is 16×6×5×5 there and 16×3×5×5 here"
 
@@ -129,29 +130,29 @@ def test_of_one_column_s_network_what_sees_one_column_does_not_fit_two() -> None
 )  # fmt: skip
 def test_what_does_not_fit_is_said_with_its_shapes(wanted: Any, there: Any, same: bool, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        start.chosen(weights(**there), weights(), wanted, same_classes=same)
+        initial.chosen(weights(**there), weights(), wanted, same_classes=same)
 
 
 def test_a_layer_that_one_of_the_two_lacks_does_not_fit() -> None:
     more = {**weights(), "norm1.weight": torch.ones(6), "conv1.scale": torch.ones(())}
-    _, left = start.chosen(weights(), more, "fitting", same_classes=True)
+    _, left = initial.chosen(weights(), more, "fitting", same_classes=True)
     assert left == {
         "norm1": "norm1.weight is absent there and 6 here",
         "conv1": "conv1.scale is absent there and a number here",
     }
-    _, left = start.chosen(more, weights(), "fitting", same_classes=True)
+    _, left = initial.chosen(more, weights(), "fitting", same_classes=True)
     assert left == {"conv1": "conv1.scale is a number there and absent here"}
 
 
 def test_a_file_is_read_and_its_layers_said(manifest: Manifest, folder: Path) -> None:
     wnids = [synset.wnid for synset in manifest.classes]
     data = saved(folder / "same.pt", wnids)
-    origin = start.origin(dataclasses.replace(NONE, network="same.pt"), MODEL, manifest, Machine())
+    origin = initial.origin(dataclasses.replace(NONE, network="same.pt"), MODEL, manifest, Machine())
     assert origin.digest == hashlib.sha256(data).hexdigest()
     assert layers(origin.weights) == ALL
     assert origin.said == f"{', '.join(ALL)} of {folder}/same.pt (run 0123)"
     saved(folder / "other.pt", [*wnids[:2], "n99999999"])
-    origin = start.origin(dataclasses.replace(NONE, network=str(folder / "other.pt")), MODEL, manifest, Machine())
+    origin = initial.origin(dataclasses.replace(NONE, network=str(folder / "other.pt")), MODEL, manifest, Machine())
     assert origin.said.endswith(f"fc7 of {folder}/other.pt (run 0123); fc8 drawn: it tells other classes apart")
 
 
@@ -159,14 +160,14 @@ def test_a_network_that_this_code_could_not_build_gives_what_fits(manifest: Mani
     contents = torch.load(io.BytesIO(saved(folder / "own.pt", ["a"])), weights_only=True)
     contents["model"]["swish"] = True
     torch.save(contents, folder / "own.pt")
-    origin = start.origin(dataclasses.replace(NONE, network="own.pt"), MODEL, manifest, Machine())
+    origin = initial.origin(dataclasses.replace(NONE, network="own.pt"), MODEL, manifest, Machine())
     assert layers(origin.weights) == ALL[:-1]
 
 
 def test_without_a_network_nothing_is_taken_over(manifest: Manifest) -> None:
-    origin = start.origin(NONE, MODEL, manifest, Machine())
+    origin = initial.origin(NONE, MODEL, manifest, Machine())
     assert (origin.digest, origin.weights, origin.said) == ("none", {}, "")
-    assert start.origin(KMEANS, MODEL, manifest, Machine()).said == "conv1 and conv2 of 200 patches each, clustered"
+    assert initial.origin(KMEANS, MODEL, manifest, Machine()).said == "conv1 and conv2 of 200 patches each, clustered"
 
 
 @pytest.mark.parametrize("data", [b"", b"no network", b"PK\x03\x04", "a pickle", "a dictionary"])
@@ -177,21 +178,21 @@ def test_a_file_of_something_else_is_named(data: bytes | str, manifest: Manifest
     else:
         torch.save({"weights": {}} if data == "a dictionary" else Path("x"), file)
     with pytest.raises(ValueError, match=r"params\.yaml: start\.network: .*strange\.pt: .*no network of ours"):
-        start.origin(dataclasses.replace(NONE, network="strange.pt"), MODEL, manifest, Machine())
+        initial.origin(dataclasses.replace(NONE, network="strange.pt"), MODEL, manifest, Machine())
 
 
 def test_a_file_that_is_not_there_is_named_with_what_would_do(manifest: Manifest, folder: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=f"start.network: {folder}/gone.pt: no such file.*models:/alexnet@champion"
     ):
-        start.origin(dataclasses.replace(NONE, network="gone.pt"), MODEL, manifest, Machine())
+        initial.origin(dataclasses.replace(NONE, network="gone.pt"), MODEL, manifest, Machine())
 
 
 def test_a_layer_that_does_not_fit_is_said_with_the_file(manifest: Manifest, folder: Path) -> None:
     saved(folder / "wide.pt", ["n1"], width=0.125)
     section = dataclasses.replace(NONE, network="wide.pt", layers=("conv1",))
     with pytest.raises(ValueError, match=r"params\.yaml: start\.layers: .*wide\.pt: conv1 does not fit: .*12×3×11×11"):
-        start.origin(section, MODEL, manifest, Machine())
+        initial.origin(section, MODEL, manifest, Machine())
 
 
 # Clusters
@@ -202,7 +203,7 @@ def found(
 ) -> dict[str, Tensor]:
     mean = Mean.load(folder / "data/mean.npz")
     rule = dataclasses.replace(LEARNING, **learning)
-    return start.found(section, MODEL, augmentation, rule, manifest, mean, folder / "data/shards")
+    return initial.found(section, MODEL, augmentation, rule, manifest, mean, folder / "data/shards")
 
 
 def test_the_clusters_do_not_depend_on_the_threads(manifest: Manifest, folder: Path) -> None:
@@ -223,7 +224,7 @@ def test_the_clusters_do_not_depend_on_the_threads(manifest: Manifest, folder: P
 
 def test_without_clusters_no_picture_is_read(manifest: Manifest, folder: Path) -> None:
     mean = Mean.load(folder / "data/mean.npz")
-    assert start.found(NONE, MODEL, AUGMENTATION, LEARNING, manifest, mean, Path("nowhere")) == {}
+    assert initial.found(NONE, MODEL, AUGMENTATION, LEARNING, manifest, mean, Path("nowhere")) == {}
 
 
 @pytest.mark.slow

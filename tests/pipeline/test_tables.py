@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import digests, tables
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline.runtime import digests
+from pipeline.shards import tables
+from pipeline.shards.tables import Manifest, Shard, Synset
 from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))

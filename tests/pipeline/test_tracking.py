@@ -24,10 +24,11 @@ import pytest
 import torch
 
 from alexnet.model import AlexNet, Classifier, save
-from pipeline import courier, registry, tracking
-from pipeline.machine import Machine
-from pipeline.stage import Stopped
-from pipeline.tables import Manifest, Shard, Synset
+from pipeline.runtime.machine import Machine
+from pipeline.runtime.stage import Stopped
+from pipeline.shards.tables import Manifest, Shard, Synset
+from pipeline.tracking import __main__ as program
+from pipeline.tracking import courier, registry, runs
 from tests.sections import PAPER
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def store(home: Path, sender: courier.Courier, monkeypatch: pytest.MonkeyPatch) 
 def client() -> Any:
     import mlflow
 
-    mlflow.set_tracking_uri(tracking.address(MACHINE))
+    mlflow.set_tracking_uri(runs.address(MACHINE))
     return mlflow.MlflowClient()
 
 
@@ -100,21 +101,21 @@ def values(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:
 
 def test_nested_parameters_become_dotted_words() -> None:
     nested = {"a": {"b": {"c": 1e-05}, "d": (1, 2.5)}, "e": "word", "f": None, "g": True}
-    assert tracking.flat(nested) == {"a.b.c": "1e-05", "a.d": "[1, 2.5]", "e": "word", "f": "null", "g": "true"}
+    assert runs.flat(nested) == {"a.b.c": "1e-05", "a.d": "[1, 2.5]", "e": "word", "f": "null", "g": "true"}
 
 
 def test_address_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking.address(MACHINE) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert tracking.address(Machine(tracking="sqlite:///some.db")) == f"sqlite:///{tmp_path}/some.db"
-    assert tracking.address(Machine(tracking="sqlite:////abs/some.db")) == "sqlite:////abs/some.db"
+    assert runs.address(MACHINE) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert runs.address(Machine(tracking="sqlite:///some.db")) == f"sqlite:///{tmp_path}/some.db"
+    assert runs.address(Machine(tracking="sqlite:////abs/some.db")) == "sqlite:////abs/some.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
-    assert tracking.address(MACHINE) == "http://there:5000"
-    assert tracking.address(Machine(tracking="http://other:5000")) == "http://other:5000"
+    assert runs.address(MACHINE) == "http://there:5000"
+    assert runs.address(Machine(tracking="http://other:5000")) == "http://other:5000"
     for folder in ("./mlruns", "file:///tmp/mlruns"):
         with pytest.raises(ValueError, match=r"is a folder, which MLflow .* no longer takes. Give a server"):
-            tracking.address(Machine(tracking=folder))
+            runs.address(Machine(tracking=folder))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_the_pages_are_told_of_a_database_by_the_environment(
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     monkeypatch.setattr(os, "execv", execv)
     with pytest.raises(ReplacedError) as caught:
-        tracking.main(["ui", "--port", "5001"])
+        program.main(["ui", "--port", "5001"])
     assert caught.value.args[1:] == ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5001")
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == told
     assert Path.cwd() == (tmp_path / "we?ird" if uri.startswith("sqlite") else tmp_path)
@@ -151,12 +152,12 @@ def test_the_address_is_printed_without_its_password(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:Pl4nted.Secret@there:5000")
-    tracking.main([])
-    tracking.main(["ui"])
+    program.main([])
+    program.main(["ui"])
     assert capsys.readouterr().out == "http://there:5000\nthe runs are at http://there:5000\n"
     for words in (["sned"], ["--port", "1"], ["send", "all"], ["--help"]):
         with pytest.raises(SystemExit):
-            tracking.main(words)
+            program.main(words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,7 +204,7 @@ def test_a_champion_has_fewer_errors_on_the_same_pictures() -> None:
 def test_a_run_says_what_it_is(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "rusty-nail")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
-    with tracking.run(MACHINE, "says", {"learning": {"rate": 0.01}}, manifest(), "train") as run:
+    with runs.run(MACHINE, "says", {"learning": {"rate": 0.01}}, manifest(), "train") as run:
         run.log(0, {"loss": math.nan})
     record = only(store, "says")
     assert record.info.status == "FINISHED"
@@ -222,21 +223,21 @@ def test_a_run_says_what_it_is(store: Any, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_the_experiment_and_the_run_may_be_named(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
-    with tracking.run(MACHINE, "named", {}, manifest(), "train") as run:
+    with runs.run(MACHINE, "named", {}, manifest(), "train") as run:
         first = run.run_id
     assert store.get_experiment_by_name("other").experiment_id == store.get_run(first).info.experiment_id
     monkeypatch.setenv("MLFLOW_RUN_ID", first)
-    with tracking.run(MACHINE, "of other parameters", {}, manifest(), "train") as run:
+    with runs.run(MACHINE, "of other parameters", {}, manifest(), "train") as run:
         assert run.run_id == first
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(OSError, match=r"MLflow at sqlite:.*0000 not found"):
-        tracking.run(MACHINE, "x", {}, manifest(), "train").__enter__()
+        runs.run(MACHINE, "x", {}, manifest(), "train").__enter__()
 
 
 @pytest.mark.slow
 def test_the_machine_is_watched(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
-    with tracking.run(MACHINE, "watched", {}, manifest(), "train"):
+    with runs.run(MACHINE, "watched", {}, manifest(), "train"):
         time.sleep(2)
     assert "system/cpu_utilization_percentage" in only(store, "watched").data.metrics
 
@@ -253,7 +254,7 @@ def test_the_machine_is_watched(store: Any, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_how_it_ends(store: Any, error: BaseException, status: str) -> None:
     name = f"ends {type(error).__name__}"
-    with pytest.raises(type(error)), tracking.run(MACHINE, name, {}, manifest(), "train"):
+    with pytest.raises(type(error)), runs.run(MACHINE, name, {}, manifest(), "train"):
         raise error
     assert only(store, name).info.status == status
 
@@ -261,7 +262,7 @@ def test_how_it_ends(store: Any, error: BaseException, status: str) -> None:
 @pytest.mark.slow
 def test_resumed_run_keeps_one_value_for_each_step(store: Any) -> None:
     def train(first: int, last: int) -> None:
-        with tracking.run(MACHINE, "resumed", {"a": 1}, manifest(), "train") as run:
+        with runs.run(MACHINE, "resumed", {"a": 1}, manifest(), "train") as run:
             for step in range(first, last):
                 run.log(step, {"loss": 1 / (1 + step)} | ({"top1": step} if step % 2 else {}))
             if last < 30:
@@ -278,7 +279,7 @@ def test_resumed_run_keeps_one_value_for_each_step(store: Any) -> None:
 
 @pytest.mark.slow
 def test_many_rows_at_once_and_only_past_the_last(store: Any) -> None:
-    with tracking.run(MACHINE, "many", {}, manifest(), "train") as run:
+    with runs.run(MACHINE, "many", {}, manifest(), "train") as run:
         run.log(3, {"loss": 3.0})
         run.log_all((step, {"loss": float(step), "rate": 0.1}) for step in range(1300))
     found = values(store, run.run_id, "loss")
@@ -288,12 +289,12 @@ def test_many_rows_at_once_and_only_past_the_last(store: Any) -> None:
 
 @pytest.mark.slow
 def test_later_stages_add_to_the_finished_run(store: Any) -> None:
-    with tracking.run(MACHINE, "later", {"a": 1}, manifest(), "train"):
+    with runs.run(MACHINE, "later", {"a": 1}, manifest(), "train"):
         pass
     for views in (10, 10, 1):
-        with tracking.run(MACHINE, "later", {"a": 1, "views": views}, manifest(), "evaluate", adopt=True) as run:
+        with runs.run(MACHINE, "later", {"a": 1, "views": views}, manifest(), "evaluate", adopt=True) as run:
             run.score({"top1": 0.5, "nan": math.nan})
-    with tracking.run(MACHINE, "later", {}, manifest(), "evaluate", adopt=True) as run:
+    with runs.run(MACHINE, "later", {}, manifest(), "evaluate", adopt=True) as run:
         run.score({"top1": 0.4, "nan": math.nan})
     record = only(store, "later")
     assert record.data.params == {"a": "1", "views": "10"}
@@ -306,7 +307,7 @@ def test_later_stages_add_to_the_finished_run(store: Any) -> None:
 @pytest.mark.slow
 def test_training_afresh_is_another_run(store: Any) -> None:
     for _ in range(2):
-        with tracking.run(MACHINE, "afresh", {"a": 1}, manifest(), "train") as run:
+        with runs.run(MACHINE, "afresh", {"a": 1}, manifest(), "train") as run:
             run.log(0, {"loss": 1.0})
     experiment = store.get_experiment_by_name("alexnet")
     found = store.search_runs([experiment.experiment_id], "tags.fingerprint = 'afresh'")
@@ -320,7 +321,7 @@ def test_artifacts_lie_in_the_working_copy_that_lasts(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file.txt").write_text("words")
-    with tracking.run(MACHINE, "artifacts", {}, manifest(), "train") as run:
+    with runs.run(MACHINE, "artifacts", {}, manifest(), "train") as run:
         run.artifact(tmp_path / "folder", "there")
     (found,) = (home / "mlartifacts").glob(f"{run.run_id}/artifacts/there/file.txt")
     assert found.read_text() == "words"
@@ -329,11 +330,11 @@ def test_artifacts_lie_in_the_working_copy_that_lasts(
 
 KILLED = """
 import sys, time
-from pipeline import registry, tracking
-from pipeline.machine import Machine
-from pipeline.tables import Manifest
+from pipeline.tracking import registry, runs
+from pipeline.runtime.machine import Machine
+from pipeline.shards.tables import Manifest
 pictures = Manifest(side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True)
-with tracking.run(Machine(), sys.argv[1], {}, pictures, "train") as run:
+with runs.run(Machine(), sys.argv[1], {}, pictures, "train") as run:
     run.log_all((step, {"loss": step}) for step in range(5))
     print("ready", flush=True)
     time.sleep(600)
@@ -360,14 +361,14 @@ def end(process: subprocess.Popen[str], number: int) -> None:
 def test_what_a_sigkill_leaves_running(store: Any) -> None:
     process = begun("killed")
     try:
-        with tracking.run(MACHINE, "another", {}, manifest(), "train"):
+        with runs.run(MACHINE, "another", {}, manifest(), "train"):
             assert only(store, "killed").info.status == "RUNNING", "its process is there"
     finally:
         end(process, signal.SIGKILL)
     assert only(store, "killed").info.status == "RUNNING"
-    with tracking.run(MACHINE, "a third", {}, manifest(), "train"):
+    with runs.run(MACHINE, "a third", {}, manifest(), "train"):
         assert only(store, "killed").info.status == "KILLED"
-    with tracking.run(MACHINE, "killed", {}, manifest(), "train") as run:
+    with runs.run(MACHINE, "killed", {}, manifest(), "train") as run:
         run.log_all((step, {"loss": step}) for step in range(3, 9))
     record = only(store, "killed")
     assert record.info.status == "FINISHED"
@@ -394,7 +395,7 @@ def test_a_server_that_is_not_there_fails_soon_and_plainly(store: Any) -> None:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
         start = time.monotonic()
-        run = tracking.run(Machine(tracking=uri), "no server", {}, manifest(), "train")
+        run = runs.run(Machine(tracking=uri), "no server", {}, manifest(), "train")
         with pytest.raises(OSError, match=f"MLflow at {uri}"):
             run.__enter__()
         assert time.monotonic() - start < 30
@@ -432,7 +433,7 @@ def test_the_served_model_is_the_network(store: Any, normalization: str, border:
 
     network = classifier(normalization, 1, border)
     pictures = manifest(drawn=False)
-    with tracking.run(MACHINE, f"served {normalization}", {}, pictures, "evaluate", adopt=True) as run:
+    with runs.run(MACHINE, f"served {normalization}", {}, pictures, "evaluate", adopt=True) as run:
         assert run.publish(saved(network), network.network.model, 0.5)
     served = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     generator = np.random.default_rng(0)
@@ -447,14 +448,14 @@ def test_the_served_model_is_the_network(store: Any, normalization: str, border:
 
 def test_each_kind_of_network_has_a_champion_of_its_own() -> None:
     kinds = [dataclasses.replace(PAPER, network=network) for network in ("alexnet", "vgg16", "resnet50")]
-    named = [tracking.model_name(kind, manifest(drawn=drawn)) for kind in kinds for drawn in (False, True)]
+    named = [runs.model_name(kind, manifest(drawn=drawn)) for kind in kinds for drawn in (False, True)]
     assert named == ["alexnet", "alexnet-drawn", "vgg16", "vgg16-drawn", "resnet50", "resnet50-drawn"]
 
 
 @pytest.mark.slow
 def test_candidate_and_champion(store: Any) -> None:
     def publish(seed: int, error: float, pictures: int) -> tuple[str, ...]:
-        with tracking.run(MACHINE, f"published {seed}", {}, manifest(pictures), "evaluate", adopt=True) as run:
+        with runs.run(MACHINE, f"published {seed}", {}, manifest(pictures), "evaluate", adopt=True) as run:
             return run.publish(weights(seed), PAPER, error)
 
     @functools.cache
@@ -479,14 +480,14 @@ def test_candidate_and_champion(store: Any) -> None:
 @pytest.mark.slow
 def test_the_weights_of_a_model_are_found_by_each_of_its_names(store: Any) -> None:
     given = saved(classifier("none", 5))
-    with tracking.run(MACHINE, "weights", {}, manifest(drawn=False), "evaluate", adopt=True) as run:
+    with runs.run(MACHINE, "weights", {}, manifest(drawn=False), "evaluate", adopt=True) as run:
         run.publish(given, PAPER, 0.1)
     version = store.get_model_version_by_alias("alexnet", "candidate")
     logged = store.get_model_version("alexnet", version.version).source
     names = ["models:/alexnet@champion", f"models:/alexnet/{version.version}", logged, f"runs:/{run.run_id}/model"]
     assert re.fullmatch("models:/m-[0-9a-f]+", logged)
     for name in names:
-        assert tracking.weights(MACHINE, name) == given, name
+        assert runs.weights(MACHINE, name) == given, name
 
 
 @pytest.mark.slow
@@ -495,12 +496,12 @@ def test_the_weights_of_a_model_are_found_by_each_of_its_names(store: Any) -> No
 )
 def test_a_model_that_is_not_there_is_said(store: Any, name: str) -> None:
     with pytest.raises(OSError, match="MLflow at sqlite:"):
-        tracking.weights(MACHINE, name)
+        runs.weights(MACHINE, name)
 
 
 @pytest.mark.slow
 def test_a_model_without_its_weights_is_said(store: Any) -> None:
-    with tracking.run(MACHINE, "no weights", {}, manifest(), "evaluate", adopt=True) as run:
+    with runs.run(MACHINE, "no weights", {}, manifest(), "evaluate", adopt=True) as run:
         run.artifact(Path(__file__), "model")
     with pytest.raises(OSError, match=r"has no model\.pt"):
-        tracking.weights(MACHINE, f"runs:/{run.run_id}/model")
+        runs.weights(MACHINE, f"runs:/{run.run_id}/model")

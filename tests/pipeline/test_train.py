@@ -30,10 +30,13 @@ from ruamel.yaml import YAML
 from alexnet import sealed
 from alexnet.learning import RateChange
 from alexnet.model import AlexNet, Model, load, save
-from pipeline import checkpoints, digests, params, provenance, start, train, waiting
-from pipeline.batches import held_out
-from pipeline.machine import Machine
+from pipeline import train
+from pipeline.runtime import digests, params, waiting
+from pipeline.runtime.machine import Machine
+from pipeline.shards.batches import held_out
+from pipeline.supervision import provenance
 from pipeline.train import Inputs
+from pipeline.training import checkpoints, initial
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
 
@@ -391,7 +394,7 @@ def checkpoint(code: Any, step: int = 4) -> checkpoints.Checkpoint:
     return checkpoints.Checkpoint(Path("checkpoint"), step, 1, code)
 
 
-def other_code(name: str = "pipeline/learner.py") -> dict[str, Any]:
+def other_code(name: str = "pipeline/training/trainer.py") -> dict[str, Any]:
     """A record that is another than here."""
     record = provenance.here().record()
     return {**record, "files": {**record["files"], name: "0" * 64}}
@@ -406,7 +409,10 @@ def test_other_code_is_refused_with_the_two_ways_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         train._other_code(tmp_path, None, checkpoint(other_code()), Machine())
     what, anew, on = str(caught.value).splitlines()
-    assert what == f"{tmp_path} was begun by other code than this, and is at step 4. Other is: pipeline/learner.py"
+    assert (
+        what
+        == f"{tmp_path} was begun by other code than this, and is at step 4. Other is: pipeline/training/trainer.py"
+    )
     assert anew == f"To begin anew: rm -r {tmp_path}"
     assert on.startswith("To go on with it all the same: other_code: continue in machine.yaml")
 
@@ -418,7 +424,7 @@ def test_other_code_goes_on_if_the_machine_says_so_and_mlflow_is_told(
     before = provenance.of(other_code())
     assert before is not None
     now = provenance.here().digest
-    assert said == f"{now} from step 4, after {before.digest}. Other is: pipeline/learner.py"
+    assert said == f"{now} from step 4, after {before.digest}. Other is: pipeline/training/trainer.py"
     assert "was begun by other code, and is gone on with from step 4" in capsys.readouterr().err
 
 
@@ -756,8 +762,8 @@ def test_a_checkpoint_is_a_network_to_begin_with(whole: tuple[Path, str], monkey
     monkeypatch.delenv("DVC_ROOT", raising=False)
     inputs = train.read_inputs(Machine())
     file = max(folder.glob("runs/*/checkpoint-*/checkpoint.pt"))
-    section = start.Start(**{**SECTIONS["start"], "network": str(file)})
-    found = start.origin(section, inputs.model, inputs.manifest, Machine())
+    section = initial.Start(**{**SECTIONS["start"], "network": str(file)})
+    found = initial.origin(section, inputs.model, inputs.manifest, Machine())
     last = learned(folder)
     assert found.weights.keys() == last.keys(), "the last layer too, since it tells the same classes apart"
     assert all(torch.equal(found.weights[name], weight) for name, weight in last.items())
@@ -835,7 +841,7 @@ def test_it_begins_with_clusters_in_the_first_layers(
     monkeypatch.delenv("DVC_ROOT", raising=False)
     inputs = train.read_inputs(Machine())
     place = folder / "data/shards"
-    found = start.found(
+    found = initial.found(
         inputs.start, inputs.model, inputs.augmentation, inputs.learning, inputs.manifest, inputs.mean, place
     )
     for name, weight in learned(folder).items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pipeline import waiting
+from pipeline.runtime import waiting
 
 
 def test_what_takes_long_is_said_once_and_what_does_not_is_not(

@@ -1,0 +1,133 @@
+"""What may unpack to anything is read in a process of limited memory.
+
+A Parquet file may claim little: of 3 kB Arrow makes any number of gigabytes before it could be asked how many, as a page is
+unpacked whole, and each row may name the same large value. What the system allows a process holds whatever a file says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import psutil
+
+from pipeline.runtime.paths import AnyPath
+
+Item = TypeVar("Item")
+
+LIMIT = 4 * 2**30
+"""Bytes that the process may take beyond what it has when it begins; the largest picture that is taken needs 3 GiB. The
+limit is one of Linux; elsewhere there is none."""
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from pipeline.archives.apart import main; main()"
+"""By the path and not by PYTHONPATH: a folder may have a colon in its name."""
+
+# threads, each with memory of its own, are as many as there are cores; Arrow's allocators take more than is asked for
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+
+
+class Apart:
+    """The process, for as long as the block runs: `with Apart() as apart: for item in apart.items(function, file): …`."""
+
+    def __enter__(self) -> Self:
+        # a session of its own: Ctrl-C is for the stage, which ends this process
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | ENVIRONMENT,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._ask, self._answers = self._process.stdin, self._process.stdout
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.__exit__(None, None, None)
+
+    def items(
+        self, function: Callable[..., Iterable[Item]], file: AnyPath, more: tuple[object, ...] = ()
+    ) -> Iterator[Item]:
+        """What `function(file, *more)` yields there, which has to be taken to its end before something else is asked for.
+
+        `ValueError` if it takes more than `LIMIT` of memory, or ends the process; what else it raises is raised here.
+        """
+        with contextlib.suppress(BrokenPipeError):  # its end says why
+            pickle.dump((LIMIT, function, file, more), self._ask)
+            self._ask.flush()
+        while True:
+            kind, item = self._answer(file)
+            if kind == "end":
+                return
+            if kind == "memory":
+                raise ValueError(
+                    f"{file}: takes more than {LIMIT / 2**30:,.2g} GiB of memory to unpack. Is it the file it should be? "
+                    "Fetch it again, or remove it"
+                )
+            if kind == "error":
+                raise item
+            yield item
+
+    def _answer(self, file: AnyPath) -> tuple[str, Any]:
+        try:
+            answer: tuple[str, Any] = pickle.load(self._answers)  # noqa: S301 - of a process of ours
+        except (EOFError, pickle.UnpicklingError):
+            code = self._process.wait()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise ValueError(
+                f"{file}: damaged: it ended the process that unpacked it ({how}). Fetch it again"
+            ) from None
+        return answer
+
+
+def main() -> None:
+    """The process: reads what is to be done from stdin, and writes what comes of it to stdout, until that is closed."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nobody else's words come between
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            limit, function, file, more = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that began this one
+            _limit(limit)
+            for answer in _answers(function, file, more):
+                pickle.dump(answer, answers, protocol=5)
+                answers.flush()
+
+
+def _answers(function: Callable[..., Iterable[object]], file: AnyPath, more: tuple[object, ...]) -> Iterator[Any]:
+    try:
+        for item in function(file, *more):
+            yield "item", item
+        yield "end", None
+    except MemoryError:
+        yield "memory", None
+    except Exception as error:
+        if "std::bad_alloc" in str(error):  # so says the reader of a Parquet file's footer
+            yield "memory", None
+            return
+        if not isinstance(error, ValueError):  # it may be a fault of ours
+            error.add_note(traceback.format_exc())
+        yield "error", error
+
+
+def _limit(bytes_more: int) -> None:
+    """Sets the limit, once all has been imported."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + bytes_more
+    if soft == resource.RLIM_INFINITY or soft > most:
+        with contextlib.suppress(ValueError, OSError):  # macOS knows it, and does not hold to it
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))

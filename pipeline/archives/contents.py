@@ -1,0 +1,169 @@
+"""What a source holds: its classes, its pictures and where they lie, its archives; what all sources share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.runtime.paths import AnyPath
+from pipeline.shards import tables
+from pipeline.shards.tables import Synset
+
+Choice = Literal["all"] | int | tuple[str, ...]
+"""Which classes of a set are taken: all, the first so many by rank of their id, or those of the ids given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A row of the index (`tables.INDEX`) but for its label: the picture is `archive[offset : offset + length]`."""
+
+    id: str
+    split: str
+    wnid: str
+    archive: str
+    offset: int
+    length: int
+    crc32: int | None
+    """CRC-32 of its bytes; None for a picture that is a file of its own, whose `Archive` has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """One row of `tables.ARCHIVES`: a file of the source, as it lies in the store."""
+
+    name: str
+    bytes: int
+    sha256: str
+    md5: str | None
+    """What the sets of our field are published with; None for a picture that is a file of its own."""
+    crc32: int | None = None
+    """CRC-32 of all its bytes, where the file is a picture by itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """All that a source holds."""
+
+    classes: tuple[Synset, ...]
+    """By label."""
+    pictures: pa.Table
+    """`tables.INDEX`."""
+    archives: pa.Table
+    """`tables.ARCHIVES`."""
+    drawn: bool
+    """The pictures were drawn by a program, not photographed."""
+    notes: tuple[str, ...]
+    """What the user has to know of the set: what was left out, and why."""
+
+
+def gathered(
+    pictures: Iterable[Picture],
+    archives: Callable[[list[str]], Iterable[Archive]],
+    words: Mapping[str, str],
+    store: AnyPath,
+    classes: Choice = "all",
+    *,
+    drawn: bool = False,
+    notes: Sequence[str] = (),
+) -> Contents:
+    """The contents from pictures as they are found in the store: those of the classes that are taken, with their labels.
+
+    `archives` is asked, when all pictures are found, for the archives of these names and what belongs to them. A class
+    is one that has a training picture; pictures of another are left out, and counted in the notes. `ValueError` if a
+    picture is there twice, or too little is there to train and to validate.
+    """
+    rows = tables.collect(pictures, pa.schema([field for field in tables.INDEX if field.name != "label"]))
+    _refuse_twice(rows, store)
+    trained = pc.unique(rows["wnid"].filter(pc.equal(rows["split"], "train")))
+    if len(trained) < 2:
+        raise ValueError(f"{store}: needs training pictures of at least 2 classes, found {trained.to_pylist()}")
+    left_out = []
+    known = pc.is_in(rows["wnid"], value_set=trained)
+    for split in ("val", "test"):
+        count = pc.sum(pc.and_(pc.invert(known), pc.equal(rows["split"], split))).as_py()
+        if count:
+            left_out.append(f"{count:,} {split} pictures of classes that have no training picture")
+    taken = chosen((Synset(wnid=wnid, words=words.get(wnid, wnid)) for wnid in trained.to_pylist()), classes)
+    labels = pc.index_in(rows["wnid"], value_set=pa.array([synset.wnid for synset in taken], pa.string()))
+    rows = rows.append_column("label", labels.cast(pa.int64())).filter(pc.is_valid(labels))
+    rows = rows.select(tables.INDEX.names).combine_chunks()
+    if not pc.any(pc.equal(rows["split"], "val")).as_py():
+        raise ValueError(f"{store}: no validation picture of these classes was found")
+    known = tables.collect(archives(pc.unique(rows["archive"]).to_pylist()), _HASHED)
+    rows = _checked(rows, known, store)
+    listed = known.select(tables.ARCHIVES.names)
+    return Contents(classes=taken, pictures=rows, archives=listed, drawn=drawn, notes=(*notes, *left_out))
+
+
+_HASHED = tables.ARCHIVES.append(tables.INDEX.field("crc32"))
+
+
+def _checked(rows: pa.Table, archives: pa.Table, store: AnyPath) -> pa.Table:
+    """The rows, each with its checksum: that of a picture which is a file of its own came when the file was hashed."""
+    places = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
+    alone = pc.is_null(rows["crc32"])
+    changed = pc.and_(alone, pc.not_equal(rows["length"], archives["bytes"].take(places)))
+    if pc.any(changed).as_py():
+        name = rows["archive"].filter(changed)[0].as_py()
+        raise ValueError(f"{store / name}: changed while it was read. Run it again")
+    crc32 = pc.coalesce(rows["crc32"], archives["crc32"].take(places))
+    assert crc32.null_count == 0, rows.filter(pc.is_null(crc32))
+    return rows.set_column(rows.schema.get_field_index("crc32"), "crc32", crc32)
+
+
+def _refuse_twice(rows: pa.Table, store: AnyPath) -> None:
+    counts = pc.value_counts(rows["id"])
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice) == 0:
+        return
+    name = twice[0]["values"].as_py()
+    first, second, *_ = rows.filter(pc.equal(rows["id"], name)).select(["archive", "offset"]).to_pylist()
+    raise ValueError(
+        f"{store / second['archive']}: {name} is there twice: at byte {first['offset']} of {first['archive']} and at byte "
+        f"{second['offset']} of {second['archive']}. Fetch the archive again"
+    )
+
+
+def check_folder(folder: str) -> None:
+    """`ValueError` if it is not the name of a folder in the data store."""
+    path = PurePosixPath(folder)
+    if folder != str(path) or path.is_absolute() or not path.parts or {"..", "~"} & set(path.parts):
+        raise ValueError(
+            f"folder has to be the name of a folder in the data store, is '{folder}'. Where that lies is no parameter "
+            "but the machine's: make a link, such as ln -s /data/cats data/store/cats, and say cats"
+        )
+
+
+def check_choice(classes: Choice) -> None:
+    """`ValueError` if the choice cannot be of any set."""
+    if isinstance(classes, int) and classes < 2:
+        raise ValueError(f"classes has to be 'all', at least 2, or a list of ids, is {classes}")
+    if isinstance(classes, tuple):
+        if len(classes) < 2:
+            raise ValueError(f"classes has to name at least 2 ids, is {list(classes)}")
+        if len(set(classes)) < len(classes):
+            raise ValueError(f"classes has to name each id once, is {list(classes)}")
+
+
+def chosen(synsets: Iterable[Synset], classes: Choice) -> tuple[Synset, ...]:
+    """The classes that are taken, in the order of their labels; `ValueError` if the set has no such."""
+    known = sorted(synsets, key=lambda synset: synset.wnid)
+    if isinstance(classes, int):
+        if classes > len(known):
+            raise ValueError(f"params.yaml: source.classes: {classes}, but the set has {len(known)}")
+        return tuple(known[:classes])
+    if isinstance(classes, tuple):
+        names = [synset.wnid for synset in known]
+        for name in classes:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f", did you mean '{near[0]}'?" if near else f"; the first are {', '.join(names[:5])}"
+                raise ValueError(f"params.yaml: source.classes: the set has no class '{name}'{hint}")
+        return tuple(synset for synset in known if synset.wnid in classes)
+    return tuple(known)

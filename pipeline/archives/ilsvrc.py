@@ -1,0 +1,292 @@
+"""The layout of ILSVRC: a year's devkit, and where each picture lies in its tars, read in one pass (§2).
+
+The training archive is a tar of one tar for each WordNet id, the validation archive a tar of pictures, the devkit a
+compressed tar with `meta.mat` and the ground truth. Nothing is unpacked: a picture is a range of bytes in an archive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pipeline.archives import bounds, matlab, published, repacked
+from pipeline.archives.contents import Archive, Choice, Contents, Picture, gathered
+from pipeline.archives.tars import Hashed, hashed, members, reading
+from pipeline.archives.tree import Place
+from pipeline.runtime import paths
+from pipeline.runtime.fetch import Remote
+from pipeline.runtime.paths import AnyPath
+from pipeline.shards.tables import Synset
+
+META = "data/meta.mat"
+
+PART = "; or, if a part of the set is what you want, set params.yaml: source.complete: false"
+
+_TRAIN_TAR = re.compile(r"(n[0-9]{8})\.tar")
+_TRAIN_PICTURE = re.compile(r"((n[0-9]{8})_[0-9]+)\.JPEG")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Year:
+    """The names of a year's archives and of what is in them."""
+
+    number: int
+    train: str
+    val: str
+    devkit: str
+    test: str = ""
+    """Empty where its labels are secret, which otherwise are in `test_truth`, a text file by itself."""
+    test_truth: str = ""
+    patch: str = ""
+    """A tar of pictures that replace those of the same names, if it is there."""
+
+    @property
+    def truth(self) -> str:
+        """The labels of the validation pictures, in the devkit."""
+        return f"data/ILSVRC{self.number}_validation_ground_truth.txt"
+
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """What has to be there."""
+        return tuple(filter(None, (self.train, self.val, self.devkit, self.test, self.test_truth)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Devkit:
+    """What the devkit says of the pictures."""
+
+    classes: tuple[Synset, ...]
+    """The low-level synsets, by rank of the WordNet id: the place is the label."""
+    train_images: tuple[int, ...]
+    """Training pictures of each class."""
+    wnids: dict[int, str]
+    """The WordNet id of each class, by the year's own number of it."""
+    val_wnids: tuple[str, ...]
+    """The WordNet id of each validation picture, by its number less 1."""
+
+
+def contents(
+    folder: AnyPath, store: AnyPath, year: Year, classes: Choice = "all", *, complete: bool = True, drawn: bool = False
+) -> Contents:
+    """Reads a year's archives in `folder`, below `store`, once from end to end: their checksums, and every picture.
+
+    The pictures come as they lie: those of the training archive, of the validation archive and of the test archive.
+    Raises `ValueError` that says archive, member and what to do if an archive is cut short or does not fit the devkit,
+    and `FileNotFoundError` if one is missing. Unless `complete`, pictures may be missing, and so may the test archive.
+    """
+    for name in year.archives:
+        if not (folder / name).is_file() and (complete or name not in (year.test, year.test_truth)):
+            raise FileNotFoundError(
+                f"{folder / name}: no such archive. ILSVRC-{year.number} comes as {', '.join(year.archives)}"
+            )
+    known = devkit(folder / year.devkit, year)
+    archives = [hashed(folder / year.devkit, store)]
+    test_wnids: tuple[str, ...] = ()
+    if year.test_truth and (folder / year.test_truth).is_file():
+        truth = folder / year.test_truth
+        test_wnids = _truth(bounds.small(truth), str(truth), known.wnids)
+        archives.append(hashed(truth, store))
+    patches: dict[str, Place] = {}
+    notes: list[str] = []
+
+    def pictures() -> Iterator[Picture]:
+        if year.patch and (folder / year.patch).is_file():
+            with reading(folder / year.patch) as file:
+                patches.update(_patches(file, folder / year.patch, store))
+                archives.append(file.archive(paths.below(store, folder / year.patch)))
+        with reading(folder / year.train) as file:
+            yield from _train(file, folder / year.train, store, known, complete)
+            archives.append(file.archive(paths.below(store, folder / year.train)))
+        for split, name, wnids in (("val", year.val, known.val_wnids), ("test", year.test, test_wnids)):
+            if name and (folder / name).is_file():
+                with reading(folder / name) as file:
+                    yield from _numbered(file, folder / name, store, split, wnids, year, complete)
+                    archives.append(file.archive(paths.below(store, folder / name)))
+        if patches:
+            notes.append(f"{folder / year.patch}: {len(patches):,} pictures that replace none")
+
+    words = {synset.wnid: synset.words for synset in known.classes}
+    return gathered(_patched(pictures(), patches), lambda _: archives, words, store, classes, drawn=drawn, notes=notes)
+
+
+def official(
+    folder: AnyPath, store: AnyPath, year: Year, remotes: Iterable[Remote], counts: Mapping[str, int], classes: Choice
+) -> Contents:
+    """`contents` of the published archives, fetched if they are not there; `ValueError` if one has another MD5."""
+    md5 = {}
+    for remote in remotes:
+        published.there(remote, folder / remote.name, complete=True)
+        md5[remote.name] = remote.md5
+    known = devkit(folder / year.devkit, year)
+    said = [
+        (year.devkit, "classes", len(known.classes)),
+        (year.devkit, "train", sum(known.train_images)),
+        (year.devkit, "val", len(known.val_wnids)),
+    ]
+    if year.test_truth:
+        truth = folder / year.test_truth
+        said.append((year.test_truth, "test", len(_truth(bounds.small(truth), str(truth), known.wnids))))
+    for name, what, count in said:
+        if count != counts[what]:
+            raise ValueError(
+                f"{folder / name}: says {count:,} {what}, ILSVRC-{year.number} has {counts[what]:,}. Fetch it again{PART}"
+            )
+    found = contents(folder, store, year, classes)
+    for archive in found.archives.to_pylist():
+        published.check(Archive(**archive), md5.get(PurePosixPath(archive["name"]).name), store)
+    return found
+
+
+def devkit(file: AnyPath, year: Year) -> Devkit:
+    """Reads the classes and the ground truth of the validation pictures from the devkit's archive."""
+    parts = _unpack(file, (META, year.truth), year)
+    numbers, classes, train_images = _synsets(file, parts[META], f"ILSVRC{year.number}_ID")
+    wnids = {number: synset.wnid for number, synset in zip(numbers, classes, strict=True)}
+    val_wnids = _truth(parts[year.truth], f"{file}: {year.truth}", wnids)
+    return Devkit(classes=classes, train_images=train_images, wnids=wnids, val_wnids=val_wnids)
+
+
+def _truth(text: bytes, where: str, wnids: dict[int, str]) -> tuple[str, ...]:
+    """The WordNet id of each line's class."""
+    found = []
+    for line, word in enumerate(text.decode("ascii", "replace").split(), start=1):
+        if not word.isdigit() or int(word) not in wnids:
+            raise ValueError(f"{where}: line {line} is '{word}', no number of a class in {META}")
+        found.append(wnids[int(word)])
+    return tuple(found)
+
+
+def _unpack(file: AnyPath, wanted: tuple[str, ...], year: Year) -> dict[str, bytes]:
+    parts: dict[str, bytes] = {}
+    for member, data in repacked.untarred(file):
+        name = next((name for name in wanted if f"/{member}".endswith(f"/{name}")), None)
+        if name:
+            bounds.check_member(len(data), member, file, bounds.SMALL)
+            parts[name] = data
+    for name in wanted:
+        if name not in parts:
+            raise ValueError(f"{file}: holds no {name}. It has to be the devkit of classification ({year.devkit})")
+    return parts
+
+
+def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
+    """Number, synset and number of training pictures of the low-level synsets, by rank of the WordNet id."""
+    try:
+        rows = sorted(
+            (str(row["WNID"]), int(*row[field]), str(row["words"]), int(*row["num_train_images"]))
+            for row in matlab.read(meta)["synsets"]
+            # the other synsets are the inner nodes of WordNet's tree: no picture is of them
+            if int(*row["num_children"]) == 0
+        )
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ValueError(f"{file}: {META}: no list of synsets in it ({type(error).__name__}: {error})") from None
+    for kind, values in (("WNID", [row[0] for row in rows]), (field, [row[1] for row in rows])):
+        twice = [value for value, count in Counter[str | int](values).items() if count > 1]
+        if twice:
+            raise ValueError(f"{file}: {META}: {kind} {twice[0]} is there twice")
+    classes = tuple(Synset(wnid=wnid, words=words) for wnid, _, words, _ in rows)
+    return [row[1] for row in rows], classes, tuple(row[3] for row in rows)
+
+
+def synset_tars(file: Hashed, path: AnyPath) -> Iterator[tuple[str, int, int]]:
+    """WordNet id, place and length of each tar in a tar of them."""
+    for outer in members(file, 0, file.bytes, str(path)):
+        yield _named(_TRAIN_TAR, outer.name, str(path), "n01440764.tar").group(1), outer.offset_data, outer.size
+
+
+def synset_pictures(
+    file: Hashed, path: AnyPath, store: AnyPath, wnid: str, start: int, length: int
+) -> Iterator[tuple[str, Place]]:
+    """Name and place of each picture in a synset's tar, which is a range of a file or all of it."""
+    where = f"{path}: {wnid}.tar" if length < file.bytes else str(path)
+    for member in members(file, start, length, where):
+        name = _named(_TRAIN_PICTURE, member.name, where, f"{wnid}_10026.JPEG")
+        if name.group(2) != wnid:
+            raise ValueError(f"{where}: member {member.name} is of {name.group(2)}, not of {wnid}. Fetch it again")
+        yield name.group(1), _place(file, path, store, start + member.offset_data, member.size)
+
+
+def _train(file: Hashed, path: AnyPath, store: AnyPath, known: Devkit, complete: bool) -> Iterator[Picture]:
+    wnids = {synset.wnid for synset in known.classes}
+    counts = Counter[str]()
+    for wnid, start, length in synset_tars(file, path):
+        if wnid not in wnids:
+            raise ValueError(
+                f"{path}: {wnid}.tar: {wnid} is no class of the devkit. Archive and devkit have to be of one year"
+            )
+        for name, place in synset_pictures(file, path, store, wnid, start, length):
+            counts[wnid] += 1
+            yield picture(name, "train", wnid, place)
+    for synset, expected in zip(known.classes, known.train_images, strict=True):
+        if complete and counts[synset.wnid] != expected:
+            raise ValueError(
+                f"{path}: holds {counts[synset.wnid]} pictures of {synset.wnid}, the devkit says {expected}. "
+                f"Fetch the archive again, or the devkit that belongs to it{PART}"
+            )
+
+
+def _numbered(
+    file: Hashed, path: AnyPath, store: AnyPath, split: str, wnids: tuple[str, ...], year: Year, complete: bool
+) -> Iterator[Picture]:
+    """The pictures of an archive whose labels are the lines of a list."""
+    named = re.compile(rf"(ILSVRC{year.number}_{split}_([0-9]{{8}}))\.JPEG")
+    count = 0
+    for member in members(file, 0, file.bytes, str(path)):
+        name = _named(named, member.name, str(path), f"ILSVRC{year.number}_{split}_00000001.JPEG")
+        count += 1
+        number = int(name.group(2))
+        if not 1 <= number <= len(wnids):
+            raise ValueError(
+                f"{path}: member {member.name}: the {split} ground truth has no line {number}, it has {len(wnids)}. "
+                "Both have to be of one year"
+            )
+        place = _place(file, path, store, member.offset_data, member.size)
+        yield picture(name.group(1), split, wnids[number - 1], place)
+    if complete and count != len(wnids):
+        raise ValueError(
+            f"{path}: holds {count} pictures, the {split} ground truth has {len(wnids)} lines. Fetch the archive "
+            f"again, or the ground truth that belongs to it{PART}"
+        )
+
+
+def _patches(file: Hashed, path: AnyPath, store: AnyPath) -> Iterator[tuple[str, Place]]:
+    """Name and place of the pictures that replace others."""
+    for member in members(file, 0, file.bytes, str(path)):
+        name = PurePosixPath(member.name)
+        if name.suffix == ".JPEG":
+            yield name.stem, _place(file, path, store, member.offset_data, member.size)
+
+
+def _place(file: Hashed, path: AnyPath, store: AnyPath, start: int, length: int) -> Place:
+    return Place(archive=paths.below(store, path), offset=start, length=length, crc32=file.crc32(start, length))
+
+
+def _patched(pictures: Iterable[Picture], patches: dict[str, Place]) -> Iterator[Picture]:
+    """The pictures, those that were replaced in their new place; what replaces none stays in `patches`."""
+    for each in pictures:
+        place = patches.pop(each.id, None)
+        yield each if place is None else picture(each.id, each.split, each.wnid, place)
+
+
+def picture(name: str, split: str, wnid: str, place: Place) -> Picture:
+    """A picture in its place."""
+    return Picture(
+        id=name,
+        split=split,
+        wnid=wnid,
+        archive=place.archive,
+        offset=place.offset,
+        length=place.length,
+        crc32=place.crc32,
+    )
+
+
+def _named(pattern: re.Pattern[str], name: str, where: str, example: str) -> re.Match[str]:
+    """The match of a member's name, whatever folder it lies in: some copies were packed with one."""
+    match = pattern.fullmatch(PurePosixPath(name).name)
+    if match is None:
+        raise ValueError(f"{where}: member {name!r} has no name like {example}. Is this the archive it should be?")
+    return match

@@ -1,0 +1,145 @@
+"""What cannot be read by byte range is repacked into a tar that can: once, in the data store, whole or not at all.
+
+Members of a zip and of a compressed tar are packed together or one by one, so a picture in them is no range of bytes. The
+tar beside them holds the same files with the same names; its own name is the checksum of what it was made from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, cast
+
+from pipeline.archives import bounds
+from pipeline.archives.contents import Archive
+from pipeline.archives.tars import CHUNK
+from pipeline.archives.tree import Tree, of_tar
+from pipeline.runtime import paths
+from pipeline.runtime.paths import AnyPath
+
+FOLDER = "repacked"
+"""In the data store. It may be removed at any time: what is needed of it is made again."""
+
+Files = Iterator[tuple[str, bytes]]
+
+
+def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Files]) -> Tree:
+    """What `unpack` finds in a file of the store, from the tar that is made of it unless it is there and whole."""
+    file = store / origin.name
+    target = store / FOLDER / f"{file.name}-{origin.sha256[:16]}.tar"
+    record = target.with_name(target.name + ".sha256")
+    with paths.locked(target):
+        if target.exists() and record.exists():
+            with suppress(ValueError):
+                tree = of_tar(target, store)
+                if [archive.sha256 for archive in tree.tars] == record.read_text().split():
+                    return dataclasses.replace(tree, origins=(origin,))
+        part, disk = paths.on_disk(target).with_name(target.name + ".part"), paths.on_disk(file)
+        with paths.writing(part):
+            paths.check_room(part, _at_least(disk))
+            with part.open("wb") as out:
+                _write(out, unpack(disk), disk, part)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(paths.on_disk(target))
+            tree = of_tar(target, store)
+            part.write_text(f"{tree.tars[0].sha256}\n")
+            part.replace(paths.on_disk(record))
+        return dataclasses.replace(tree, origins=(origin,))
+
+
+def _at_least(origin: Path) -> int:
+    """Bytes that come out of a file, as far as it says so; who unpacks it says what is wrong with it."""
+    with suppress(*_NOT_WHOLE):
+        with origin.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                file.seek(-4, os.SEEK_END)
+                return int.from_bytes(file.read(), "little")  # of more than 4 GiB the rest
+        if zipfile.is_zipfile(origin):
+            with zipfile.ZipFile(origin) as packed:
+                return sum(member.file_size for member in packed.infolist())
+    return 0
+
+
+def _write(file: IO[bytes], files: Files, origin: Path, part: Path) -> None:
+    """Writes a tar of the files; `ValueError` if they are more than may come out of their origin."""
+    packed, total = origin.stat().st_size, 0
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in files:
+            bounds.check_name(name, origin)
+            total += len(data) + tarfile.BLOCKSIZE
+            bounds.check_total(total, packed, origin)
+            paths.check_room(part, len(data))
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has written
+
+
+def unzipped(origin: Path) -> Files:
+    """The files in a zip, in the order of its directory, their checksums verified."""
+    try:
+        with zipfile.ZipFile(origin) as packed:
+            found = [member for member in packed.infolist() if not member.is_dir()]
+            bounds.check_total(sum(member.file_size for member in found), origin.stat().st_size, origin)
+            for member in found:
+                bounds.check_member(member.file_size, member.filename, origin)
+                bounds.check_name(member.filename, origin)
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise NotImplementedError(f"member {member.filename!r} is neither stored nor deflated")
+                if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+                    raise ValueError(
+                        f"{origin}: member {member.filename!r} is no plain file. Is this the right archive?"
+                    )
+                yield member.filename, packed.read(member)
+    except _NOT_WHOLE as error:
+        raise ValueError(f"{origin}: not a whole zip ({str(error) or type(error).__name__}). Fetch it again") from None
+
+
+def untarred(origin: AnyPath) -> Files:
+    """The files in a .tar.gz, in its order; read to its end, where its checksum is."""
+    try:
+        with origin.open("rb") as whole, gzip.open(whole) as packed:
+            limited = bounds.Unpacked(cast("IO[bytes]", packed), paths.size(origin) or 0, origin)
+            with tarfile.open(fileobj=cast("IO[bytes]", limited), mode="r|", tarinfo=bounds.Member) as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has seen
+                    if member.isdir():
+                        continue
+                    if not member.isfile():
+                        raise ValueError(
+                            f"{origin}: member {member.name!r} is no plain file. Is this the archive it should be?"
+                        )
+                    bounds.check_name(member.name, origin)
+                    bounds.check_member(member.size, member.name, origin)
+                    yield member.name, cast("IO[bytes]", tar.extractfile(member)).read()
+            while limited.read(CHUNK):
+                pass
+    except _NOT_WHOLE as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{origin}: not a whole .tar.gz ({reason}). Fetch it again") from None
+
+
+_NOT_WHOLE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    IndexError,
+    UnicodeError,
+)
+"""What zipfile, tarfile and gzip raise where their bytes are wrong."""

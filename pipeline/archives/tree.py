@@ -1,0 +1,137 @@
+"""The files of a set by their path, whether they lie in a folder or in a tar that was made of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pipeline.archives import bounds
+from pipeline.archives.contents import Archive
+from pipeline.archives.tars import CHUNK, members, reading
+from pipeline.runtime import paths
+from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.progress import Progress
+
+ENDINGS = frozenset((".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+"""A file is taken for a picture by its ending, in small or capital letters; whether it is one, `resize` finds out."""
+
+READERS = 8
+"""Threads that read files to hash them: small files keep a disk or a network waiting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a file's bytes are: `archive[offset : offset + length]`."""
+
+    archive: str
+    offset: int
+    length: int
+    crc32: int | None = None
+    """CRC-32 of these bytes; None for a file of its own that is not hashed yet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tree:
+    """Files by their path, with slashes, in the order of their paths."""
+
+    where: AnyPath
+    """What the user knows it by."""
+    store: AnyPath
+    files: dict[str, Place]
+    tars: tuple[Archive, ...] = ()
+    """Those that hold them; none where each file is an archive by itself."""
+    origins: tuple[Archive, ...] = ()
+    """What the tars were made of."""
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a small file."""
+        place = self.files[path]
+        bounds.check_member(place.length, path, self.where, bounds.SMALL)
+        with paths.opened(self.store / place.archive) as file:
+            return bytes(file.read_at(place.length, place.offset))
+
+    def under(self, top: str) -> Tree:
+        """The files below a folder, by their path from there."""
+        files = {
+            path.removeprefix(f"{top}/"): place for path, place in self.files.items() if path.startswith(f"{top}/")
+        }
+        return dataclasses.replace(self, where=self.where / top, files=files)
+
+    def tops(self) -> tuple[str, ...]:
+        """The folders at the top."""
+        return tuple(dict.fromkeys(path.partition("/")[0] for path in self.files if "/" in path))
+
+    def pictures(self) -> tuple[list[str], list[str]]:
+        """The paths that end as pictures do and whose names are not hidden, and a line on what is left out, if any."""
+        kept, others = [], Counter[str]()
+        for path in self.files:
+            name = path.rpartition("/")[2]
+            if name.startswith("."):
+                others["hidden"] += 1
+            elif (ending := PurePosixPath(name).suffix).lower() in ENDINGS:
+                kept.append(path)
+            else:
+                others[ending or "no ending"] += 1
+        if not others:
+            return kept, []
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
+        return kept, [f"{self.where}: {others.total():,} files that are no pictures by their names ({kinds})"]
+
+    def archives(self, names: list[str]) -> list[Archive]:
+        """The archives of these names, with their checksums: the tars, or the files."""
+        if self.tars:
+            return [*self.origins, *(tar for tar in self.tars if tar.name in names)]
+        with ThreadPoolExecutor(READERS) as readers, Progress("download: checksums", len(names), "files") as progress:
+            found = []
+            for archive in readers.map(self._hashed, names):
+                found.append(archive)
+                progress.add(1)
+            return found
+
+    def _hashed(self, name: str) -> Archive:
+        sha256, crc32, length = hashlib.sha256(), 0, 0
+        with (self.store / name).open("rb") as file:
+            while part := file.read(CHUNK):
+                sha256.update(part)
+                crc32 = zlib.crc32(part, crc32)
+                length += len(part)
+        return Archive(name=name, bytes=length, sha256=sha256.hexdigest(), md5=None, crc32=crc32)
+
+
+def of_folder(folder: AnyPath, store: AnyPath) -> Tree:
+    """The files below a folder of the store; links are followed. `FileNotFoundError` if it is not there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder in the data store. If it lies elsewhere, link it: ln -s /where/it/is {folder}"
+        )
+    place = paths.below(store, folder)
+    found = paths.files(folder)
+    files = {path: Place(archive=f"{place}/{path}", offset=0, length=length) for path, length in found}
+    for path in files:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{folder}: the name {os.fsencode(path)!r} is not UTF-8. Rename the file") from None
+    return Tree(where=folder, store=store, files=files)
+
+
+def of_tar(file: AnyPath, store: AnyPath) -> Tree:
+    """The files in a tar of the store, read once from end to end."""
+    name = paths.below(store, file)
+    found: dict[str, Place] = {}
+    with reading(file) as whole:
+        for member in members(whole, 0, whole.bytes, str(file)):
+            path = PurePosixPath(member.name).as_posix()
+            bounds.check_name(member.name, file)
+            if path in found:
+                raise ValueError(f"{file}: member {path} is there twice. Fetch the archive again")
+            crc32 = whole.crc32(member.offset_data, member.size)
+            found[path] = Place(archive=name, offset=member.offset_data, length=member.size, crc32=crc32)
+        archive = whole.archive(name)
+    return Tree(where=file, store=store, files=dict(sorted(found.items())), tars=(archive,))

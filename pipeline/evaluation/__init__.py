@@ -1,0 +1,1 @@
+"""What is measured of a trained network beside its errors: neighbours, and the tables that hold them."""

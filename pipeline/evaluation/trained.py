@@ -1,0 +1,92 @@
+"""The trained network as it is tested: read, compared with the pictures' classes, and short names for these."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.runtime.paths import AnyPath
+from pipeline.shards import tables
+from pipeline.shards.tables import Manifest, Synset
+
+if TYPE_CHECKING:
+    from alexnet.model import Network
+
+MODEL = Path("data/model.pt")
+OUT = Path("data/evaluation")
+METRICS = Path("metrics.json")
+
+NONE = "none"
+"""In confusion.csv, in place of a class: no answer. No class is called so there."""
+
+
+def read_model(file: Path) -> bytes:
+    """The bytes of the trained network; `FileNotFoundError` with what to run if it is not there."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: not there. Run: dvc repro train")
+    return file.read_bytes()
+
+
+def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[str, Any]]:
+    """The network and the facts saved with it; `ValueError` if it cannot be tested on the split.
+
+    That is where it tells other classes apart than the pictures have, or where there are no pictures.
+    """
+    from alexnet import model as models
+
+    network, facts = models.load(io.BytesIO(model))
+    theirs = [wnid for wnid, _ in facts["classes"]]
+    ours = [synset.wnid for synset in manifest.classes]
+    if theirs != ours:
+        where = next((k for k, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), -1)
+        differ = (
+            f"class {where} is {theirs[where]} and {ours[where]}"
+            if where >= 0
+            else "one list is the beginning of the other"
+        )
+        raise ValueError(
+            f"{MODEL} knows {len(theirs)} classes, data/shards has {len(ours)}: {differ}. Run: dvc repro train"
+        )
+    there = [name for name in manifest.shards if manifest.rows(name)]
+    if split not in there:
+        raise ValueError(
+            f"params.yaml: results: split: {split}, but data/shards has no picture in {split}, only in "
+            f"{', '.join(there)}. Set another split, or a source that has it and run: dvc repro"
+        )
+    return network, facts
+
+
+def check_labels(manifest: Manifest, split: str, folder: AnyPath) -> None:
+    """`ValueError` if a picture of the split has no label: only the index of train and val promises one."""
+    for shard in manifest.shards[split]:
+        for label in tables.read(folder / shard.file, ["label"], "resize")["label"].to_pylist():
+            if not 0 <= label < len(manifest.classes):
+                raise ValueError(
+                    f"{folder / shard.file}: a picture has the label {label}, and there are {len(manifest.classes)} "
+                    f"classes: without labels no error can be counted. Set params.yaml: results: split: val"
+                )
+
+
+def names(classes: Sequence[Synset]) -> list[str]:
+    """A short name for each class, no two the same: its first word, and the WordNet id where two classes share that.
+
+    What DVC draws has these and not the words themselves: its pages hold them in a script, which a `</script>` would end.
+    """
+    first = [_unscripted(synset.words.split(",")[0] or synset.wnid) for synset in classes]
+    counts = Counter([*first, NONE])
+    taken = {word for word in counts if counts[word] == 1} | {NONE}
+    made = []
+    for label, (word, synset) in enumerate(zip(first, classes, strict=True)):
+        name = f"{word} ({_unscripted(synset.wnid)})" if counts[word] > 1 else word
+        while counts[word] > 1 and name in taken:  # another class's own word is what that makes of this one
+            name += f" [{label}]"
+        taken.add(name)
+        made.append(name)
+    return made
+
+
+def _unscripted(name: str) -> str:
+    return name.replace("<", "‹")

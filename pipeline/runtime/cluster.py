@@ -1,0 +1,275 @@
+"""The machine as Ray's resources; all of ray.init and of Ray's environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray._private import auto_init_hook, ray_constants
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.runtime import access, edges, head, stage, waiting
+from pipeline.runtime.machine import Machine, ray_address
+from pipeline.runtime.silence import LOOK, Silence, nodes
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Set before Ray starts anything: it reads these once. docs/clusters.md says what the nodes need.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one poll; the default of 2 s is felt
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # a worker is the work, not a background to it
+    "RAY_task_oom_retries": "3",  # for ever by default
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end would join whatever Ray it finds
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would start its workers by it, and wait for ever
+}
+
+# glibc's; other systems ignore them. A step frees and takes again most of its memory, in pieces of many megabytes. Left to
+# itself, glibc gives each back, and the system fills its pages with zeros when it comes again: a third of the time of a
+# training at full width on 2 cores (128 pictures: 3.5 s, and 2.3 s like this). So a worker keeps what it has, in one heap
+# for all of its threads.
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+
+_KILLED = re.compile(
+    r"IP: (?P<node>[^,]+).* was (?P<used>[\d.]+ ?\w+) used / (?P<all>[\d.]+ ?\w+) limit.*?\((?P<limit>[\d.]+)% of",
+    re.DOTALL,
+)
+"""How Ray's memory monitor says why it has killed a process."""
+
+
+@contextmanager
+def connected(machine: Machine) -> Iterator[None]:
+    """Joins the running cluster that the machine's settings or `RAY_ADDRESS` name, or starts one of this machine.
+
+    Raises `ValueError` for an address that is no cluster's own and for a cluster that lets strangers in or us not,
+    `ConnectionError` or `TimeoutError` where none answers.
+    """
+    if ray.is_initialized():  # by a test session, which starts Ray once
+        yield
+        return
+    for name, value in (ENVIRONMENT | MEMORY).items():
+        os.environ.setdefault(name, value)
+    # This process has imported Ray, and so read these two before
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    auto_init_hook.enable_auto_connect = False
+    address = ray_address(machine)
+    if address is None:
+        _start()
+    else:
+        _join(address)
+    ray._private.worker.print_to_stdstream = _told  # its own writes pages
+    try:
+        with head.watched(ray.get_runtime_context().gcs_address) if address else nullcontext():
+            yield
+    finally:
+        # a job's folder may go when its driver has left the cluster, and the stage is still in it
+        if not in_job():
+            ray.shutdown()
+
+
+def _told(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
+    """Says in a line of its own what Ray tells a driver of its cluster, such as of a task that is tried again."""
+    text = "\n".join(data["lines"]).strip()
+    killed = out_of_memory(text)
+    line = killed[0] if killed else text.partition("\n")[0][:300]
+    print(f"ray: {line}", file=sys.stderr, flush=True)
+
+
+def in_job() -> bool:
+    """Whether this driver was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _join(address: str) -> None:
+    access.admit(address)
+    # A job brings its code along; a driver started on a node has to send it to the others
+    environment: dict[str, object] = {"env_vars": {name: os.environ[name] for name in MEMORY}}
+    if not in_job():
+        environment["working_dir"] = str(Path.cwd())
+    try:
+        with waiting.saying("ray", f"the cluster at {address} to take in this driver and its code"):
+            # it warns each time that .git stays behind
+            ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError) as error:
+        # RuntimeError: the head has another version of Ray or of Python, which it names in six lines
+        words = edges.said(error) or edges.essential(str(error))
+        raise ConnectionError(f"the Ray cluster at {address} cannot be joined from here: {words}") from None
+
+
+def _start() -> None:
+    """Starts a cluster of this driver alone: on loopback, behind a token of this working copy, and gone with it."""
+    access.keep_private(stage.WORK)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,  # what a stage has to say, its driver says
+        _node_ip_address="127.0.0.1",
+        object_store_memory=_object_store_bytes(),
+    )
+
+
+def _object_store_bytes() -> int:
+    # The stages pass small things through it: shards are written and read as files
+    return 512 * 2**20
+
+
+def cpus() -> int:
+    """CPUs of the whole cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+
+
+def gpus(machine: Machine) -> int:
+    """GPUs to use: all of the cluster's, none, or as many as the settings say."""
+    if machine.devices == "cpu":
+        return 0
+    there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if machine.devices == "auto":
+        return there
+    if machine.devices > there:
+        raise ValueError(f"machine.yaml: devices: {machine.devices} GPUs asked for, the cluster has {there}")
+    return machine.devices
+
+
+def workers(machine: Machine, tasks: int) -> int:
+    """Processes to use for `tasks` pieces of work."""
+    return max(1, min(tasks, cpus() if machine.workers == "auto" else machine.workers))
+
+
+def each(
+    work: Callable[[Item], Result], items: Sequence[Item], machine: Machine, gpus: int = 0
+) -> Iterator[tuple[Item, Result]]:
+    """Runs `work` on every item, a Ray task each, and gives (item, result) in the order in which they are done.
+
+    A task has a CPU, or less of one where more workers than CPUs are asked for, and `gpus` GPUs. As many are under way
+    as the machine's settings allow. `work` has to bear being run twice: a task whose node is lost is started again
+    elsewhere. What it raises is raised here; `OSError` if its workers keep dying, `TimeoutError` if there is no room for
+    any of them. A task may take as long as it takes: see `Silence`.
+    """
+    most = workers(machine, len(items))
+    takes = {"CPU": min(1, cpus() / most), **({"GPU": gpus} if gpus else {})}
+    silence = Silence(work, takes, machine.patience)
+    # 0: a worker takes one task after another. Left to itself Ray ends it after each task on a GPU, and the next has to
+    # import torch and wake the GPU again, some 4 s for each shard
+    task = ray.remote(num_cpus=takes["CPU"], num_gpus=gpus, max_retries=3, max_calls=0)(work).options(
+        name=silence.title
+    )
+    running: dict[ray.ObjectRef[Result], Item] = {}
+    for number, item in enumerate(items, 1):
+        running[task.remote(item)] = item
+        if len(running) >= most:
+            yield _next(running, silence, f"{number - len(running):,} of {len(items):,}")
+    while running:
+        yield _next(running, silence, f"{len(items) - len(running):,} of {len(items):,}")
+
+
+def _next(running: dict[ray.ObjectRef[Result], Item], silence: Silence, done: str) -> tuple[Item, Result]:
+    with silence.begun():
+        while not (ready := ray.wait(list(running), num_returns=1, timeout=LOOK)[0]):
+            silence.look(len(running), done)
+    item = running.pop(ready[0])
+    try:
+        return item, ray.get(ready[0])
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        if killed := out_of_memory(str(error)):
+            raise OSError("\n".join(killed)) from None
+        raise OSError(
+            f"a worker died, also when its task was tried again: {edges.essential(str(error))}\n"
+            "Was it killed (dmesg), or is there too little memory (machine.yaml: workers)? Then dvc repro goes on"
+        ) from None
+
+
+def out_of_memory(said: str) -> tuple[str, str] | None:
+    """What happened and what to do where Ray's memory monitor has killed a worker; None for whatever else Ray says."""
+    found = _KILLED.search(said)
+    if found is None:
+        return None
+    what = (
+        f"Ray's memory monitor killed a worker: of the memory of {found['node']} {found['used']} of {found['all']} were in "
+        f"use, and it allows {found['limit']} %"
+    )
+    advice = (
+        "End what else is in memory there (ps aux --sort -rss), set fewer workers or placement: one in machine.yaml, or a "
+        "smaller learning.batch_size; RAY_memory_usage_threshold is what it allows"
+    )
+    return what, advice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where the network runs: how many processes, what each holds, on what."""
+
+    workers: int
+    apart: bool
+    """A process for each column; else each process holds all columns."""
+    gpu: bool
+    threads: int
+    """CPU cores of each process."""
+
+    @property
+    def replicas(self) -> int:
+        """How many whole networks there are, each with a share of every batch."""
+        return self.workers // 2 if self.apart else self.workers
+
+    def __str__(self) -> str:
+        what = "a column each" if self.apart else "a whole network each" if self.workers > 1 else "the whole network"
+        on = "on a GPU" if self.gpu else f"with {self.threads} CPU core{'s' * (self.threads > 1)}"
+        return f"{self.workers} process{'es' * (self.workers > 1)}, {what}, {on}"
+
+
+def placement(machine: Machine, divisible: bool) -> Placement:
+    """Chooses the placement (machine.yaml, `placement`) of a network whose columns can, or cannot, be in two processes.
+
+    All give the same weights to rounding. Raises `ValueError` if what the settings ask for cannot be had.
+    """
+    gpu_count, cpu_count = gpus(machine), cpus()
+    wanted = machine.placement
+    if wanted == "columns" and not divisible:
+        raise ValueError(
+            "machine.yaml: placement: 'columns' needs a network of 2 columns (params.yaml: model.columns) that meet only "
+            "where the paper says, which 'caffe' normalization and later networks do not"
+        )
+    if wanted == "auto":
+        pair = gpu_count >= 2 or (gpu_count == 0 and cpu_count >= 2)
+        wanted = "columns" if divisible and pair else "replicas" if gpu_count >= 2 else "one"
+    if gpu_count == 0:
+        workers = 2 if wanted == "columns" else min(cpu_count, 2) if wanted == "replicas" else 1
+        if workers > cpu_count:
+            raise ValueError(f"machine.yaml: placement: 'columns' needs 2 CPU cores, the cluster has {cpu_count}")
+        return Placement(workers=workers, apart=wanted == "columns", gpu=False, threads=_threads(workers))
+    workers = {"one": 1, "columns": gpu_count - gpu_count % 2, "replicas": gpu_count}[wanted]
+    if workers == 0:
+        raise ValueError("machine.yaml: placement: 'columns' needs 2 GPUs, since a GPU takes one process; there is 1")
+    if workers > cpu_count:
+        raise ValueError(
+            f"machine.yaml: placement: {workers} GPUs need a CPU core each, the cluster has {cpu_count}. "
+            "devices takes the number of GPUs to use"
+        )
+    return Placement(workers=workers, apart=wanted == "columns", gpu=True, threads=min(16, _threads(workers)))
+
+
+def _threads(workers: int) -> int:
+    """The most CPU cores that so many processes can each have, none of them on two nodes."""
+    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes()]
+    fitting = (threads for threads in range(sum(cores), 0, -1) if sum(node // threads for node in cores) >= workers)
+    return next(fitting, 1)

@@ -1,0 +1,91 @@
+"""JSON and CSV of ours as they are read back: each key, value and row is checked, or one line says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pipeline.runtime import params
+from pipeline.runtime.digests import again
+from pipeline.runtime.paths import AnyPath
+
+T = TypeVar("T")
+
+SHOWN = 200
+"""Characters of a fault that are printed: the value that is wrong may be all of the file."""
+
+
+def parse(data: bytes | str, kind: type[T], file: AnyPath, stage: str) -> T:
+    """A JSON object as a `kind`, a dataclass that has each of its keys; `ValueError` with what to run if it is none."""
+    document = load(data, file, stage)
+    missing = [field.name for field in dataclasses.fields(kind) if field.name not in document]  # type: ignore[arg-type]
+    if missing:
+        raise ValueError(f"{file}: {missing[0]}: is missing. {again(stage)}")
+    try:
+        return params.check(document, kind, Path(str(file)))
+    except RecursionError:
+        raise ValueError(f"{file}: no JSON of ours (nested too deep). {again(stage)}") from None
+    except params.ParamsError as error:
+        first, *more = str(error).replace(f"{file}: : ", f"{file}: ").splitlines()
+        others = f" (and {len(more)} more)" if more else ""
+        raise ValueError(f"{_short(first)}{others}. {again(stage)}") from None
+
+
+def load(data: bytes | str, file: AnyPath, stage: str) -> dict[str, Any]:
+    """A JSON object without NaN, and with no key twice; otherwise as `parse`."""
+    try:
+        document = json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: no JSON of ours ({_short(str(error))}). {again(stage)}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{file}: has to be a JSON object, is {type(document).__name__}. {again(stage)}")
+    return document
+
+
+def rows(
+    data: bytes,
+    columns: Mapping[str, Callable[[str], Any]],
+    file: AnyPath,
+    stage: str,
+    others: Callable[[str], Any] = str,
+) -> list[dict[str, Any]]:
+    """The rows of a CSV with a head, the values of each of these columns, which have to be there, as it reads them.
+
+    `ValueError` with what to run if a column is missing, or a row is longer or shorter or has no such value.
+    """
+    line = 1
+    try:
+        reader = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
+        head = next(reader, [])
+        if absent := [name for name in columns if name not in head]:
+            raise ValueError(f"has no column {absent[0]}")
+        found = []
+        for cells in reader:
+            line = reader.line_num
+            if len(cells) != len(head):
+                raise ValueError(f"{len(cells)} values for {len(head)} columns")
+            found.append({name: columns.get(name, others)(cell) for name, cell in zip(head, cells, strict=True)})
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{file}: line {line}: {_short(str(error))}. {again(stage)}") from None
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' is there twice")
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -1,0 +1,76 @@
+"""A watch over the head of a cluster that a stage has joined: when it is away that is said, and then the stage ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.runtime import guard, waiting
+
+EVERY = 2.0
+"""Seconds from one knock to the next, and those that one may take."""
+
+LIMIT = 50.0
+"""Seconds for which a head may be away. After a minute Ray's own core ends the process, wherever that is."""
+
+_AWAY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN)
+
+
+@contextmanager
+def watched(address: str) -> Iterator[None]:
+    """Knocks at the head at host:port while the block runs, and ends the stage after `LIMIT` seconds without an answer."""
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(address, over), name="head", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _watch(address: str, over: threading.Event) -> None:
+    # Knocks are counted, and not seconds: a machine that is loaded, or asleep for an hour, is late, and no head is lost
+    missed, said, began = 0, False, 0.0
+    while not over.wait(max(0.0, began + EVERY - time.monotonic())):
+        began = time.monotonic()
+        try:
+            why = _knock(address)
+        except OSError:  # it is this machine that has no more files, or ports
+            continue
+        if over.is_set():
+            return
+        if why is None:
+            if said:
+                waiting.tell("ray", f"the head of the cluster at {address} answers again")
+            missed, said = 0, False
+            continue
+        missed += 1
+        away = missed * EVERY
+        if away >= waiting.SAID_AFTER and not said:
+            said = True
+            waiting.tell("ray", waiting.line(f"the head of the cluster at {address}, which is away ({why})", LIMIT))
+        if away >= LIMIT:
+            guard.end(
+                f"the head of the Ray cluster at {address} has been away for {away:,.0f} s ({why})",
+                "Start it and its nodes again (ray start), or mend the network between",
+            )
+            return
+
+
+def _knock(address: str) -> str | None:
+    """Why no connection can be made to the head; None if one can. `OSError` where this is no fault of its."""
+    host, _, port = address.rpartition(":")
+    try:
+        # the system takes a connection for a process that is busy, and so a loaded head is there
+        socket.create_connection((host.strip("[]"), int(port)), timeout=EVERY).close()
+    except TimeoutError:
+        return "it does not answer"
+    except OSError as error:
+        if error.errno not in _AWAY:
+            raise
+        return os.strerror(error.errno)
+    return None

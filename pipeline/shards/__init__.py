@@ -1,0 +1,1 @@
+"""What stands between the stages: the schemas, the shards and where they lie, batches, the census."""

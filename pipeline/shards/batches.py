@@ -1,0 +1,246 @@
+"""Shards → batches of bytes, in an order fixed by (seed, epoch), from any position on.
+
+The order is that of the whole batch. A replica reads its share of it, and together the replicas read what one would.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alexnet import dataset, draws
+from alexnet.learning import Learning
+from pipeline.runtime import digests, paths
+from pipeline.runtime.paths import AnyPath
+from pipeline.shards.tables import Shard, in_one_line
+
+AHEAD = 3
+"""Batches read before they are asked for: enough to hide one slow read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An epoch's order: for each place the picture, counted through all shards, and the stream that it comes from."""
+
+    pictures: NDArray[np.int64]
+    streams: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A replica's pictures of one batch."""
+
+    number: int
+    """Number of the batch in the epoch, from 0."""
+    count: int
+    """Pictures of the batch in all replicas."""
+    places: Tensor
+    """Position of each picture in the epoch's order, B, int64: the key of its draws."""
+    images: Tensor
+    """B×3×side×side, uint8; without a shape where B is 0."""
+    labels: Tensor
+    """B, int64."""
+
+
+class Pictures:
+    """A split's shards as one row of pictures, read by row group.
+
+    A shard's sha256 is compared before anything of it is given out, and once in a process: at 1 GB/s, the 40 GB of
+    ILSVRC-2012 take 40 seconds of the reading threads, spread over the first epoch. Later its pages' checksums are.
+    """
+
+    def __init__(self, folder: AnyPath, shards: Sequence[Shard]) -> None:
+        self.folder, self.shards = folder, tuple(shards)
+        self.files = [folder / shard.file for shard in shards]
+        self._unseen = {place: threading.Lock() for place in range(len(self.files))}
+        self.groups: list[tuple[int, int]] = []  # (shard, group in it)
+        sizes = []
+        with ThreadPoolExecutor(paths.at_once(folder)) as readers:
+            self.metadata = list(readers.map(_metadata, self.files))
+        for place, metadata in enumerate(self.metadata):
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            _check_rows(self.files[place], rows, shards[place].rows)
+            self.groups += [(place, group) for group in range(len(rows))]
+            sizes += rows
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def find(self, picture: int) -> tuple[int, int]:
+        """The row group of a picture and its row there."""
+        group = int(self.group(picture))
+        return group, picture - int(self.starts[group])
+
+    def group(self, pictures: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row group of each picture."""
+        found: NDArray[np.int64] = np.searchsorted(self.starts, pictures, side="right") - 1
+        return found
+
+    def read(self, group: int) -> tuple[list[bytes], list[int]]:
+        """The files of the pictures of a row group, and their labels."""
+        shard, place = self.groups[group]
+        self._see(shard)
+        # opened anew for each row group: no handle outlives its read, and a group is megabytes
+        with _readable(self.files[shard]) as source:
+            parquet = pq.ParquetFile(
+                source, metadata=self.metadata[shard], page_checksum_verification=True, pre_buffer=True
+            )
+            table = parquet.read_row_group(place, columns=["image.bytes", "label"])
+            if table.num_rows != self.sizes[group]:
+                raise OSError(f"{table.num_rows} rows where {self.sizes[group]} are")
+        return table["image"].combine_chunks().field("bytes").to_pylist(), table["label"].to_pylist()
+
+    def _see(self, shard: int) -> None:
+        """Compares a shard's sha256, unless this process has; who else wants of it waits for that."""
+        lock = self._unseen.get(shard)
+        if lock is None:
+            return
+        with lock:
+            if shard in self._unseen:
+                digests.compare(self.files[shard], self.shards[shard].sha256, "resize")
+                del self._unseen[shard]
+
+
+def _check_rows(file: AnyPath, groups: Sequence[int], rows: int) -> None:
+    """`OSError` if the row groups' sizes are not those of so many rows: equal, but for the last.
+
+    The order of an epoch is made of them before a byte of most shards is read.
+    """
+    if sum(groups) != rows or any(size != groups[0] for size in groups[:-1]) or (groups and groups[-1] > groups[0]):
+        raise OSError(
+            f"{file}: damaged: row groups of {groups[:9]} rows, was made with {rows}. {digests.again('resize')}"
+        )
+
+
+def _metadata(file: AnyPath) -> pq.FileMetaData:
+    with _readable(file) as source:
+        return pq.read_metadata(source)
+
+
+@contextmanager
+def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
+    """The file, open; an error says which one it is that cannot be read."""
+    try:
+        with paths.opened(file) as source:
+            yield source
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(
+            f"{file}: gone or damaged: {in_one_line(error)}. Run: dvc repro --force --single-item resize"
+        ) from None
+
+
+def held_out(count: int, learning: Learning) -> NDArray[np.bool_]:
+    """For each of so many pictures whether it is set aside: never learned from, so that it can be watched."""
+    aside: NDArray[np.bool_] = draws.uniform("held out", learning.seed, torch.arange(count)).numpy() < learning.held_out
+    return aside
+
+
+def order(stored: Pictures, learning: Learning, epoch: int) -> Order:
+    """The order of an epoch: a pure function of the shards' sizes, `learning.seed`, its streams and the epoch.
+
+    It leaves out what is held out.
+
+    Shuffled: the row groups in a random order are cut into streams of equal length; each is read from its start to its
+    end, the pictures of a row group in random order, and the places of a batch are dealt to all streams evenly. (The
+    pictures were shuffled once already when they were stored.) Cyclic: as stored, in every epoch.
+    """
+    aside = held_out(len(stored), learning)
+    if learning.order == "cyclic":
+        pictures = np.flatnonzero(~aside)
+        return Order(pictures, np.arange(len(pictures), dtype=np.int64) % learning.streams)
+    key = learning.seed, epoch
+    rank = draws.bits("row group", *key, torch.arange(len(stored.sizes))).numpy()
+    within = draws.bits("picture", *key, torch.arange(len(stored))).numpy()
+    pictures = np.lexsort((within, np.repeat(rank, stored.sizes)))
+    pictures = pictures[~aside[pictures]]
+    count = len(pictures)
+    streams = np.arange(count, dtype=np.int64) * learning.streams // max(1, count)
+    lengths = np.bincount(streams, minlength=learning.streams)
+    along = np.arange(count) - np.concatenate([[0], np.cumsum(lengths)])[streams]
+    dealt = np.lexsort((streams, (along + 0.5) / lengths[streams]))
+    return Order(pictures[dealt], streams[dealt])
+
+
+def batches(
+    stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1, threads: int = 1
+) -> Iterator[Batch]:
+    """The batches of an epoch from batch `first` on, each with the pictures whose streams are this replica's."""
+    own_streams = sum(stream % replicas == replica for stream in set(epoch.streams.tolist()))
+    reader = _Reader(stored, threads, keep=own_streams + 1)
+    with ThreadPoolExecutor(1) as loader:
+        pending: deque[Future[Batch]] = deque()
+        try:
+            for number in range(first, -(-len(epoch.pictures) // size)):
+                places = np.arange(number * size, min((number + 1) * size, len(epoch.pictures)))
+                own = places[epoch.streams[places] % replicas == replica]
+                soon = slice((number + 1) * size, (number + 1 + AHEAD) * size)
+                next_own = epoch.pictures[soon][epoch.streams[soon] % replicas == replica]
+                pending.append(loader.submit(reader.batch, number, len(places), own, epoch.pictures[own], next_own))
+                if len(pending) > AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            loader.shutdown()
+            reader.close()
+
+
+class _Reader:
+    """Decodes pictures, and keeps the row groups that its streams are in the middle of."""
+
+    def __init__(self, stored: Pictures, threads: int, keep: int) -> None:
+        self.stored, self.keep = stored, keep
+        self.decoders = ThreadPoolExecutor(threads)
+        self.readers = ThreadPoolExecutor(paths.at_once(stored.folder))
+        self.kept: OrderedDict[int, Future[tuple[list[bytes], list[int]]]] = OrderedDict()
+
+    def batch(
+        self,
+        number: int,
+        count: int,
+        places: NDArray[np.int64],
+        pictures: NDArray[np.int64],
+        soon: NDArray[np.int64],
+    ) -> Batch:
+        """A batch of these pictures, while the row groups of those that come `soon` are on their way."""
+        groups = dict.fromkeys(self.stored.group(np.concatenate([pictures, soon])).tolist())
+        for group in groups:
+            if group not in self.kept:
+                self.kept[group] = self.readers.submit(self.stored.read, group)
+            self.kept.move_to_end(group)
+        # a stream is in one row group at a time; when it moves on, the oldest one is the one it left
+        while len(self.kept) > max(self.keep, len(groups)):
+            self.kept.popitem(last=False)
+        found = [self._one(int(picture)) for picture in pictures]
+        images = list(self.decoders.map(dataset.decode, [jpeg for jpeg, _ in found]))
+        return Batch(
+            number,
+            count,
+            torch.from_numpy(places.copy()),
+            torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
+            torch.tensor([label for _, label in found], dtype=torch.int64),
+        )
+
+    def _one(self, picture: int) -> tuple[bytes, int]:
+        group, row = self.stored.find(picture)
+        jpegs, labels = self.kept[group].result()
+        return jpegs[row], labels[row]
+
+    def close(self) -> None:
+        self.decoders.shutdown()
+        self.readers.shutdown(cancel_futures=True)

@@ -1,0 +1,291 @@
+"""The Parquet schemas and what they promise; all of pyarrow.
+
+Between two stages stands one of these tables. The writer checks the promise, so that a reader need not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.runtime import digests, documents, paths
+from pipeline.runtime.paths import AnyPath
+
+SPLITS = ("train", "val", "test")
+
+MANIFEST = "manifest.json"
+
+MOST_PIXELS = 4096
+"""Pixels that a stored square's side may have."""
+
+_NAME = re.compile(r"[\w-][\w.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+INDEX = pa.schema(
+    {
+        "id": pa.string(),  # unique: the picture's name without its ending, n01440764_10026
+        "split": pa.string(),  # train, val or test
+        "label": pa.int64(),  # the rank of the WordNet id among the classes, from 0
+        "wnid": pa.string(),
+        "archive": pa.string(),  # the file's name in the data store
+        "offset": pa.int64(),  # of the picture's first byte in the archive
+        "length": pa.int64(),  # in bytes
+        "crc32": pa.uint32(),  # of those bytes, as they lay there when the archive was hashed (zlib.crc32)
+    }
+)
+
+ARCHIVES = pa.schema(
+    {
+        "name": pa.string(),  # of a file in the data store: an archive of many pictures, or a picture by itself
+        "bytes": pa.int64(),
+        "sha256": pa.string(),
+        "md5": pa.string(),  # null where the file is a picture by itself
+    }
+)
+
+REJECTED = pa.schema([*INDEX, pa.field("reason", pa.string())])
+
+IMAGES = pa.schema(
+    {
+        "image": pa.struct(
+            {"bytes": pa.binary(), "path": pa.string()}
+        ),  # side x side, a JPEG or, raw, a PPM; Hugging Face's layout
+        "label": pa.int64(),
+        "wnid": pa.string(),
+        "id": pa.string(),
+        "width": pa.int32(),  # of the picture as it came, in pixels
+        "height": pa.int32(),
+        "sha256": pa.string(),  # of its bytes as they came
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synset:
+    """A class of the data set; its label is its place in the list, by rank of the WordNet id."""
+
+    wnid: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One Parquet file of pictures."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """`data/shards/manifest.json`: what the shards hold. Its digest stands for the pictures in every later stage."""
+
+    side: int
+    classes: tuple[Synset, ...]
+    shards: dict[str, tuple[Shard, ...]]
+    """By split."""
+    indexed: int
+    rejected: int
+    drawn: bool
+    """The pictures were drawn by a program, not photographed."""
+
+    def rows(self, split: str) -> int:
+        """How many pictures the split has."""
+        return sum(shard.rows for shard in self.shards[split])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The manifest as text, the same for equal manifests."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, folder: AnyPath) -> Manifest:
+        """Reads `folder/manifest.json`; if it is not as `resize` wrote it, a `ValueError` or `OSError` says what to run."""
+        file = folder / MANIFEST
+        found = documents.parse(digests.read(file, "resize"), cls, file, "resize")
+        if broken := next(found._broken(), ""):
+            raise ValueError(f"{file}: {broken}. {digests.again('resize')}")
+        return found
+
+    def _broken(self) -> Iterator[str]:
+        """The promises that it does not keep."""
+        shards = [shard for part in self.shards.values() for shard in part]
+        wnids = [synset.wnid for synset in self.classes]
+        if not 1 <= self.side <= MOST_PIXELS:
+            yield f"side: has to be 1 to {MOST_PIXELS}, is {self.side}"
+        if not {"train", "val"} <= self.shards.keys() <= set(SPLITS):
+            yield f"shards: has to have train and val, and may have test, has {', '.join(self.shards) or 'none'}"
+        if wnids != sorted(set(wnids)):
+            yield "classes: have to be in the order of their WordNet ids, each once"
+        if len({shard.file for shard in shards}) < len(shards):
+            yield "shards: names a file twice"
+        for shard in shards:
+            if not _NAME.fullmatch(shard.file):
+                yield f"shards: '{shard.file}' is no name of a file"
+            if not _SHA256.fullmatch(shard.sha256):
+                yield f"shards: {shard.file}: sha256: '{shard.sha256}' is none"
+            if not 0 <= shard.rows < 2**63 or not 0 <= shard.bytes < 2**63:
+                yield f"shards: {shard.file}: has {shard.rows} rows and {shard.bytes} bytes"
+        rows = sum(shard.rows for shard in shards)
+        if self.rejected < 0 or rows + self.rejected != self.indexed:
+            yield f"indexed: {self.indexed}, but {rows} are in shards, and {self.rejected} rejected"
+
+
+def with_classes(schema: pa.Schema, classes: Iterable[Synset]) -> pa.Schema:
+    """`schema` with `label` marked as Hugging Face's ClassLabel and `image` as its Image."""
+    names = [synset.wnid for synset in classes]
+    features: dict[str, object] = {field.name: _feature(field, names) for field in schema}
+    huggingface = json.dumps({"info": {"features": features}}, sort_keys=True)
+    return schema.with_metadata({"huggingface": huggingface})
+
+
+def _feature(field: pa.Field, names: list[str]) -> dict[str, object]:
+    if field.name == "label":
+        return {"names": names, "_type": "ClassLabel"}
+    if field.name == "image":
+        return {"_type": "Image"}
+    return {"dtype": str(field.type), "_type": "Value"}
+
+
+BATCH = 65_536
+"""Rows that `collect` holds as Python's objects."""
+
+
+def collect(rows: Iterable[object], schema: pa.Schema) -> pa.Table:
+    """A table of objects that have its columns as attributes; a million of them are never in memory at once."""
+    waiting = iter(rows)
+    batches = []
+    while some := list(itertools.islice(waiting, BATCH)):
+        columns = {name: [getattr(row, name) for row in some] for name in schema.names}
+        batches.append(pa.RecordBatch.from_pydict(columns, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def write(rows: Mapping[str, list[Any]] | pa.Table, schema: pa.Schema, file: Path, group: int = 0) -> None:
+    """Writes a table to `file`, the same bytes for the same rows, `group` rows to a row group (0: all in one).
+
+    Pictures are stored as they are, since a JPEG does not compress further; every page carries its checksum.
+    """
+    table = rows if isinstance(rows, pa.Table) else pa.table(dict(rows), schema=schema)
+    words = [name for name in ("label", "wnid", "split", "archive") if name in schema.names]
+    pq.write_table(
+        table.cast(schema),
+        file,
+        row_group_size=group or max(1, table.num_rows),
+        compression={"image.bytes": "none", "image.path": "none"} if "image" in schema.names else "zstd",
+        use_dictionary=words,
+        write_statistics=words,
+        write_page_index=True,
+        write_page_checksum=True,
+    )
+
+
+def read(file: AnyPath, columns: list[str] | None = None, stage: str | None = None) -> pa.Table:
+    """Reads a table whole, its pages' checksums verified; `OSError` if it is not there or damaged.
+
+    With the `stage` that wrote it, an error says how it is made anew.
+    """
+    with _readable(file, stage) as source:
+        return pq.read_table(source, columns=columns, page_checksum_verification=True)
+
+
+def parse(data: bytes, file: AnyPath) -> pa.Table:
+    """A table from all the bytes of `file`; `OSError` if it is none."""
+    try:
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{file}: damaged, or no table of ours: {in_one_line(error)}") from None
+
+
+def groups(file: AnyPath, columns: list[str] | None = None, stage: str | None = None) -> Iterator[pa.Table]:
+    """Reads a table by row groups, so that one is in memory and the next on its way; otherwise like `read`."""
+    with (
+        _readable(file, stage) as source,
+        pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as parquet,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        coming = deque[Future[pa.Table]]()
+        for group in range(parquet.num_row_groups):
+            coming.append(reader.submit(parquet.read_row_group, group, columns=columns))
+            if group:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+@contextmanager
+def _readable(file: AnyPath, stage: str | None) -> Iterator[pa.NativeFile]:
+    """The file, open; an error says which one it is that cannot be read."""
+    try:
+        with paths.opened(file) as source:
+            yield source
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: not there{_advice(stage)}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{file}: damaged, or no table of ours: {in_one_line(error)}{_advice(stage)}") from None
+
+
+def _advice(stage: str | None) -> str:
+    return f". {digests.again(stage)}" if stage else ""
+
+
+def in_one_line(error: Exception) -> str:
+    """What Arrow says, whose lines end anywhere."""
+    return " ".join(str(error).split())
+
+
+def check_index(rows: pa.Table, classes: Sequence[Synset], archives: pa.Table, file: Path) -> None:
+    """`ValueError` if the rows of the index do not keep the promises of `INDEX`, beside its `ARCHIVES`."""
+    wrong = f"{file}: {{}}. Run: dvc repro --force download"
+    for table, schema, name in ((rows, INDEX, "INDEX"), (archives, ARCHIVES, "ARCHIVES")):
+        if not table.schema.equals(schema):
+            raise ValueError(wrong.format(f"has the columns {table.schema.names}, not those of tables.{name}"))
+    if absent := next((name for name in rows.schema.names if rows[name].null_count), None):
+        raise ValueError(wrong.format(f"a picture has no {absent}"))
+    if rows.num_rows == 0:
+        raise ValueError(wrong.format("holds no picture"))
+    if pc.count_distinct(rows["id"]).as_py() != rows.num_rows:
+        raise ValueError(wrong.format("names a picture twice"))
+    strange = set(pc.unique(rows["split"]).to_pylist()) - set(SPLITS)
+    if strange:
+        raise ValueError(wrong.format(f"unknown split '{min(strange)}'"))
+    names = [synset.wnid for synset in classes]
+    if names != sorted(set(names)):
+        raise ValueError(wrong.format("the classes are not in the order of their WordNet ids, each once"))
+    wnids = pa.array(names, pa.string())
+    ranked = pc.equal(pc.index_in(rows["wnid"], value_set=wnids), rows["label"])
+    sound = pc.or_(pc.fill_null(ranked, False), pc.equal(rows["split"], "test"))  # what a test shows may be secret
+    if not pc.all(sound).as_py():
+        raise ValueError(wrong.format("a label is not the rank of its WordNet id among the classes"))
+    places = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
+    if places.null_count:
+        name = rows["archive"].filter(pc.is_null(places))[0].as_py()
+        raise ValueError(wrong.format(f"names the archive {name}, which archives.parquet does not"))
+    negative = pc.or_(pc.less(rows["offset"], 0), pc.less(rows["length"], 0))
+    ends, sizes = pc.add(rows["offset"], rows["length"]), archives["bytes"].take(places)
+    beyond = pc.greater(ends, sizes)
+    for bad, said in ((negative, "has a negative place or length"), (beyond, "ends at byte {end}")):
+        if pc.any(bad).as_py():
+            place = pc.index(bad, True).as_py()
+            name, end, size = (column[place].as_py() for column in (rows["archive"], ends, sizes))
+            raise ValueError(wrong.format(f"a picture {said.format(end=end)} of {name}, which has {size}"))

@@ -1,0 +1,130 @@
+"""The stage's end of `sender`: starts it, asks it, waits no longer than a limit, and ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime import waiting
+
+ROOT = Path(__file__).parents[2]
+
+READY = 180.0
+"""Seconds in which the process has to be there: it imports MLflow, from whatever disk."""
+
+PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from pipeline.tracking.sender import main; main()"
+"""By the path and not by PYTHONPATH: a folder may have a colon in its name."""
+
+Event = dict[str, Any]
+
+
+class Courier:
+    """The process, for as long as one stage has something to tell."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._start()
+
+    def _start(self) -> None:
+        # a session of its own: Ctrl-C is for the stage, which then has this process send what it can
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._partial, self._number, self._closed = b"", 0, False
+        self.spent = 0.0
+        """Seconds that the last wait has counted."""
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def restart(self) -> None:
+        """Another process in place of one that died."""
+        self.end()
+        self._start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Waits until the process can be asked."""
+        with waiting.saying(self.name, "MLflow's client to be loaded", READY):
+            for event in self.events(READY):
+                if event["event"] == "ready":
+                    return
+        raise OSError(f"the process that speaks to MLflow was not there after {READY:g} s. Try again")
+
+    def ask(self, what: str, limit: float, **words: Any) -> Any:
+        """Asks for something and returns what comes of it; `TimeoutError` if nothing has after `limit` seconds."""
+        number = self.tell(what, **words)
+        for event in self.events(limit):
+            if event.get("number") != number:
+                continue
+            if event["event"] == "done":
+                return event["result"]
+            if event["event"] == "error":
+                raise (ValueError if event["kind"] == "ValueError" else OSError)(event["text"])
+        if self.dead:
+            raise OSError("the process that speaks to MLflow was killed, as a lack of memory does it. Try again")
+        raise TimeoutError(f"no answer within {limit:g} s")
+
+    def tell(self, what: str, **words: Any) -> int:
+        """Asks for something, and returns the number that its answer will have."""
+        assert self._process.stdin is not None
+        self._number += 1
+        with suppress(BrokenPipeError):  # it died, as of a lack of memory; `events` ends then
+            self._process.stdin.write(json.dumps({"do": what, "number": self._number, **words}).encode() + b"\n")
+            self._process.stdin.flush()
+        return self._number
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process has ended."""
+        return self._closed or self._process.poll() is not None
+
+    def events(self, limit: float, counts: Callable[[], bool] = lambda: True) -> Iterator[Event]:
+        """What the process says, as it comes, for `limit` seconds in all; those in which `counts` is false are free."""
+        last, self.spent = time.monotonic(), 0.0
+        while limit > self.spent:
+            if (data := self._read(min(limit - self.spent, 0.2))) == b"":
+                self._closed = True
+                return
+            *lines, self._partial = (self._partial + (data or b"")).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+            now = time.monotonic()
+            self.spent, last = self.spent + (now - last if counts() else 0), now
+
+    def _read(self, seconds: float) -> bytes | None:
+        """What there is to be read; None if there is nothing yet, empty if there will be nothing."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            return os.read(self._process.stdout.fileno(), 2**16) if selector.select(seconds) else None
+
+    def end(self) -> None:
+        """Ends the process, whatever it is at."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+@contextmanager
+def hired(name: str) -> Iterator[Courier]:
+    """A process that speaks to MLflow, while the block runs."""
+    courier = Courier(name)
+    try:
+        courier.wait_ready()
+        yield courier
+    finally:
+        courier.end()

@@ -1,0 +1,145 @@
+"""What a run says of itself in MLflow: parameters, the data set, who runs it, with which code, and where."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pipeline.runtime import owner, redaction
+from pipeline.tracking import database
+from pipeline.tracking.begin import Wanted
+
+
+class Pictures(Protocol):
+    """The pictures that a run is about: the manifest of their shards."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a program drew them."""
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that stand for them."""
+
+    @property
+    def shards(self) -> Mapping[str, Any]:
+        """By split."""
+
+    def rows(self, split: str) -> int:
+        """How many pictures the split has."""
+
+
+def wanted(
+    uri: str, fingerprint: str, params: Mapping[str, Any], manifest: Pictures | None, stage: str, adopt: bool
+) -> Wanted:
+    """What a stage asks of MLflow, in plain values."""
+    file, commit = database.path(uri), _git("rev-parse", "HEAD")
+    return Wanted(
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet",
+        # A server knows where it keeps artifacts; with a database they would land in the current folder
+        artifacts=None if file is None else (file.parent / database.ARTIFACTS).as_uri(),
+        name=f"{os.environ.get('DVC_EXP_NAME') or 'alexnet'}-{fingerprint[:8]}",
+        fingerprint=fingerprint,
+        stage=stage,
+        adopt=adopt,
+        run_id=os.environ.get("MLFLOW_RUN_ID") or None,
+        owner=owner.identity(),
+        params=flat(params),
+        tags=_tags(fingerprint, stage, manifest, commit),
+        source=_source(commit),
+        pictures=None if manifest is None else _pictures(manifest),
+    )
+
+
+def flat(params: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Nested parameters under dotted names, as words: `{"learning": {"rate": 0.01}}` is `learning.rate` = 0.01.
+
+    A secret in one, as in an address, is left out of its words.
+    """
+    found: dict[str, str] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = redaction.redact(value if isinstance(value, str) else json.dumps(value))
+    return found
+
+
+def _pictures(manifest: Pictures) -> dict[str, str]:
+    """The data set, in MLflow's words."""
+    return {
+        "name": "drawn pictures" if manifest.drawn else "pictures",
+        "digest": manifest.digest[:32],  # the column is short; the tag `manifest` has all 64
+        "source_type": "code",
+        "source": json.dumps({"tags": {"manifest": manifest.digest}}),
+        "profile": json.dumps({split: manifest.rows(split) for split in sorted(manifest.shards)}),
+    }
+
+
+def _source(commit: str) -> dict[str, str]:
+    """MLflow's own tags on who runs what. Not the remote's address, which may have a token in it."""
+    tags = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": redaction.redact(sys.argv[0]),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # in a container whose user has no name
+        return ""
+
+
+def _tags(fingerprint: str, stage: str, manifest: Pictures | None, commit: str) -> dict[str, str]:
+    tags = {
+        "fingerprint": fingerprint,
+        "stage": stage,
+        "manifest": manifest.digest if manifest else "",
+        "host": socket.gethostname(),
+        "process": owner.identity(),
+        "gpu": _gpu(),
+        "dvc.stage": os.environ.get("DVC_STAGE", ""),
+        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
+        "ray.job_id": _ray_job(),
+    }
+    if commit:
+        tags["git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    return {name: redaction.redact(value) for name, value in tags.items() if value}
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _gpu() -> str:
+    # Not torch.cuda: asking it for a name takes up memory of the GPU for as long as this process lives
+    try:
+        import pynvml
+    except ImportError:
+        return ""
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return ", ".join(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    except pynvml.NVMLError:
+        return ""
+
+
+def _ray_job() -> str:
+    # What `ray job submit` tells the driver that it starts; it is there before the driver has joined the cluster
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return str((config.get("metadata") or {}).get("job_submission_id", ""))

@@ -1,0 +1,175 @@
+"""What a run has to tell MLflow, first in a file: whole lines in their order, kept until MLflow has them.
+
+A stage appends and never waits; `sender` reads behind it. What a killed process leaves is whole but for the last line, which
+is left out. A journal is a folder: what it is of, the lines, copies of the files that go with them, and how far it is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime import owner, redaction
+
+ROWS = "rows.jsonl"
+"""What the stage tells."""
+
+SYSTEM = "system.jsonl"
+"""What the sender measures of the machine: a file of its own, since each has one writer."""
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Journal:
+    """One run's journal, as it is written by the stage."""
+
+    folder: Path
+    _torn: bool = False
+
+    @classmethod
+    def begin(cls, root: Path, about: Mapping[str, Any]) -> Journal:
+        """A new journal below `root`; `about` says of which run it is, and of which server."""
+        folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        made = folder.with_suffix(".part")
+        made.mkdir(parents=True)
+        (made / "about.json").write_text(json.dumps({**about, "owner": owner.identity()}, indent=1))
+        for name in (ROWS, SYSTEM):
+            (made / name).touch()
+        made.rename(folder)
+        return cls(folder)
+
+    def write(self, record: Record, name: str = ROWS) -> None:
+        """Appends a line. A disk without room is said once: no training ends for that."""
+        line = json.dumps({"time": int(time.time() * 1000), **record}) + "\n"
+        try:
+            with (self.folder / name).open("ab", buffering=0) as file:
+                data = (b"\n" if self._torn else b"") + line.encode()
+                self._torn = file.write(data) != len(data)
+        except OSError as error:
+            if not self._torn:
+                print(f"{self.folder}: {redaction.redact(str(error))}: some values are not kept", file=sys.stderr)
+            self._torn = True
+
+    def keep(self, path: Path) -> str:
+        """Copies a file or a folder into the journal, as it is now, and returns its name there."""
+        return self._kept(path.name, lambda kept: (shutil.copytree if path.is_dir() else shutil.copyfile)(path, kept))
+
+    def keep_bytes(self, name: str, data: bytes) -> str:
+        """Writes a file of that name into the journal, and returns its name there."""
+        return self._kept(name, lambda kept: kept.write_bytes(data))
+
+    def _kept(self, name: str, write: Callable[[Path], object]) -> str:
+        place = f"files/{uuid.uuid4().hex[:8]}/{name}"
+        kept = self.folder / place
+        try:
+            kept.parent.mkdir(parents=True)
+            write(kept)
+        except OSError as error:
+            raise OSError(
+                f"{kept}: {error.strerror or error}: MLflow gets a copy of {name}, and needs room for it"
+            ) from None
+        return place
+
+
+@dataclass
+class Reader:
+    """One run's journal, as it is sent."""
+
+    folder: Path
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The run and the server that the journal is for, and who writes it; nothing if a lost machine has torn that."""
+        with suppress(OSError):
+            return _record((self.folder / "about.json").read_bytes())
+        return {}
+
+    def unsent(self, name: str, most: int = 1000) -> list[tuple[int, Record]]:
+        """The next lines that were not sent, at most so many, each with the place behind it."""
+        found: list[tuple[int, Record]] = []
+        place = self._sent().get(name, 0)
+        with (self.folder / name).open("rb") as file:
+            file.seek(place)
+            for line in file:
+                if len(found) == most or not line.endswith(b"\n"):
+                    break
+                place += len(line)
+                found.append((place, _record(line)))
+        return found
+
+    def _sent(self) -> dict[str, int]:
+        # torn, it is sent once more: MLflow has each value once all the same
+        file = self.folder / "sent.json"
+        return _record(file.read_bytes()) if file.exists() else {}
+
+    def sent(self, name: str, place: int) -> None:
+        """Records that all before `place` is sent."""
+        made = self.folder / "sent.part"
+        made.write_text(json.dumps(self._sent() | {name: place}))
+        made.replace(self.folder / "sent.json")
+
+    def put_aside(self, record: Record, why: str) -> None:
+        """Keeps what MLflow refuses for good beside what is still to be sent."""
+        with (self.folder / "refused.jsonl").open("a") as file:
+            file.write(json.dumps({"why": why, **record}) + "\n")
+
+    @property
+    def refused(self) -> int:
+        """The number of lines that MLflow refused."""
+        file = self.folder / "refused.jsonl"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody writes here any more: the run has ended, or its process has."""
+        return self.ended or owner.lives(self.about["owner"]) is False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last line is the end of the run."""
+        with (self.folder / ROWS).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().splitlines(keepends=True)
+        return bool(lines) and lines[-1].endswith(b"\n") and "end" in _record(lines[-1])
+
+    def left(self) -> str:
+        """What was not sent, in words."""
+        lines = [record for name in (SYSTEM, ROWS) for _, record in self.unsent(name, most=10**9)]
+        values = sum(len(record.get("metrics") or record.get("score") or ()) for record in lines)
+        others = {"artifact": "artifacts", "publish": "the model", "tag": "tags", "end": "the run's end"}
+        words = [f"{values:,} values"] * bool(values)
+        return ", ".join(words + [word for key, word in others.items() if any(key in record for record in lines)])
+
+    def remove(self) -> None:
+        """Removes the journal, all of which is sent; what was refused stays."""
+        if not self.refused:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for path in self.folder.iterdir():
+            if path.name == "about.json" or path.name == "refused.jsonl":
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def pending(root: Path) -> list[Reader]:
+    """The journals below `root` that hold something to be sent, or may, the oldest first."""
+    found = [Reader(rows.parent) for rows in sorted(root.glob(f"*/{ROWS}")) if rows.parent.suffix != ".part"]
+    return [reader for reader in found if reader.about]
+
+
+def _record(line: bytes) -> Record:
+    """The line's record; an empty one of a line that a full disk or a lost machine has torn."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}

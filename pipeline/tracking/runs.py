@@ -1,0 +1,323 @@
+"""A run's life in MLflow, as a stage tells it: begun before any work, told as it goes, sent at the end or later.
+
+One run stands for one fingerprint: `train` makes it, the later stages find it by its tag and add to it. Only drivers
+know of MLflow; what the workers measure they tell their driver. What is told goes into a journal at once, and from there to
+MLflow by a process of its own: after its start no stage waits for a server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pipeline.runtime import machine as machines
+from pipeline.runtime import redaction, waiting
+from pipeline.runtime.machine import Machine
+from pipeline.tracking import courier, database, description
+from pipeline.tracking.courier import Courier, Event
+from pipeline.tracking.description import Pictures
+from pipeline.tracking.journal import Journal, Reader
+
+if TYPE_CHECKING:
+    from alexnet.model import Model
+
+START = 45.0
+"""Seconds in which a server has to have answered before a stage works."""
+
+MAKING = 180.0
+"""The same for a database here, which may have to be made first."""
+
+END = 30.0
+"""Seconds for which the end of a stage waits for MLflow, in all."""
+
+STOPPED = 2.0
+"""The same for a stage that was told to stop."""
+
+EXPORT = 600.0
+"""Seconds that a network may take to be made ready for MLflow, which are not of `END`."""
+
+DOWNLOAD = 900.0
+"""Seconds in which a model has to be here."""
+
+DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
+"""What MLflow's server keeps runs in."""
+
+flat = description.flat
+
+SEND = "python -m pipeline.tracking send"
+
+
+@dataclass
+class Run:
+    """The run that is under way: what `run` gives to a stage."""
+
+    run_id: str
+    fingerprint: str
+    manifest: Pictures | None
+    journal: Journal = field(repr=False)
+    _delivery: Delivery = field(repr=False)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of one step."""
+        self.log_all([(step, metrics)])
+
+    def log_all(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Writes the metrics of many steps, in their order; MLflow gets each metric only past its last step."""
+        for step, metrics in rows:
+            if metrics:
+                self.journal.write({"step": step, "metrics": {name: float(value) for name, value in metrics.items()}})
+
+    def score(self, metrics: Mapping[str, float]) -> None:
+        """Writes metrics that have no step. One that is measured again is written again only if it changed."""
+        self.journal.write({"score": {name: float(value) for name, value in metrics.items()}})
+
+    def tag(self, name: str, words: str) -> None:
+        """Writes a tag, in place of what it was."""
+        self.journal.write({"tag": [name, redaction.redact(words)]})
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Adds a file, or what a folder holds, as it is now, to the run's artifacts, under `folder`."""
+        self.journal.write({"artifact": self.journal.keep(path), "folder": folder})
+
+    def publish(self, weights: bytes, model: Model, error: float) -> tuple[str, ...]:
+        """Registers the network as `candidate`, as `champion` too if it errs less than the one there is.
+
+        `weights` are the bytes of its model.pt: what was registered once is not stored again. `error` is the top-1 error,
+        from 0 to 1. Errors on different pictures do not compare: a champion of another manifest stays until a person
+        moves the alias. Each kind of network has a registered model of its own, and so have drawn pictures. Returns the
+        aliases given; none if MLflow does not answer, and then it is registered with the rest of the journal.
+        """
+        assert self.manifest is not None, "a model is of some pictures"
+        tags = {"fingerprint": self.fingerprint, "manifest": self.manifest.digest, "top1_error": repr(error)}
+        kept, name = self.journal.keep_bytes("model.pt", weights), model_name(model, self.manifest)
+        self.journal.write({"publish": kept, "sha256": hashlib.sha256(weights).hexdigest(), "name": name, "tags": tags})
+        return self._delivery.published()
+
+
+@dataclass
+class Delivery:
+    """What sends the journal, and how long it may still be waited for."""
+
+    courier: Courier
+    public: str
+    again: Callable[[], None]
+    """Has a process, in place of one that was killed, go on."""
+    left: float
+    why: str = ""
+    _free: float = 0.0
+    """Until when the process is at work here, and no server is waited for."""
+
+    def published(self) -> tuple[str, ...]:
+        """Waits until the model is registered, and returns its aliases; none if that is not to be waited for."""
+        for event in self._flush():
+            if event["event"] == "published":
+                if event["text"]:
+                    print(event["text"])
+                return tuple(event["aliases"])
+        return ()
+
+    def all_sent(self) -> bool:
+        """Waits until all is sent; false if that is not to be waited for."""
+        return any(event["event"] == "done" for event in self._flush())
+
+    def _flush(self) -> Iterator[Event]:
+        if self.courier.dead:
+            self.courier.restart()
+            self.again()
+        number = self.courier.tell("flush")
+        try:
+            with waiting.saying(self.courier.name, f"MLflow at {self.public}", self.left):
+                for event in self.courier.events(self.left, lambda: time.monotonic() > self._free):
+                    if event["event"] == "why":
+                        self.why = event["text"]
+                    elif event["event"] == "local":
+                        self._free = time.monotonic() + EXPORT if event["on"] else 0.0
+                    if event.get("number", number) == number:
+                        yield event
+                    if event.get("number") == number:
+                        return
+        finally:
+            self.left -= self.courier.spent
+
+
+@contextmanager
+def run(
+    machine: Machine,
+    fingerprint: str,
+    params: Mapping[str, Any],
+    manifest: Pictures | None,
+    stage: str,
+    *,
+    adopt: bool = False,
+) -> Iterator[Run]:
+    """The MLflow run of `fingerprint`, under way while the block runs; ends FINISHED, FAILED or KILLED.
+
+    An unfinished run of the same stage goes on; one that FINISHED goes on only if `adopt`, as for the stages after
+    `train`. Otherwise there is a new one. `params` may be nested; each is logged once. `manifest`: of the pictures, where
+    they are at hand. Raises `OSError` if the tracking server does not answer, before any work is done; a server that goes
+    away later gets what it has missed from the next stage, and that is said.
+    """
+    uri = address(machine)
+    wanted = description.wanted(uri, fingerprint, params, manifest, stage, adopt)
+    with _prepared(uri, stage) as ready, courier.hired(stage) as process:
+        with _refused(public(uri)):
+            _open(process, machine, uri)
+            run_id = process.ask("begin", _limit(uri), wanted=wanted.plain, root=str(journals(machine)))
+            book = Journal.begin(journals(machine), {"run_id": run_id, "to": _to(uri, machine), "stage": stage})
+            process.ask("follow", START, folder=str(book.folder), system=_watched())
+        ready()
+
+        def again() -> None:
+            _open(process, machine, uri)
+            process.ask("follow", START, folder=str(book.folder), system=False)
+
+        delivery = Delivery(process, public(uri), again, END)
+        status = "FINISHED"
+        try:
+            yield Run(run_id, fingerprint, manifest, book, delivery)
+        except BaseException as error:
+            # Stopped is a SystemExit: told to end, which is no fault of the run
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            raise
+        finally:
+            _end(book, delivery, status)
+
+
+def address(machine: Machine) -> str:
+    """The tracking URI: machine.yaml's, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the storage or working copy.
+
+    A path in it is made absolute: MLflow resolves it where the process happens to be, and Ray moves its workers.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") if machine.tracking == "auto" else redaction.also(machine.tracking)
+    if not uri:
+        return database.address(machines.base(machine) / "mlflow.db")
+    file = database.path(uri)
+    if file is not None:
+        return database.address(machines.home() / file)
+    if not urlsplit(uri).scheme or uri.startswith("file:"):
+        raise ValueError(
+            f"tracking: {uri} is a folder, which MLflow {_version()} no longer takes. "
+            "Give a server's address (http://host:5000) or a database (sqlite:////path/mlflow.db)"
+        )
+    return uri
+
+
+def public(uri: str) -> str:
+    """The address without user, password and token, as it is said and kept."""
+    return redaction.redact(uri)
+
+
+def journals(machine: Machine) -> Path:
+    """The folder of what MLflow was not told yet."""
+    return machines.runs(machine) / "journal"
+
+
+def weights(machine: Machine, model: str) -> bytes:
+    """The model.pt of an MLflow model: models:/name@alias, models:/name/3, models:/m-… or runs:/…/model.
+
+    Raises `OSError` if there is none, or the tracking server does not answer.
+    """
+    uri = address(machine)
+    with (
+        _prepared(uri, "MLflow"),
+        courier.hired("MLflow") as process,
+        _refused(public(uri)),
+        tempfile.TemporaryDirectory() as folder,
+        waiting.saying("MLflow", f"{model} from {public(uri)}", DOWNLOAD),
+    ):
+        file = process.ask("weights", DOWNLOAD, uri=uri, public=public(uri), model=model, folder=folder)
+        return Path(file).read_bytes()
+
+
+def model_name(model: Model, manifest: Pictures) -> str:
+    """The registered model's name: alexnet, vgg16 or resnet50, and -drawn behind it for drawn pictures."""
+    return f"{model.network}-drawn" if manifest.drawn else model.network
+
+
+# How a run begins and ends
+
+
+@contextmanager
+def _prepared(uri: str, name: str) -> Iterator[Callable[[], None]]:
+    """A database that is free, knows where it lies, and is made by one process at a time: until the call that is given.
+
+    Four processes that find none spoil each other's tables.
+    """
+    file = database.path(uri)
+    with ExitStack() as stack:
+        if file is not None:
+            what = f"{file}, which another stage makes or looks through"
+            stack.enter_context(waiting.locked(Path(f"{file}.lock"), name, what, MAKING))
+            database.wait_until_free(file, name)
+            if said := database.settle(file):
+                print(f"{name}: {said}")
+        yield stack.close
+
+
+def _open(process: Courier, machine: Machine, uri: str) -> None:
+    """Has the process join the server, or the database."""
+    with waiting.saying(process.name, f"MLflow at {public(uri)}", _limit(uri)):
+        try:
+            root = str(journals(machine))
+            process.ask("open", _limit(uri), uri=uri, public=public(uri), to=_to(uri, machine), root=root)
+        except OSError as error:
+            raise type(error)(
+                f"{error}. It has to answer before any work; machine.yaml, tracking, says where"
+            ) from None
+
+
+def _limit(uri: str) -> float:
+    return START if database.path(uri) is None else MAKING
+
+
+@contextmanager
+def _refused(where: str) -> Iterator[None]:
+    """Lets a wait that was given up say for what it was."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise OSError(f"MLflow at {where}: {error}") from None
+
+
+def _end(book: Journal, delivery: Delivery, status: str) -> None:
+    """Tells the end, waits for MLflow as long as that is worth it, and says what it did not take."""
+    book.write({"end": status})
+    if status == "KILLED":
+        delivery.left = min(delivery.left, STOPPED)
+    reader = Reader(book.folder)
+    if not delivery.all_sent():
+        print(
+            f"{delivery.courier.name}: not all is in MLflow at {delivery.public} ({delivery.why or 'no answer'}): "
+            f"{reader.left()} in {book.folder}. The next stage sends it, or: {SEND}",
+            file=sys.stderr,
+        )
+    if reader.refused:
+        print(
+            f"{delivery.courier.name}: MLflow refuses {reader.refused} lines: {book.folder}/refused.jsonl",
+            file=sys.stderr,
+        )
+
+
+def _watched() -> bool:
+    return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
+
+
+def _to(uri: str, machine: Machine) -> str:
+    """The server that a journal is for; a database in the working copy wherever that may be moved to."""
+    file, base = database.path(uri), machines.base(machine)
+    return public(uri) if file is None or not file.is_relative_to(base) else f"{file.relative_to(base)}"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("mlflow")

@@ -1,0 +1,1 @@
+"""What a training learns with: the trainer, Ray's workers, first weights, checkpoints."""

@@ -1,0 +1,152 @@
+"""A run's checkpoints: written whole or not at all, read only if they are as they were written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alexnet import sealed
+from pipeline.runtime import stage
+
+FILE = "checkpoint.pt"
+
+KEPT = 2
+"""Checkpoints of a run that are kept: the newest, and one to go back to."""
+
+UNSEALED = frozenset(("fingerprint", "classes", "weights", "velocity", "progress"))
+"""What was in a checkpoint before it had a digest and a record of the code."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class ChangedError(OSError):
+    """A checkpoint that its driver has found whole is another one, or none, to a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a whole checkpoint says of itself, without its tensors."""
+
+    folder: Path
+    step: int
+    """Updates that were made until then."""
+    epoch: int
+    """Epochs that were ended until then."""
+    code: Any
+    """The record of the code that wrote it; None before there was one."""
+
+
+def every(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not, the newest first."""
+    return sorted(run.glob("checkpoint-*"), reverse=True)
+
+
+def newest(run: Path, fingerprint: str, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; None if it has not made any. Damaged ones are named, and left.
+
+    `ValueError` if one is another run's, as when somebody has renamed the folder, and if there are some but none is whole.
+    """
+    _refuse_others(run, fingerprint)
+    there = every(run)
+    for folder in there:
+        try:
+            contents = read(folder)
+            return Checkpoint(folder, contents["progress"]["step"], contents["progress"]["epoch"], contents.get("code"))
+        except (ValueError, OSError) as error:
+            say(f"{error}. It is left as it is, and not gone on from")
+    if there:
+        raise ValueError(
+            f"{run}: none of its checkpoints is whole ({len(there)} there). Bring one back from a copy; or, to begin anew "
+            f"at step 0, remove them: rm -r {run}/checkpoint-*"
+        )
+    return None
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """A checkpoint's contents, on the CPU; runs no code of the file. `ValueError` if it is not as it was written."""
+    with (folder / FILE).open("rb") as handle:
+        contents = sealed.read(handle, UNSEALED)
+    if not contents.keys() >= UNSEALED:
+        raise ValueError(f"{folder / FILE}: no checkpoint of a training")
+    return contents
+
+
+def write(run: Path, contents: dict[str, Any]) -> Path:
+    """Leaves a checkpoint in a run's folder and gives its own; an older one that lies there already stays."""
+    progress = contents["progress"]
+    name = f"checkpoint-{progress['step']:09d}-{progress['epoch']:04d}"
+    made = run / f"part-{name}"
+    try:
+        made.mkdir(exist_ok=True)
+        with (made / FILE).open("wb") as handle:
+            sealed.write(handle, contents)
+            handle.flush()
+            os.fsync(handle.fileno())
+        folder = _free(run / name)
+        made.rename(folder)
+        _sync(run)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            stage.discard(made)
+        raise _unwritten(run, error) from None
+    return folder
+
+
+def thin_out(known: list[Path]) -> None:
+    """Removes all but the last of these folders from the disk and from the list."""
+    while len(known) > KEPT:
+        stage.discard(known.pop(0))
+
+
+def clear(run: Path) -> None:
+    """Removes what a killed process has left half-written, and Ray's list of checkpoints, which is heeded no more."""
+    for part in run.glob("part-checkpoint-*"):
+        stage.discard(part)
+    (run / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or one beside it with a number behind its name: what lies there is damaged, or it would be in use."""
+    number, free = 0, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}.{number}")
+    return free
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritten(run: Path, error: OSError) -> OSError:
+    if error.errno in NO_ROOM:
+        why = f"no room for a checkpoint ({error.strerror}). Make room there, or name a larger disk as machine.yaml's storage"
+    else:
+        why = f"a checkpoint cannot be written: {error.strerror or error}"
+    return OSError(error.errno, f"{run}: {why}") if error.errno else OSError(f"{run}: {why}")
+
+
+def _refuse_others(run: Path, fingerprint: str) -> None:
+    for folder in every(run):
+        with contextlib.suppress(Exception):  # a damaged file can raise anything in torch's reader; see `newest`
+            whose = torch.load(folder / FILE, weights_only=True, mmap=True)["fingerprint"]  # without the tensors
+            if whose == fingerprint or read(folder)["fingerprint"] == fingerprint:
+                continue
+            break
+    else:
+        return
+    raise ValueError(
+        f"{folder}: belongs to run {whose}, this is {fingerprint}. "
+        "Move it away, or bring back its parameters and pictures"
+    )
