@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,11 @@ from tests.pipeline.object_store import CREDENTIALS
 
 LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")
 """Files that take minutes. Begun first, they leave the other processes enough to do until they end."""
+
+
+def pytest_configure() -> None:
+    """Programs that tests start heed SIGHUP, also where the tests themselves were started by nohup, which ignores it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
