@@ -7,6 +7,7 @@ code: only the first stage after a change imports them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -135,12 +136,15 @@ def _code() -> str:
 
 
 def _write(note: Path, noted: Mapping[str, int]) -> None:
-    note.parent.mkdir(parents=True, exist_ok=True)
-    for old in sorted(note.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[: -KEPT + 1]:
-        old.unlink(missing_ok=True)
-    part = note.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(noted))
-    part.replace(note)
+    with contextlib.suppress(
+        OSError
+    ):  # a disk without room is told of by what is asked of it, and costs no more than time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        for old in sorted(note.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[: -KEPT + 1]:
+            old.unlink(missing_ok=True)
+        part = note.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(noted))
+        part.replace(note)
 
 
 def _kind(name: str) -> Any:
