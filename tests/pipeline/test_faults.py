@@ -226,7 +226,7 @@ def test_a_node_that_is_lost_with_none_to_spare_is_waited_for_and_missed_by_name
     training.until(lambda: bool(saved(training)))
     nodes.remove_node(nodes.second, allow_graceful=False)
     # Ray may take its time to miss a node: the line names those that it still counts
-    waits = r"waiting for its workers to begin: they are 2 processes .*, and the cluster has (?:[\d.]+ with 1 CPUs, )+36 s at most"
+    waits = r"waiting for its workers to begin: they are 2 processes .*, and the cluster has ([\d.]+ with 1 CPUs, )+36 s at most"
     training.until(lambda: bool(re.search(waits, training.text().partition("trying again")[2])), 120)
     ran = training.end()
     assert ran.code == 1, ran.said
