@@ -217,7 +217,7 @@ def run(comparison: Comparison, variants: list[Variant], at_once: int) -> None:
 
 
 def check_room(manifest: Manifest, device: str, at_once: int) -> None:
-    """`ValueError` if the device's memory does not hold the pictures so many times."""
+    """`ValueError` if the device's memory does not hold the pictures `at_once` times."""
     size = at_once * sum(manifest.rows(split) for split in ("train", "val")) * 3 * manifest.side**2
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if size > free:

@@ -269,7 +269,7 @@ def placement(machine: Machine, divisible: bool) -> Placement:
 
 
 def _threads(workers: int) -> int:
-    """The most CPU cores that so many processes can each have, none of them on two nodes."""
+    """The most CPU cores that each of `workers` processes can have, none of them spread over two nodes."""
     cores = [int(node["Resources"].get("CPU", 0)) for node in nodes()]
     fitting = (threads for threads in range(sum(cores), 0, -1) if sum(node // threads for node in cores) >= workers)
     return next(fitting, 1)

@@ -36,7 +36,7 @@ class Machine:
     """one: one process holds both columns; columns: a process for each column, and replicas of such pairs;
     replicas: every process holds both columns. auto: columns, but one process on a single GPU."""
     checkpoint_steps: int = 1000
-    """A checkpoint is written after each epoch, and after so many steps within one."""
+    """Steps between two checkpoints within an epoch; one is written after each epoch as well."""
     patience: int = 300
     """Seconds for which `train` waits for a step of its workers, or ten times the longest one; three times that for them to
     begin, for a node that is missing, and for another process that has the run. The other stages end a stopped worker after

@@ -289,7 +289,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_room(file: Path, wanted: int) -> None:
-    """`OSError` that says what to do, unless the disk of a file that is to be written has room for so many bytes."""
+    """`OSError` that says what to do, if the disk on which `file` will be written has fewer than `wanted` bytes free."""
     free = shutil.disk_usage(file.parent).free
     if wanted > free:
         raise _no_room(file, f"{_size(wanted)} are needed, and {_size(free)} are free")

@@ -29,7 +29,7 @@ class Progress:
         self._width = 0
 
     def begin(self, done: int) -> None:
-        """The work begins only now, with so many units done before: the rate is that of what follows."""
+        """Starts the clock anew, with `done` units there already: the rate is that of the units that follow."""
         self.done = self._before = done
         self._began = time.monotonic()
 

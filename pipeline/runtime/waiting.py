@@ -20,13 +20,13 @@ SAID_AFTER = 10.0
 """Seconds of silence before a line says what a stage waits for."""
 
 HONEST = 3.0
-"""A step or a task may take so many times the longest one before it without a word."""
+"""A step or a task may take this many times as long as the longest one before it without a word."""
 
 LONGEST = 10.0
-"""It may take so many times the longest one until then, whatever the patience of machine.yaml."""
+"""It may take this many times as long as the longest one before it, whatever the patience of machine.yaml."""
 
 BEGIN = 3
-"""Workers may take so many times the patience to begin: they may wait for a node, and read where each shard lies."""
+"""Workers may take this many times the patience to begin: they may wait for a node, and read where each shard lies."""
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Listener:
             self._heed_silence(end)
 
     def _look(self) -> None:
-        """Takes the news, once."""
+        """Reads the mailbox once."""
         mailbox = self._mailbox
         if mailbox is None:
             return
@@ -130,7 +130,7 @@ class Listener:
 
 
 def needed(placement: Placement) -> str:
-    """What Ray has to find room for, in words."""
+    """The resources that a training asks Ray for, in words."""
     count, gpu = placement.workers, " and a GPU" if placement.gpu else ""
     each = " each" if count > 1 else ""
     return f"{count} process{'es' * (count > 1)} with {placement.threads} CPU core{'s' * (placement.threads > 1)}{gpu}{each}"

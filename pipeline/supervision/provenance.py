@@ -31,12 +31,12 @@ class Code:
         return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:16]
 
     def record(self) -> dict[str, dict[str, str]]:
-        """To be kept: `of` reads it."""
+        """The code as plain values, for a checkpoint; `of` reads them back."""
         return {"files": dict(self.files), "libraries": dict(self.libraries)}
 
 
 def of(record: Any) -> Code | None:
-    """The code of a record; None for what is none, as in a run of before."""
+    """The code that a checkpoint's record names; None if it names none, as in runs that are older than the record."""
     if not (isinstance(record, dict) and isinstance(record.get("files"), dict)):
         return None
     return Code(record["files"], record["libraries"])
@@ -57,7 +57,7 @@ def version(library: str) -> str:
 
 
 def differences(before: Code, now: Code) -> str:
-    """What is other code now, in a few words; nothing if none is."""
+    """The files and libraries that differ, in a few words; empty if none do."""
     names = sorted(before.files.keys() | now.files.keys())
     files = [name for name in names if before.files.get(name) != now.files.get(name)]
     libraries = [

@@ -62,7 +62,7 @@ class Courier:
         raise OSError(f"the process that speaks to MLflow was not there after {READY:g} s. Try again")
 
     def ask(self, what: str, limit: float, **words: Any) -> Any:
-        """Asks for something and returns what comes of it; `TimeoutError` if nothing has after `limit` seconds."""
+        """Sends a request and returns its answer; `TimeoutError` if there is none after `limit` seconds."""
         number = self.tell(what, **words)
         for event in self.events(limit):
             if event.get("number") != number:
@@ -76,7 +76,7 @@ class Courier:
         raise TimeoutError(f"no answer within {limit:g} s")
 
     def tell(self, what: str, **words: Any) -> int:
-        """Asks for something, and returns the number that its answer will have."""
+        """Sends a request, and returns the number that its answer will have."""
         assert self._process.stdin is not None
         self._number += 1
         with suppress(BrokenPipeError):  # it died, as of a lack of memory; `events` ends then
@@ -103,14 +103,14 @@ class Courier:
             self.spent, last = self.spent + (now - last if counts() else 0), now
 
     def _read(self, seconds: float) -> bytes | None:
-        """What there is to be read; None if there is nothing yet, empty if there will be nothing."""
+        """The bytes that have arrived; None if none have yet, empty at the end of the stream."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             return os.read(self._process.stdout.fileno(), 2**16) if selector.select(seconds) else None
 
     def end(self) -> None:
-        """Ends the process, whatever it is at."""
+        """Ends the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

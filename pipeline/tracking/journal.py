@@ -94,7 +94,7 @@ class Reader:
         return {}
 
     def unsent(self, name: str, most: int = 1000) -> list[tuple[int, Record]]:
-        """The next lines that were not sent, at most so many, each with the place behind it."""
+        """The next lines that were not sent, at most `most`, each with the offset in the file behind it."""
         found: list[tuple[int, Record]] = []
         place = self._sent().get(name, 0)
         with (self.folder / name).open("rb") as file:
@@ -130,7 +130,7 @@ class Reader:
 
     @property
     def over(self) -> bool:
-        """Whether nobody writes here any more: the run has ended, or its process has."""
+        """Whether no process writes to it any more: the run has ended, or its process has."""
         return self.ended or owner.lives(self.about["owner"]) is False
 
     @property
@@ -142,7 +142,7 @@ class Reader:
         return bool(lines) and lines[-1].endswith(b"\n") and "end" in _record(lines[-1])
 
     def left(self) -> str:
-        """What was not sent, in words."""
+        """What was not sent, in words: how many values, which other parts."""
         lines = [record for name in (SYSTEM, ROWS) for _, record in self.unsent(name, most=10**9)]
         values = sum(len(record.get("metrics") or record.get("score") or ()) for record in lines)
         others = {"artifact": "artifacts", "publish": "the model", "tag": "tags", "end": "the run's end"}
