@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline import room
-from pipeline.runtime import added, machine, params, stage
+from pipeline.runtime import added, digests, machine, params, stage
 from pipeline.runtime.machine import Machine
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def _checked(name: str, section: Any, code: str) -> Network | None:
     """`ParamsError` for a section's faults; of `model`, how large the network is. What is noted is not checked again."""
     digest = hashlib.sha256(f"{code} {json.dumps(section, sort_keys=True, default=str)}".encode()).hexdigest()[:16]
     note = machine.home() / stage.WORK / "checked" / f"{name}-{digest}.json"
-    if note.exists():
-        noted = json.loads(note.read_text())
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged note is none
+        noted = json.loads(digests.unstamped(note))
         return Network(**noted) if noted else None
     read = params.check(section, _kind(name), params.PARAMS, name)
     network = _size(read) if name == "model" else None
@@ -136,14 +136,13 @@ def _code() -> str:
 
 
 def _write(note: Path, noted: Mapping[str, int]) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # a disk without room is told of by what is asked of it, and costs no more than time
+    # a disk without room is told of by `room`; without a note the next stage checks once more
+    with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         for old in sorted(note.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[: -KEPT + 1]:
             old.unlink(missing_ok=True)
         part = note.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(noted))
+        part.write_text(digests.stamped(json.dumps(noted)))
         part.replace(note)
 
 
@@ -161,10 +160,8 @@ def _between(good: Mapping[str, Any], network: Network | None) -> list[str]:
             f"{params.PARAMS}: resize.side: {good['resize']['side']} pixels are stored, and the network sees "
             f"{network.patch} of them. Set at least that"
         )
-    if {"source", "results"} <= good.keys() and (good["source"]["name"], good["results"]["split"]) == (
-        "sample",
-        "test",
-    ):
+    drawn = "source" in good and good["source"]["name"] == "sample"
+    if drawn and "results" in good and good["results"]["split"] == "test":
         faults.append(f"{params.PARAMS}: results.split: test, but the sample has train and val alone. Set val")
     return faults
 

@@ -39,7 +39,6 @@ KEPT = 2.35
 WIDER = {"float64": 2.0, "bfloat16": 0.6}
 """The same by precision, against float32."""
 
-
 REFLINKS = ("btrfs", "xfs", "zfs", "apfs", "bcachefs", "overlay")
 """File systems that may keep equal files once."""
 
@@ -146,7 +145,7 @@ def _shards(settings: Machine) -> Path | None:
 
 
 def _cache() -> Path | None:
-    """DVC's cache, if this is a stage of DVC's whose outs are copied to it: its disk can no more than that."""
+    """DVC's cache, if `dvc` runs this stage and copies its outs there; None where its disk or `cache.type` makes links."""
     if "DVC_STAGE" not in os.environ:
         return None
     given = configparser.ConfigParser(interpolation=None)

@@ -158,7 +158,7 @@ def test_the_wall_alexnet_knows_no_pipeline_and_no_framework():
         assert not re.search(r"^\s*(from|import) (pipeline|ray|mlflow|dvc|pyarrow|ruamel|pydantic)\b", text, re.M), file
 
 
-def test_readme_s_tree_is_the_first_line_of_every_module():
+def test_the_tree_of_files_is_the_first_line_of_every_module():
     for file in modules():
         first = ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip(".")
         if file.name != "__init__.py" or file.parent.name in ("alexnet", "pipeline", "sources"):
@@ -168,7 +168,7 @@ def test_readme_s_tree_is_the_first_line_of_every_module():
             )
 
 
-def test_readme_s_tree_names_nothing_that_is_not_there():
+def test_the_tree_of_files_names_nothing_that_is_not_there():
     tree = re.search(r"## The house\n+```\n(.*?)```", DOCS["inside.md"], re.S).group(1)
     names = [line.split()[0] for line in tree.splitlines() if line.strip()]
     tops = [path for path in ROOT.iterdir() if path.name not in (".venv", ".git", ".dvc")]

@@ -277,6 +277,17 @@ def test_notes_of_what_was_found_good_do_not_heap_up(here: Path) -> None:
     assert len(list(folder.iterdir())) == preflight.KEPT
 
 
+def test_a_note_that_is_damaged_is_none(here: Path) -> None:
+    assert faults() == []
+    notes = sorted((here / "work/checked").iterdir())
+    for note, damage in zip(
+        notes, (b"", b"{}", b"\xff\xfe", *[note.read_bytes()[:-1] for note in notes]), strict=False
+    ):
+        note.write_bytes(damage)
+    assert faults() == []
+    assert sorted((here / "work/checked").iterdir()) == notes
+
+
 @pytest.mark.faults
 def test_on_a_disk_that_is_really_full_a_typo_is_told_too(here: Path) -> None:
     disk = here / "disk"
