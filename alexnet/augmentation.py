@@ -102,11 +102,11 @@ def training_patches(
         # after the reflection and itself not reflected, as in 2012 (convdata.py)
         patches = patches.to(dtype) - centre(statistics.mean_CHW, side).to(dtype)
     if section.colour != "none" and epoch < section.colour_epochs:
-        patches = lit(patches, statistics, section, seed, epoch, places_B)
+        patches = add_colour(patches, statistics, section, seed, epoch, places_B)
     return patches
 
 
-def lit(
+def add_colour(
     patches_BCHW: Tensor, statistics: Statistics, section: Augmentation, seed: int, epoch: int, places_B: Tensor
 ) -> Tensor:
     """The patches, each under another light: [p1 p2 p3][α1 λ1, α2 λ2, α3 λ3]ᵀ added to its pixels."""
@@ -122,7 +122,7 @@ def lit(
     return patches_BCHW
 
 
-def subtracted(mean_CHW: Tensor, section: Augmentation) -> Tensor:
+def mean_to_subtract(mean_CHW: Tensor, section: Augmentation) -> Tensor:
     """What is subtracted of pictures, 3×256×256: the mean image, or the same number everywhere for each colour."""
     if section.mean != "channels":
         return mean_CHW

@@ -40,10 +40,10 @@ class Count:
 
 def count(scores_BK: Tensor, labels_B: Tensor, top: int) -> Count:
     """The pictures whose label is among the `top` best scores."""
-    return Count(float(credits(scores_BK, labels_B, top).sum()), len(labels_B))
+    return Count(float(topk_credit(scores_BK, labels_B, top).sum()), len(labels_B))
 
 
-def credits(scores_BK: Tensor, labels_B: Tensor, top: int) -> Tensor:
+def topk_credit(scores_BK: Tensor, labels_B: Tensor, top: int) -> Tensor:
     """Each picture's share in a right answer, float64 in 0–1.
 
     It is 1 if the label's score is among the `top` best, 0 if not. Where equal scores compete for the last places
@@ -109,7 +109,7 @@ def guesses(scores_BK: Tensor) -> Tensor:
 
 
 def per_class(credits_B: Tensor, labels_B: Tensor, classes: int) -> list[Count]:
-    """A count for each class; credits as from `credits`."""
+    """A count for each class; credits as from `topk_credit`."""
     right = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels_B, credits_B)
     images = torch.bincount(labels_B, minlength=classes)
     return [Count(float(one), int(all_)) for one, all_ in zip(right, images, strict=True)]

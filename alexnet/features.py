@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexnet.model import Network
+from alexnet.network import Network
 
 Floats = NDArray[np.floating[Any]]
 
@@ -21,7 +21,7 @@ ROWS = 2048
 @torch.inference_mode()
 def features_and_logits(network: Network, patches_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """The last hidden layer's numbers B×4096 and the logits B×K, in one pass through a whole network in eval mode."""
-    assert network.share == 1, "features are taken of a whole network"
+    assert network.fraction == 1, "features are taken of a whole network"
     assert not network.training, "features are taken in eval mode"
     features_BF = network.features(patches_BCHW)
     logits_BK: Tensor = network.classify(features_BF)

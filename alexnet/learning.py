@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet.errors import credits
-from alexnet.model import LAYERS, Dropout, Network
+from alexnet.errors import topk_credit
+from alexnet.network import LAYERS, Dropout, Network
 
 Reduce = Callable[[list[Tensor]], None]
 """Adds up tensors in place over the replicas that share a step."""
@@ -221,7 +221,7 @@ def step(
     logits_BK = logits_BK.to(next(network.parameters()).dtype)
     loss_sum = F.cross_entropy(logits_BK, labels_B, reduction="sum")
     (loss_sum * weight).backward()  # type: ignore[no-untyped-call]
-    right = credits(logits_BK.detach(), labels_B, 1).sum()
+    right = topk_credit(logits_BK.detach(), labels_B, 1).sum()
     sums = torch.stack([loss_sum.detach().double(), right]) * (here > 0)
     if reduce is not None:
         reduce([sums] + [weight.grad for weight in network.parameters() if weight.grad is not None])

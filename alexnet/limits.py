@@ -21,6 +21,9 @@ MAX_SIDE = 65_535
 MEMORY = 2**30
 """Bytes that one picture may take until it is a tensor: its file, what the decoder holds, and the tensor."""
 
+STRIP = 2**20
+"""Pixels that are converted at a time."""
+
 MAX_BYTES = 2**29
 """Bytes of a file: 80 million pixels have 480 million where each colour has 16 bits and nothing is compressed."""
 

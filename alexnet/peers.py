@@ -10,7 +10,8 @@ from torchvision import models
 
 from alexnet import draws
 from alexnet.columns import Together
-from alexnet.model import AlexNet, Dropout, Model, Network, dropped
+from alexnet.model import AlexNet
+from alexnet.network import Dropout, Model, Network, dropped
 
 TORCHVISION = {
     "conv1": "features.0",
@@ -36,7 +37,7 @@ class Peer(Network):
 
     def __init__(self, model: Model, classes: int) -> None:
         super().__init__()
-        self.model, self.classes, self.link, self.share = model, classes, Together(1), 1.0
+        self.model, self.classes, self.link, self.fraction = model, classes, Together(1), 1.0
         self.body = self._drawn(0)
         self.register_buffer("deviation_CHW", torch.tensor(model.deviation)[:, None, None], persistent=False)
         self.to(memory_format=torch.channels_last)

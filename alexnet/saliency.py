@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.model import Network
+from alexnet.network import Network
 
 
 def grad_cam(network: Network, patches_BCHW: Tensor, classes_B: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def grad_cam(network: Network, patches_BCHW: Tensor, classes_B: Tensor) -> Tenso
     rectified; what their sum has above 0 is scaled up, bilinearly. The slopes are taken before the relu, so they are 0
     where a unit is silent. The network is whole, in eval mode; its parameters' gradients are left as they are.
     """
-    assert network.share == 1, "the maps are those of a whole network"
+    assert network.fraction == 1, "the maps are those of a whole network"
     assert not network.training, "the maps are taken in eval mode"
     taken: list[Tensor] = []
 

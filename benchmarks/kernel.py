@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from alexnet import dataset
+from alexnet import dataset, pictures
 from pipeline.sources.ilsvrc2012 import COUNTS, REMOTES
 
 SIDE = 256
@@ -49,7 +49,7 @@ usual = Compose([Resize(SIDE), CenterCrop(SIDE)])
 
 def ours(data: bytes) -> NDArray[np.uint8]:
     """Height x width x 3, by the code of `resize`."""
-    return dataset.resize(dataset.decode(data), SIDE, "bilinear").permute(1, 2, 0).contiguous().numpy()
+    return dataset.resize(pictures.decode(data), SIDE, "bilinear").permute(1, 2, 0).contiguous().numpy()
 
 
 def theirs(data: bytes) -> NDArray[np.uint8]:
@@ -59,7 +59,7 @@ def theirs(data: bytes) -> NDArray[np.uint8]:
 
 def our_jpeg(data: bytes) -> bytes:
     """A JPEG, by the code of `resize`."""
-    return dataset.encode(dataset.resize(dataset.decode(data), SIDE, "bilinear"), QUALITY)
+    return pictures.encode(dataset.resize(pictures.decode(data), SIDE, "bilinear"), QUALITY)
 
 
 def their_jpeg(data: bytes) -> bytes:
@@ -104,7 +104,7 @@ def read(folder: Path, most: int) -> list[bytes]:
 
 def described(pictures: list[bytes]) -> str:
     """How many there are, and how large."""
-    sizes = [dataset.decode(data).shape[1:] for data in pictures]
+    sizes = [pictures.decode(data).shape[1:] for data in pictures]
     pixels = statistics.mean(height * width for height, width in sizes)
     return (
         f"{len(pictures):,} pictures of {sum(map(len, pictures)) / len(pictures) / 1000:,.0f} kB and {pixels / 1e6:.2f} "

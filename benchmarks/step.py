@@ -40,8 +40,9 @@ import time
 import torch
 
 from alexnet.augmentation import Augmentation, Statistics, training_patches
+from alexnet.build import build
 from alexnet.learning import Learning, Momentum, step
-from alexnet.model import Dropout, Model, build
+from alexnet.network import Dropout, Model
 from pipeline.runtime import params
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from alexnet.augmentation import Subtracted
     from alexnet.errors import Count
-    from alexnet.model import Network
+    from alexnet.network import Network
 
 KERNEL = 1
 """Raised when a change of code changes a number: what older code left in work/ is then not taken over."""
@@ -155,12 +155,12 @@ def of_shard(task: Task) -> pa.Table:
     import ray
     import torch
 
-    from alexnet import model as models
+    from alexnet import build
 
     torch.set_num_threads(1)  # the tasks are what runs in parallel, and threads would move the last bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     digests.compare(task.folder / task.shard.file, task.shard.sha256, "resize")
-    network, facts = models.load(io.BytesIO(ray.get(task.model)))
+    network, facts = build.load(io.BytesIO(ray.get(task.model)))
     batches = pictures(task.folder / task.shard.file, PICTURES[task.device])
     mean_CHW, tested = facts["mean"].to(task.device), task.split != "train"
     table = through(network.to(task.device), mean_CHW, facts["mean_kind"], batches, tested)
@@ -178,9 +178,9 @@ def through(
     import torch
 
     from alexnet.augmentation import CENTRE, centre_view, ten_views
-    from alexnet.dataset import decode
     from alexnet.errors import mean_over_views
     from alexnet.features import features_and_logits
+    from alexnet.pictures import decode
 
     columns: dict[str, list[Any]] = {"id": [], "label": [], "features": [], "probabilities": [], "centre": []}
     for rows in batches:
@@ -269,8 +269,8 @@ class Counts:
         labels = _tensor(table["label"])
         self.images += len(labels)
         self.labels.append(labels)
-        for (name, top), credits in self.credits.items():
-            credits.append(errors.credits(vectors.matrix(table[name]), labels, top))
+        for (name, top), shards in self.credits.items():
+            shards.append(errors.topk_credit(vectors.matrix(table[name]), labels, top))
         guesses = errors.guesses(vectors.matrix(table["probabilities"]))
         self.answers += zip(labels.tolist(), guesses.tolist(), strict=True)
 

@@ -66,7 +66,8 @@ def of_shard(task: Task) -> Sums:
     import numpy as np
     import torch
 
-    from alexnet.dataset import Sums, Undecodable, decode
+    from alexnet.dataset import Sums
+    from alexnet.pictures import Undecodable, decode
 
     torch.set_num_threads(1)  # the tasks are what runs in parallel
     file, sums = task.file, None

@@ -24,7 +24,7 @@ from pipeline.runtime import added, digests, machine, params, stage
 from pipeline.runtime.machine import Machine
 
 if TYPE_CHECKING:
-    from alexnet.model import Model
+    from alexnet.network import Model
 
 KINDS = {
     "source": "pipeline.download:SOURCES",
@@ -170,8 +170,8 @@ def _size(model: Model) -> Network:
     """Builds the network once and shows it a picture."""
     import torch
 
+    from alexnet.build import build
     from alexnet.features import features_and_logits
-    from alexnet.model import build
 
     network, saved, kept = build(model, 1000).eval(), dict[int, int](), []
     weights = {tensor.untyped_storage().data_ptr() for tensor in network.parameters()}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from alexnet.model import Network
+    from alexnet.network import Network
 
 OUT = Path("report")
 HISTORY = Path("data/history/epochs.csv")
@@ -195,7 +195,7 @@ def fetch(
     ids: Iterable[str], split: str, manifest: Manifest, folder: AnyPath
 ) -> dict[str, tuple[NDArray[np.uint8], int]]:
     """Pictures H x W x 3 with their labels, by id; `ValueError` if the shards lack one."""
-    from alexnet.dataset import decode
+    from alexnet.pictures import decode
 
     wanted, found = set(ids), {}
     for shard in manifest.shards[split]:

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from alexnet.augmentation import CENTRE, Augmentation, ten_views
 from alexnet.dataset import Mean
-from alexnet.errors import credits, mean_over_views
+from alexnet.errors import mean_over_views, topk_credit
 from alexnet.features import features_and_logits
 from alexnet.learning import Learning
-from alexnet.model import Model
+from alexnet.network import Model
 from pipeline import compare
 from pipeline.compare import Comparison, Variant
 from pipeline.runtime import added, commands, machine, params
@@ -157,7 +157,7 @@ class Process:
             logits = logits.float().reshape(*views.shape[:2], -1)
             for name, some in (("", logits), ("centre_", logits[:, CENTRE : CENTRE + 1])):
                 for top in (1, 5):
-                    sums[f"{name}top{top}_error"] += float(credits(mean_over_views(some), batch.labels, top).sum())
+                    sums[f"{name}top{top}_error"] += float(topk_credit(mean_over_views(some), batch.labels, top).sum())
         count = len(self.val)
         return {name: (count - right) / count for name, right in sums.items()} | {"images": count}
 

@@ -325,7 +325,8 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
     """The shard's pictures, rows of `tables.IMAGES` in the order of the task, its rejected ones, and what all were."""
     import torch
 
-    from alexnet.dataset import Undecodable, decode, encode, look, resize
+    from alexnet.dataset import resize
+    from alexnet.pictures import Undecodable, decode, describe, encode
 
     torch.set_num_threads(1)  # the tasks are what runs in parallel
     rows = task.rows.to_pylist()
@@ -342,7 +343,7 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
             census.reject(reasons[place])
             continue
         _, height, width = picture_CHW.shape
-        census.keep(*look(data), len(data), width, height, task.section.side)
+        census.keep(*describe(data), len(data), width, height, task.section.side)
         small_CHW = resize(picture_CHW, task.section.side, task.section.filter, task.section.fit)
         pictures[place] = {
             "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.{ending}"},

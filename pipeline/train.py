@@ -29,10 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet.augmentation import Augmentation, subtracted
+from alexnet.augmentation import Augmentation, mean_to_subtract
+from alexnet.build import build, save
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
-from alexnet.model import Model, build, save
+from alexnet.network import Model
 from pipeline.runtime import cluster, digests, machine, params, stage, waiting
 from pipeline.runtime.machine import Machine
 from pipeline.runtime.progress import Progress
@@ -360,7 +361,7 @@ def finish(contents: dict[str, Any], inputs: Inputs, folder: Path) -> None:
             classes=[[synset.wnid, synset.words] for synset in inputs.manifest.classes],
             drawn=inputs.manifest.drawn,
             manifest=inputs.manifest.digest,
-            mean=subtracted(_tensor(inputs.mean), inputs.augmentation),
+            mean=mean_to_subtract(_tensor(inputs.mean), inputs.augmentation),
             mean_kind=inputs.augmentation.mean,
         )
     stage.put(made, folder / "model.pt")

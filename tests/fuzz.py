@@ -59,9 +59,9 @@ def _pictures(_: Path) -> list[bytes]:
 
 
 def _picture(data: bytes, _: bytes, __: Path) -> object:
-    from alexnet.dataset import decode, look
+    from alexnet.pictures import decode, describe
 
-    return decode(data).numpy().tobytes(), look(data)
+    return decode(data).numpy().tobytes(), describe(data)
 
 
 def _tars(_: Path) -> list[bytes]:
@@ -193,7 +193,7 @@ def _mean(data: bytes, whole: bytes, folder: Path) -> object:
 
 
 def _models(_: Path) -> list[bytes]:
-    from alexnet.model import build, save
+    from alexnet.build import build, save
     from tests.sections import PAPER
 
     file = io.BytesIO()
@@ -202,7 +202,7 @@ def _models(_: Path) -> list[bytes]:
 
 
 def _model(data: bytes, _: bytes, __: Path) -> object:
-    from alexnet.model import load
+    from alexnet.build import load
 
     network, facts = load(io.BytesIO(data))
     return [value.numpy().tobytes() for value in network.state_dict().values()], facts

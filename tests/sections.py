@@ -2,7 +2,7 @@
 
 from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning
-from alexnet.model import Model
+from alexnet.network import Model
 
 PAPER = Model(
     network="alexnet",

@@ -16,7 +16,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from alexnet import dataset
+from alexnet.pictures import encode
 from pipeline.download import SOURCES
 from pipeline.runtime import params
 from pipeline.runtime.machine import Machine
@@ -344,7 +344,7 @@ def test_every_program_that_a_page_says_to_run_is_there():
 
 
 def test_the_size_of_raw_pixels_is_that_of_a_file():
-    raw = dataset.encode(torch.zeros(3, 256, 256, dtype=torch.uint8), "raw")
+    raw = encode(torch.zeros(3, 256, 256, dtype=torch.uint8), "raw")
     assert f"{len(raw):,} bytes for a picture of 256 × 256" in DOCS["changing.md"]
 
 

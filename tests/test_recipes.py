@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from torchvision.models import alexnet as torchvision_alexnet
 
 from alexnet.augmentation import Augmentation, Statistics, training_patches
+from alexnet.build import build
 from alexnet.learning import Learning, Momentum, step
-from alexnet.model import Dropout, Model, build
+from alexnet.network import Dropout, Model
 from alexnet.peers import from_torchvision, to_torchvision
 from pipeline import recipe
 from pipeline.download import SOURCES

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ruamel.yaml import YAML
 
-from alexnet.dataset import decode
+from alexnet.pictures import decode
 from pipeline import recipe
 from pipeline.runtime import params
 from pipeline.shards import tables

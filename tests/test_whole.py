@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from alexnet.model import Model, load
+from alexnet.build import load
+from alexnet.network import Model
 from pipeline.runtime import params
 from tests.pipeline import layouts
 from tests.test_recipes import ROOT, section

@@ -18,7 +18,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from alexnet.model import Model, load
+from alexnet.build import load
+from alexnet.network import Model
 from pipeline.runtime import access, params
 from pipeline.runtime.machine import Machine
 from pipeline.shards import tables

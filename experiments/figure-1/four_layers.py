@@ -213,14 +213,14 @@ class Run:
             self.rule.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.rule.step()
-            right += errors.credits(logits_BK.detach(), labels_B, 1).sum().item()
+            right += errors.topk_credit(logits_BK.detach(), labels_B, 1).sum().item()
         return 1 - right / pictures
 
     @torch.inference_mode()
     def _measure(self) -> float:
         right = 0.0
         for rows in self.measured.split(1000):  # type: ignore[no-untyped-call]
-            right += errors.credits(self._logits(rows), self.cifar.labels_N[rows], 1).sum().item()
+            right += errors.topk_credit(self._logits(rows), self.cifar.labels_N[rows], 1).sum().item()
         return 1 - right / len(self.measured)
 
     def _load(self) -> dict[str, Any]:

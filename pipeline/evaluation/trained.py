@@ -13,7 +13,7 @@ from pipeline.shards import tables
 from pipeline.shards.tables import Manifest, Synset
 
 if TYPE_CHECKING:
-    from alexnet.model import Network
+    from alexnet.network import Network
 
 MODEL = Path("data/model.pt")
 OUT = Path("data/evaluation")
@@ -35,9 +35,9 @@ def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[st
 
     That is where it tells other classes apart than the pictures have, or where there are no pictures.
     """
-    from alexnet import model as models
+    from alexnet import build
 
-    network, facts = models.load(io.BytesIO(model))
+    network, facts = build.load(io.BytesIO(model))
     theirs = [wnid for wnid, _ in facts["classes"]]
     ours = [synset.wnid for synset in manifest.classes]
     if theirs != ours:

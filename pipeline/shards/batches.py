@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexnet import dataset, draws
+from alexnet import draws
 from alexnet.learning import Learning
+from alexnet.pictures import decode
 from pipeline.runtime import digests, paths
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.tables import Shard, in_one_line
@@ -227,7 +228,7 @@ class _Reader:
         while len(self.kept) > max(self.keep, len(groups)):
             self.kept.popitem(last=False)
         found = [self._one(int(picture)) for picture in pictures]
-        images = list(self.decoders.map(dataset.decode, [jpeg for jpeg, _ in found]))
+        images = list(self.decoders.map(decode, [jpeg for jpeg, _ in found]))
         return Batch(
             number,
             count,

@@ -32,7 +32,7 @@ class Census:
     """Pixels of the kept pictures as they came."""
 
     def keep(self, kind: str, orientation: int, file_bytes: int, width: int, height: int, side: int) -> None:
-        """Counts a picture that was decoded, and is stored with `side` pixels; see `alexnet.dataset.look`."""
+        """Counts a picture that was decoded, and is stored with `side` pixels; see `alexnet.pictures.describe`."""
         _count(self.formats, kind)
         if orientation != 1:
             _count(self.orientations, str(orientation))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from numpy.typing import NDArray
 
-    from alexnet.model import Classifier
+    from alexnet.build import Classifier
 
 WEIGHTS = PurePosixPath("extra_files/model.pt")
 """Where model.pt lies in an MLflow model."""
@@ -105,7 +105,7 @@ def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.f
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
 
-    from alexnet.model import Classifier, load
+    from alexnet.build import Classifier, load
 
     network, facts = load(io.BytesIO(weights))
     # The exported program keeps the mode, the device and the batch size it was traced with: so in eval mode, on the CPU,

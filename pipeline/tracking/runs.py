@@ -28,7 +28,7 @@ from pipeline.tracking.description import Pictures
 from pipeline.tracking.journal import Journal, Reader
 
 if TYPE_CHECKING:
-    from alexnet.model import Model
+    from alexnet.network import Model
 
 START = 45.0
 """Seconds in which a server has to have answered before a stage works."""

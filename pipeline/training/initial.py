@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet import pretraining, sealed
-from alexnet.augmentation import Augmentation, centre_view, subtracted
+from alexnet.augmentation import Augmentation, centre_view, mean_to_subtract
+from alexnet.build import SAVED, build
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
-from alexnet.model import LAYERS, SAVED, AlexNet, Model, build
+from alexnet.model import AlexNet
+from alexnet.network import LAYERS, Model
 from pipeline.runtime import machine
 from pipeline.runtime.machine import Machine
 from pipeline.runtime.paths import AnyPath
@@ -176,7 +178,7 @@ def found(
     # the first as stored are as good as any: they were shuffled before
     learned = np.flatnonzero(~held_out(len(pictures), learning))
     learned = learned[: -(-section.unsupervised_patches // pretraining.PER_PICTURE)]
-    mean_CHW = subtracted(torch.from_numpy(mean.image_CHW), augmentation)
+    mean_CHW = mean_to_subtract(torch.from_numpy(mean.image_CHW), augmentation)
     network = AlexNet(model, len(manifest.classes))
     network.draw_first_weights(learning.seed)
     layers = LAYERS[: section.unsupervised_layers]

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from alexnet.augmentation import Augmentation, Statistics, centre_view, subtracted, training_patches
+from alexnet.augmentation import Augmentation, Statistics, centre_view, mean_to_subtract, training_patches
+from alexnet.build import build
 from alexnet.columns import Link, Together, gather
 from alexnet.dataset import Mean
-from alexnet.errors import credits
+from alexnet.errors import topk_credit
 from alexnet.learning import Learning, Measured, Momentum, Rates, Reduce, precision, step
-from alexnet.model import Dropout, Model, build
+from alexnet.network import Dropout, Model
 from pipeline.shards.batches import Batch, Order, Pictures, held_out, order
 
 VALIDATION_BATCH = 64
@@ -101,7 +102,7 @@ class Learner:
                 "params.yaml: model: batch normalization takes its means over the whole batch, and each of several replicas "
                 "sees a part of it. Set placement: one in machine.yaml"
             )
-        self.network.load_state_dict(self.network.state_dict() | self.network.part(lesson.first))
+        self.network.load_state_dict(self.network.state_dict() | self.network.local_part(lesson.first))
         self.dtype = torch.float64 if learning.precision == "float64" else torch.float32
         self.network.to(device, self.dtype)
         self.rule = Momentum(self.network, learning)
@@ -109,7 +110,7 @@ class Learner:
             torch.from_numpy(array).to(device, self.dtype)
             for array in (lesson.mean.image_CHW, lesson.mean.eigenvalues_C, lesson.mean.eigenvectors_CC)
         )
-        self.statistics = Statistics(subtracted(mean, lesson.augmentation), values, vectors)
+        self.statistics = Statistics(mean_to_subtract(mean, lesson.augmentation), values, vectors)
         self.aside = np.flatnonzero(held_out(len(train), learning))
         self.progress = Progress()
 
@@ -203,7 +204,7 @@ class Learner:
                     logits = self.network(patches)
                 logits = logits.to(self.dtype)
                 loss = F.cross_entropy(logits, labels, reduction="sum")
-                rights = [credits(logits, labels, top).sum() for top in (1, 5)]
+                rights = [topk_credit(logits, labels, top).sum() for top in (1, 5)]
                 sums += torch.stack([loss.double(), *rights, loss.new_tensor(len(labels)).double()]).cpu()
         sums = sums.to(self.device)
         if self.place.reduce is not None:
@@ -215,7 +216,7 @@ class Learner:
     def contents(self) -> dict[str, Any]:
         """The whole tensors, on the CPU, and the progress: any placement can go on from it. All processes take part."""
         weights, velocity = (
-            gather(tensors, self.place.link, self.network.undivided)
+            gather(tensors, self.place.link, self.network.replicated)
             for tensors in (self.network.state_dict(), self.rule.velocity)
         )
         return {
@@ -226,8 +227,8 @@ class Learner:
 
     def go_on(self, contents: dict[str, Any]) -> None:
         """From what `contents` gave."""
-        self.network.load_state_dict(self.network.part(contents["weights"]))
-        for name, tensor in self.network.part(contents["velocity"]).items():
+        self.network.load_state_dict(self.network.local_part(contents["weights"]))
+        for name, tensor in self.network.local_part(contents["velocity"]).items():
             self.rule.velocity[name].copy_(tensor)
         self.progress = Progress(**contents["progress"])
 

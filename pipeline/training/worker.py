@@ -22,7 +22,7 @@ from alexnet.augmentation import Augmentation
 from alexnet.columns import Apart, Together
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
-from alexnet.model import Model
+from alexnet.network import Model
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.batches import Pictures, batches
 from pipeline.shards.tables import Manifest

@@ -15,7 +15,7 @@ from alexnet.augmentation import (
     Augmentation,
     Statistics,
     centre_view,
-    subtracted,
+    mean_to_subtract,
     ten_views,
     training_patches,
 )
@@ -185,11 +185,11 @@ def test_a_network_of_227_pixels_has_patches_and_views_of_227():
 
 
 def test_one_number_for_each_colour_can_be_subtracted():
-    mean = subtracted(statistics().mean_CHW, dataclasses.replace(PLAIN, mean="channels"))
+    mean = mean_to_subtract(statistics().mean_CHW, dataclasses.replace(PLAIN, mean="channels"))
     assert mean.shape == (3, 256, 256)
     for channel in range(3):
         assert mean[channel].unique().tolist() == pytest.approx([statistics().mean_CHW[channel].mean().item()])
-    assert torch.equal(subtracted(statistics().mean_CHW, PLAIN), statistics().mean_CHW)
+    assert torch.equal(mean_to_subtract(statistics().mean_CHW, PLAIN), statistics().mean_CHW)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from torch._C._distributed_c10d import TCPStore
 from alexnet.augmentation import Statistics, training_patches
 from alexnet.columns import Apart, Together, gather
 from alexnet.learning import Momentum, step
-from alexnet.model import UNDIVIDED, AlexNet, Dropout
+from alexnet.model import REPLICATED, AlexNet
+from alexnet.network import Dropout
 from tests.alexnet.test_model import NARROW
 from tests.sections import AUGMENTATION, LEARNING
 
@@ -38,8 +39,8 @@ def five_steps(link, dtype, replica=0, replicas=1, reduce=None, resume=None, fir
     network.to(dtype)
     rule = Momentum(network, LEARNING)
     if resume:
-        network.load_state_dict(network.part(resume["weights"]))
-        for name, tensor in network.part(resume["velocity"]).items():
+        network.load_state_dict(network.local_part(resume["weights"]))
+        for name, tensor in network.local_part(resume["velocity"]).items():
             rule.velocity[name].copy_(tensor)
     generator = torch.Generator().manual_seed(0)
     statistics = Statistics(torch.full((3, 256, 256), 120.0), torch.tensor([14830.0, 1376.0, 389.0]), torch.eye(3))
@@ -57,8 +58,8 @@ def five_steps(link, dtype, replica=0, replicas=1, reduce=None, resume=None, fir
         )
         losses.append(measured.loss_sum)
     return {
-        "weights": gather(network.state_dict(), network.link, network.undivided),
-        "velocity": gather(rule.velocity, network.link, network.undivided),
+        "weights": gather(network.state_dict(), network.link, network.replicated),
+        "velocity": gather(rule.velocity, network.link, network.replicated),
         "losses": losses,
     }
 
@@ -160,16 +161,16 @@ def test_the_halves_are_the_rows_of_the_whole():
         half = AlexNet(NARROW, CLASSES, Apart(column, 1 - column))
         half.draw_first_weights(7)
         halves.append(half)
-        for name, part in whole.part.__func__(half, dict(whole.named_parameters())).items():
+        for name, part in whole.local_part.__func__(half, dict(whole.named_parameters())).items():
             assert torch.equal(part, half.get_parameter(name)), name
     for name, tensor in whole.named_parameters():
         parts = [half.get_parameter(name) for half in halves]
-        assert torch.equal(tensor, parts[0] if name in UNDIVIDED else torch.cat(parts)), name
+        assert torch.equal(tensor, parts[0] if name in REPLICATED else torch.cat(parts)), name
 
 
 def test_each_process_holds_half_of_the_kernels():
     half = AlexNet(dataclasses.replace(NARROW, width=1.0), 1000, Apart(0, 1))
-    held = sum(p.numel() for name, p in half.named_parameters() if name not in UNDIVIDED)
+    held = sum(p.numel() for name, p in half.named_parameters() if name not in REPLICATED)
     assert held == (60_965_224 - 4_097_000) / 2
 
 

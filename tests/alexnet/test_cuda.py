@@ -9,9 +9,10 @@ import torch
 
 from alexnet import draws
 from alexnet.augmentation import Statistics, ten_views, training_patches
-from alexnet.errors import credits, mean_over_views
+from alexnet.errors import mean_over_views, topk_credit
 from alexnet.learning import Momentum, step
-from alexnet.model import AlexNet, Dropout
+from alexnet.model import AlexNet
+from alexnet.network import Dropout
 from tests.alexnet.test_model import NARROW
 from tests.sections import AUGMENTATION, LEARNING, PAPER
 
@@ -135,7 +136,7 @@ def test_ten_views_and_their_errors_are_those_of_the_cpu():
         with torch.no_grad():
             views = ten_views(images(8).to(device), statistics(device, torch.float64).mean_CHW)
             chances = mean_over_views(network(views.flatten(0, 1)).reshape(8, 10, -1))
-        rights.append((chances.cpu(), credits(chances, labels.to(device), 3).cpu()))
+        rights.append((chances.cpu(), topk_credit(chances, labels.to(device), 3).cpu()))
     torch.testing.assert_close(rights[1][0], rights[0][0], rtol=1e-5, atol=1e-7)  # means are taken in float32
     assert torch.equal(rights[1][1], rights[0][1])
 

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexnet.dataset import Mean, Sums, Undecodable, decode, eigen, encode, look, resize
+from alexnet.dataset import Mean, Sums, eigen, resize
 from alexnet.limits import MAX_PIXELS
+from alexnet.pictures import Undecodable, decode, describe, encode
 
 
 def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -218,14 +219,14 @@ KINDS = {
     ("kind", "data"), [(kind, data) for kind, all_of_it in KINDS.items() for data in all_of_it], ids=str
 )
 def test_every_kind_of_file_has_its_name(kind: str, data: bytes) -> None:
-    assert look(data) == (kind, 1)
+    assert describe(data) == (kind, 1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("number", range(1, 9))
 def test_an_orientation_is_seen_and_not_applied(kind: str, number: int) -> None:
     data = saved(RGB, kind, exif=turned(number))
-    assert look(data) == (f"{kind} colour", number)
+    assert describe(data) == (f"{kind} colour", number)
     assert (decode(data) == decode(saved(RGB, kind))).all()
 
 
@@ -237,12 +238,12 @@ def test_an_orientation_is_found_in_either_order_of_bytes_behind_other_tags(orde
         struct.pack(order + "HHI", tag, kind, count) + value for tag, kind, count, value in tags
     )
     block = b"Exif\0\0" + sign + struct.pack(order + "HI", 42, 20) + bytes(12) + directory + bytes(4)
-    assert look(saved(RGB, "JPEG", exif=block)) == ("JPEG colour", 8)
+    assert describe(saved(RGB, "JPEG", exif=block)) == ("JPEG colour", 8)
 
 
 @pytest.mark.parametrize("number", [0, 9, 65535])
 def test_an_orientation_that_exif_does_not_know_is_none(number: int) -> None:
-    assert look(saved(RGB, "JPEG", exif=turned(number)))[1] == 1
+    assert describe(saved(RGB, "JPEG", exif=turned(number)))[1] == 1
 
 
 def test_metadata_that_is_broken_is_nobody_s_loss() -> None:
@@ -250,12 +251,12 @@ def test_metadata_that_is_broken_is_nobody_s_loss() -> None:
     random = np.random.default_rng(1)
     whole = saved(RGB, "JPEG", exif=turned(6))
     first = whole.index(b"Exif")
-    assert look(whole)[1] == 6
+    assert describe(whole)[1] == 6
     for _ in range(300):
         data = bytearray(whole)
         for place in random.integers(first, first + 32, 5):
             data[place] = random.integers(256)
-        kind, orientation = look(bytes(data))
+        kind, orientation = describe(bytes(data))
         assert kind == "JPEG colour"
         assert 1 <= orientation <= 8
 

@@ -26,7 +26,7 @@ def by_shuffling(scores: list[float], label: int, top: int) -> float:
 @pytest.mark.parametrize("scores", [[3, 1, 2, 0, 1], [1, 1, 1, 1, 1], [2, 2, 1, 1, 0], [0, 5, 5, 5, -1]])
 def test_ties_get_the_chance_of_a_lot(scores: list[float], top: int) -> None:
     for label in range(5):
-        credit = errors.credits(torch.tensor([scores]), torch.tensor([label]), top)
+        credit = errors.topk_credit(torch.tensor([scores]), torch.tensor([label]), top)
         assert float(credit) == pytest.approx(by_shuffling(scores, label, top), abs=1e-12)
 
 
@@ -56,7 +56,7 @@ def test_nan_is_never_right() -> None:
     scores = torch.tensor([[nan, 1, 0], [nan, 1, 0], [nan, nan, nan], [2, 1, 0]])
     labels = torch.tensor([0, 1, 2, 0])
     for top in (1, 3, 5):
-        assert errors.credits(scores, labels, top).tolist() == [0, 0, 0, 1]
+        assert errors.topk_credit(scores, labels, top).tolist() == [0, 0, 0, 1]
     assert errors.guesses(scores).tolist() == [-1, -1, -1, 0]
 
 
@@ -72,9 +72,9 @@ def test_nothing_seen_has_no_error() -> None:
 
 def test_lengths_and_top_are_checked() -> None:
     with pytest.raises(ValueError, match="2 rows of scores for 3 labels"):
-        errors.credits(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), 1)
+        errors.topk_credit(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), 1)
     with pytest.raises(ValueError, match="at least 1, is 0"):
-        errors.credits(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 0)
+        errors.topk_credit(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 0)
 
 
 @pytest.mark.parametrize(("wrong", "images"), [(0, 300), (1, 300), (150, 300), (299, 300), (300, 300), (20350, 50000)])
@@ -113,7 +113,7 @@ def test_the_guess_is_the_lower_of_two_classes() -> None:
 
 def test_per_class_adds_up() -> None:
     scores, labels = torch.randn(60, 5), torch.randint(4, (60,))  # class 4 has no picture
-    counts = errors.per_class(errors.credits(scores, labels, 1), labels, 5)
+    counts = errors.per_class(errors.topk_credit(scores, labels, 1), labels, 5)
     assert sum(counts, errors.Count(0, 0)) == errors.count(scores, labels, 1)
     assert counts[4].images == 0
     for k in range(4):

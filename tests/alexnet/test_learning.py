@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from alexnet.learning import Momentum, RateChange, Rates, plateaus, step
-from alexnet.model import AlexNet, Dropout
+from alexnet.model import AlexNet
+from alexnet.network import Dropout
 from tests.alexnet.test_model import NARROW, narrow, patches
 from tests.sections import LEARNING
 

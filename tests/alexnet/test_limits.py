@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from alexnet import limits
-from alexnet.dataset import Undecodable, decode, look, resize
+from alexnet.dataset import resize
+from alexnet.pictures import Undecodable, decode, describe
 from tests.alexnet.test_dataset import RGB, saved
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +156,7 @@ def test_no_other_plugin_of_pillow_is_asked(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Image, "init", lambda: pytest.fail("all plugins were loaded"))
     for kind in limits.FORMATS:
         assert decode(saved(RGB, kind)).shape == (3, 60, 81)
-        assert look(saved(RGB, kind))[0].startswith(kind)
+        assert describe(saved(RGB, kind))[0].startswith(kind)
     with pytest.raises(Undecodable, match="no known format"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0")
 
@@ -165,7 +166,7 @@ def test_a_second_picture_that_is_damaged_does_not_matter() -> None:
     for end in (b"!\xfe\x05", b",\0", b"!", b"!\xf9\x04\0"):
         damaged = first[:-1] + end
         assert torch.equal(decode(damaged), decode(first))
-        assert look(damaged) == ("GIF palette", 1)
+        assert describe(damaged) == ("GIF palette", 1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "1", "I;16"])
@@ -173,14 +174,14 @@ def test_a_picture_converted_by_strips_is_the_same(mode: str, monkeypatch: pytes
     deep = Image.fromarray((np.arange(4860, dtype=np.uint16) * 13).reshape(60, 81))
     data = saved(deep if mode == "I;16" else RGB.convert(mode), "TIFF")
     whole = decode(data)
-    monkeypatch.setattr("alexnet.dataset.STRIP", 500)
+    monkeypatch.setattr("alexnet.limits.STRIP", 500)
     assert torch.equal(decode(data), whole)
 
 
 def test_areas_added_up_by_strips_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     picture_CHW = decode(JPEG)
     whole = resize(picture_CHW, 7, "area")
-    monkeypatch.setattr("alexnet.dataset.STRIP", 500)
+    monkeypatch.setattr("alexnet.limits.STRIP", 500)
     assert torch.equal(resize(picture_CHW, 7, "area"), whole)
 
 
@@ -212,13 +213,13 @@ def largest() -> Iterator[tuple[str, bytes]]:
 MEASURE = """
 import json, resource, sys, time
 import torch
-from alexnet import dataset
+from alexnet import dataset, pictures
 torch.set_num_threads(1)
 data = sys.stdin.buffer.read()
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, start = peak() - len(data), time.process_time()
-picture_CHW = dataset.decode(data)
-dataset.look(data)
+picture_CHW = pictures.decode(data)
+pictures.describe(data)
 for how in ("bilinear", "area"): dataset.resize(picture_CHW, 256, how)
 print(json.dumps([peak() - before, time.process_time() - start]))
 """

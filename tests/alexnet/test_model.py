@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexnet.model import LAYERS, AlexNet, Classifier, Dropout, load, save
+from alexnet.build import Classifier, load, save
+from alexnet.model import AlexNet
+from alexnet.network import LAYERS, Dropout
 from tests.alexnet.test_normalization import equation
 from tests.sections import PAPER
 

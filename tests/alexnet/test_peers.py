@@ -7,8 +7,9 @@ import pytest
 import torch
 from torchvision import models
 
+from alexnet.build import build, load, save
 from alexnet.learning import Momentum, Rates, step
-from alexnet.model import Dropout, build, load, save
+from alexnet.network import Dropout
 from tests.sections import LEARNING, PAPER
 
 pytestmark = pytest.mark.slow  # a hundred million weights take seconds to draw

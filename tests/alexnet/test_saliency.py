@@ -112,7 +112,7 @@ def test_in_training_it_is_refused(patches: Tensor) -> None:
 class Convolution(nn.Sequential):
     """A network of one convolution, which comes first."""
 
-    share = 1.0
+    fraction = 1.0
 
     @property
     def last_maps(self) -> nn.Module:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from alexnet import sealed
-from alexnet.model import AlexNet, load, save
+from alexnet.build import load, save
+from alexnet.model import AlexNet
 from tests.sections import PAPER
 
 CONTENTS: dict[str, Any] = {

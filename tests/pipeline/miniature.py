@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexnet.dataset import Mean, Sums, decode
+from alexnet.dataset import Mean, Sums
+from alexnet.pictures import decode
 from pipeline.runtime import digests
 from pipeline.shards import tables
 from pipeline.shards.tables import Manifest, Shard, Synset

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import torch
 from ruamel.yaml import YAML
 
-from alexnet import dataset
-from alexnet import model as models
+from alexnet import build
 from alexnet.model import AlexNet
+from alexnet.pictures import encode
 from pipeline import evaluate
 from pipeline.evaluation import trained
 from pipeline.evaluation.results import Results
@@ -93,7 +93,7 @@ def world(folder: Path) -> Manifest:
 
 def _row(generator: np.random.Generator, name: str, label: int) -> dict[str, Any]:
     coarse = generator.integers(256, size=(3, 8, 8), dtype=np.uint8).repeat(32, 1).repeat(32, 2)
-    image = {"bytes": dataset.encode(torch.from_numpy(coarse), 95), "path": f"{name}.jpg"}
+    image = {"bytes": encode(torch.from_numpy(coarse), 95), "path": f"{name}.jpg"}
     return {"image": image, "label": label, "wnid": f"n{label}", "id": name, "width": 9, "height": 9, "sha256": ""}
 
 
@@ -102,7 +102,7 @@ def save(handle: Any) -> None:
     network.draw_first_weights(3)
     classes = [[synset.wnid, synset.words] for synset in CLASSES]
     mean = torch.linspace(90, 150, 3 * 256 * 256).reshape(3, 256, 256)
-    models.save(
+    build.save(
         handle, network, fingerprint="f" * 16, classes=classes, drawn=True, manifest="", mean=mean, mean_kind="centre"
     )
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency, chisquare
 
-from alexnet import dataset
 from alexnet.learning import Learning
+from alexnet.pictures import decode
 from pipeline import resize
 from pipeline.resize import Resize
 from pipeline.runtime import digests
@@ -176,7 +176,7 @@ def test_batches_hold_the_pictures_their_labels_and_their_places(stored: Picture
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape == (len(batch.labels), 3, SIDE, SIDE)
         for image, number in zip(batch.images, batch.labels.tolist(), strict=True):
-            assert torch.equal(image, dataset.decode(miniature.jpeg(number, SIDE)))
+            assert torch.equal(image, decode(miniature.jpeg(number, SIDE)))
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "cyclic"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet.dataset import decode, look
+from alexnet.pictures import decode, describe
 from pipeline.runtime import digests
 from pipeline.shards.census import Census
 from tests.alexnet.test_dataset import KINDS, RGB, saved
@@ -20,7 +20,7 @@ def counted(pictures: list[bytes], side: int = 25) -> Census:
     census = Census()
     for data in pictures:
         height, width = decode(data).shape[1:]
-        census.keep(*look(data), len(data), width, height, side)
+        census.keep(*describe(data), len(data), width, height, side)
     return census
 
 

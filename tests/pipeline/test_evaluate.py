@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet import model as models
+from alexnet import build
 from alexnet.model import AlexNet
 from pipeline import evaluate
 from pipeline.evaluation import neighbours, trained, vectors
@@ -45,7 +45,7 @@ def probabilities(network: AlexNet, mean: torch.Tensor, image: np.ndarray) -> np
 @pytest.mark.slow
 def test_errors_and_probabilities_equal_a_loop(summarized: tuple[Path, Manifest, dict[str, Any]]) -> None:
     folder, _, summary = summarized
-    network, facts = models.load(io.BytesIO((folder / "data/model.pt").read_bytes()))
+    network, facts = build.load(io.BytesIO((folder / "data/model.pt").read_bytes()))
     predictions = pq.read_table(folder / "data/evaluation/predictions.parquet").to_pylist()
     stored = rows_of(folder, "val")
     assert [row["id"] for row in predictions] == [row["id"] for row in stored]
@@ -71,7 +71,7 @@ def test_the_views_of_a_network_that_learned_with_the_mean_at_the_patch_are_less
 ) -> None:
     """As `caffe` learns: the picture less the mean picture, and then its ten views."""
     folder, manifest, _ = summarized
-    network, facts = models.load(io.BytesIO((folder / "data/model.pt").read_bytes()))
+    network, facts = build.load(io.BytesIO((folder / "data/model.pt").read_bytes()))
     batches = evaluate.pictures(folder / "data/shards" / manifest.shards["val"][1].file, 2)
     said = evaluate.through(network, facts["mean"], "patch", batches, True).to_pylist()
     nothing, mean = torch.zeros(3, 256, 256), facts["mean"].numpy().transpose(1, 2, 0)

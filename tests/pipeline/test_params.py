@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning
-from alexnet.model import Model
+from alexnet.network import Model
 from pipeline.download import SOURCES
 from pipeline.evaluation.results import Results
 from pipeline.report import Report

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from alexnet.columns import Together
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
-from alexnet.model import Dropout
+from alexnet.network import Dropout
 from pipeline import compare, evaluate, resident
 from pipeline.compare import Comparison, Variant
 from pipeline.resident import Resident

@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 
 from alexnet import dataset, limits
-from alexnet.dataset import Mean, Sums, Undecodable, decode
+from alexnet.dataset import Mean, Sums
+from alexnet.pictures import Undecodable, decode, encode
 from pipeline import resize
 from pipeline.resize import Resize
 from pipeline.runtime import digests, params, stage
@@ -230,10 +231,10 @@ def test_raw_shards_hold_the_pixels_that_jpegs_were_made_of(copy: Path, made: Pa
         assert row["image"]["path"] == other["image"]["path"].replace(".jpg", ".ppm")
         stored = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert (stored.format, stored.mode, stored.size) == ("PPM", "RGB", (32, 32))
-        expected_CHW = dataset.resize(dataset.decode(known[row["id"]]), 32, "bilinear")
+        expected_CHW = dataset.resize(decode(known[row["id"]]), 32, "bilinear")
         np.testing.assert_array_equal(np.asarray(stored).transpose(2, 0, 1), expected_CHW)
-        np.testing.assert_array_equal(dataset.decode(row["image"]["bytes"]), expected_CHW)
-        assert other["image"]["bytes"] == dataset.encode(expected_CHW, 95)
+        np.testing.assert_array_equal(decode(row["image"]["bytes"]), expected_CHW)
+        assert other["image"]["bytes"] == encode(expected_CHW, 95)
 
 
 def test_a_row_group_is_some_megabytes_also_of_raw_pixels(copy: Path) -> None:
@@ -247,7 +248,7 @@ def test_a_row_group_is_some_megabytes_also_of_raw_pixels(copy: Path) -> None:
         file = resize.make_shard(resize.plan(section, many, work, copy / "data/store")[0]).shard.file
         sizes[quality] = [group.num_rows for group in tables.groups(work / "shards" / file, ["label"])]
     assert sum(sizes["raw"]) == sum(sizes[95]) == 5 * 21
-    assert max(sizes["raw"]) * len(dataset.encode(torch.zeros(3, 256, 256, dtype=torch.uint8), "raw")) < 7e6
+    assert max(sizes["raw"]) * len(encode(torch.zeros(3, 256, 256, dtype=torch.uint8), "raw")) < 7e6
     assert sizes[95] == [5 * 21]
 
 
@@ -262,9 +263,7 @@ def test_hugging_face_shows_raw_pictures(copy: Path, monkeypatch: pytest.MonkeyP
     rows = rows_of(copy / "data/shards")[-len(loaded) :]
     for shown, row in zip(loaded, rows, strict=True):
         assert shown["id"] == row["id"]
-        np.testing.assert_array_equal(
-            np.asarray(shown["image"]).transpose(2, 0, 1), dataset.decode(row["image"]["bytes"])
-        )
+        np.testing.assert_array_equal(np.asarray(shown["image"]).transpose(2, 0, 1), decode(row["image"]["bytes"]))
 
 
 def test_names_and_sizes_are_those_of_the_manifest(made: Path) -> None:

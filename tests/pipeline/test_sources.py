@@ -85,7 +85,7 @@ def test_every_row_is_the_picture_its_class_and_its_split(store: Path, name: str
 
 
 def pixels(data: bytes) -> bytes:
-    from alexnet.dataset import decode
+    from alexnet.pictures import decode
 
     return decode(data).numpy().tobytes()
 

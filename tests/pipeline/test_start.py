@@ -17,8 +17,11 @@ from torch import Tensor
 
 from alexnet import dataset, figures, pretraining
 from alexnet.augmentation import Augmentation, centre_view
+from alexnet.build import save
 from alexnet.dataset import Mean
-from alexnet.model import AlexNet, Model, save
+from alexnet.model import AlexNet
+from alexnet.network import Model
+from alexnet.pictures import Undecodable, decode
 from pipeline.runtime.machine import Machine
 from pipeline.shards import batches
 from pipeline.shards.tables import Manifest
@@ -240,7 +243,7 @@ def test_they_are_clusters_of_the_pictures_learned_from_less_the_mean(
     aside = batches.held_out(24, dataclasses.replace(LEARNING, held_out=held_out))
     learned = [number for number in range(24) if not aside[number]][:20]
     assert learned != [*range(20)] or not held_out
-    pictures = torch.stack([dataset.decode(miniature.jpeg(number, 256)) for number in learned])
+    pictures = torch.stack([decode(miniature.jpeg(number, 256)) for number in learned])
     network = AlexNet(MODEL, 3)
     network.draw_first_weights(0)
     block = torch.arange(len(learned)), centre_view(pictures, mean_CHW)
@@ -262,8 +265,8 @@ def drawn_views(folder: Path) -> Tensor:
                     data = tar.extractfile(member)
                     assert data is not None
                     try:
-                        pictures.append(dataset.resize(dataset.decode(data.read()), 256, "bilinear"))
-                    except dataset.Undecodable:
+                        pictures.append(dataset.resize(decode(data.read()), 256, "bilinear"))
+                    except Undecodable:
                         continue
     images = torch.stack(pictures)
     return centre_view(images, images.double().mean(0).float())

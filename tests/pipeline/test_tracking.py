@@ -24,7 +24,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from alexnet.model import AlexNet, Classifier, save
+from alexnet.build import Classifier, save
+from alexnet.model import AlexNet
 from pipeline.runtime.machine import Machine
 from pipeline.runtime.stage import Stopped
 from pipeline.shards.tables import Manifest, Shard, Synset

@@ -28,8 +28,10 @@ import torch
 from ruamel.yaml import YAML
 
 from alexnet import sealed
+from alexnet.build import load, save
 from alexnet.learning import RateChange
-from alexnet.model import AlexNet, Model, load, save
+from alexnet.model import AlexNet
+from alexnet.network import Model
 from pipeline import train
 from pipeline.runtime import digests, params, waiting
 from pipeline.runtime.machine import Machine
