@@ -67,8 +67,8 @@ class Resident:
         labels = torch.empty(len(stored), dtype=torch.int64, device=self.device)
         as_stored = Order(np.arange(len(stored)), np.zeros(len(stored), dtype=np.int64))
         for batch in batches(stored, as_stored, 512, threads=self.threads):
-            images[batch.places] = batch.images.to(self.device)
-            labels[batch.places] = batch.labels.to(self.device)
+            images[batch.positions_B] = batch.images_BCHW.to(self.device)
+            labels[batch.positions_B] = batch.labels_B.to(self.device)
         self._held[stored] = images, labels
 
     def __call__(
@@ -76,8 +76,8 @@ class Resident:
     ) -> Iterator[Batch]:
         """The batches of an epoch from batch `first` on, on the device."""
         images, labels = self._held[stored]
-        pictures = torch.from_numpy(epoch.pictures).to(self.device)
-        streams = torch.from_numpy(epoch.streams).to(self.device)
+        pictures = torch.from_numpy(epoch.pictures_N).to(self.device)
+        streams = torch.from_numpy(epoch.streams_N).to(self.device)
         for number in range(first, -(-len(pictures) // size)):
             places = torch.arange(number * size, min((number + 1) * size, len(pictures)), device=self.device)
             own = places[streams[places] % replicas == replica] if replicas > 1 else places
@@ -152,12 +152,14 @@ class Process:
         side, sums = learner.lesson.model.patch, dict.fromkeys(compare.ERRORS, 0.0)
         as_stored = Order(np.arange(len(self.val)), np.zeros(len(self.val), dtype=np.int64))
         for batch in self.resident(self.val, as_stored, TESTED):
-            views = ten_views(batch.images, learner.statistics.mean_CHW, side, learner.lesson.augmentation.mean)
+            views = ten_views(batch.images_BCHW, learner.statistics.mean_CHW, side, learner.lesson.augmentation.mean)
             _, logits = features_and_logits(learner.network, views.flatten(0, 1))
             logits = logits.float().reshape(*views.shape[:2], -1)
             for name, some in (("", logits), ("centre_", logits[:, CENTRE : CENTRE + 1])):
                 for top in (1, 5):
-                    sums[f"{name}top{top}_error"] += float(topk_credit(mean_over_views(some), batch.labels, top).sum())
+                    sums[f"{name}top{top}_error"] += float(
+                        topk_credit(mean_over_views(some), batch.labels_B, top).sum()
+                    )
         count = len(self.val)
         return {name: (count - right) / count for name, right in sums.items()} | {"images": count}
 

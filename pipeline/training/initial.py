@@ -206,5 +206,5 @@ def _views(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     with Progress(f"train: clusters for {layer}", len(chosen), "images") as progress:
         for batch in batches(pictures, Order(chosen, np.zeros_like(chosen)), VIEWS, threads=threads):
-            yield batch.places, centre_view(batch.images, mean_CHW, side)
+            yield batch.positions_B, centre_view(batch.images_BCHW, mean_CHW, side)
             progress.add(batch.count)

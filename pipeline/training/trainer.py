@@ -169,10 +169,10 @@ class Learner:
 
     def _step(self, batch: Batch, rates: Rates) -> Measured:
         lesson, progress = self.lesson, self.progress
-        places, labels = batch.places.to(self.device), batch.labels.to(self.device)
+        places, labels = batch.positions_B.to(self.device), batch.labels_B.to(self.device)
         patches = torch.empty(0, device=self.device)
         if len(labels):
-            images = batch.images.to(self.device)
+            images = batch.images_BCHW.to(self.device)
             patches = training_patches(
                 images, places, self.statistics, lesson.augmentation, self.learning.seed, progress.epoch, self.dtype,
                 lesson.model.patch,
@@ -196,9 +196,9 @@ class Learner:
         self.network.eval()
         sums = torch.zeros(4, dtype=torch.float64)
         for batch in self._batches(pictures, as_stored, VALIDATION_BATCH):
-            if len(batch.labels):
-                labels = batch.labels.to(self.device)
-                images = batch.images.to(self.device)
+            if len(batch.labels_B):
+                labels = batch.labels_B.to(self.device)
+                images = batch.images_BCHW.to(self.device)
                 patches = centre_view(images, self.statistics.mean_CHW, self.lesson.model.patch)
                 with precision(self.learning, self.device):
                     logits = self.network(patches)
