@@ -32,10 +32,11 @@ test: lint ## lint, types, and all tests, in two processes
 fast: .venv/installed ## the tests of a minute
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-lint: .venv/installed ## ruff and mypy
+lint: .venv/installed ## ruff, mypy, and which package may import which
 	@ruff check
 	ruff format --check
 	mypy
+	lint-imports --no-cache --no-logo
 
 mutants: .venv/installed ## breaks the code line by line and asks whether a test sees it
 	@python tests/mutants.py

@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline import room
+from pipeline.room import Network
 from pipeline.runtime import added, digests, machine, params, stage
 from pipeline.runtime.machine import Machine
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 KINDS = {
     "source": "pipeline.download:SOURCES",
     "resize": "pipeline.resize:Resize",
-    "model": "alexnet.model:Model",
+    "model": "alexnet.network:Model",
     "start": "pipeline.training.spec:Start",
     "augmentation": "alexnet.augmentation:Augmentation",
     "learning": "alexnet.learning:Learning",
@@ -40,19 +40,6 @@ KINDS = {
 
 KEPT = 200
 """Notes of sections that were found good: more than a comparison has variants."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
-    """How large the network of params.yaml is."""
-
-    parameters: int
-    features: int
-    """Numbers that `evaluate` keeps of a picture."""
-    saved: int
-    """Bytes that the backward pass needs of one picture, in float32."""
-    patch: int
-    """Side of what it sees, in pixels."""
 
 
 def check(name: str) -> None:

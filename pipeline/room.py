@@ -11,15 +11,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from pipeline.runtime import machine, params
 from pipeline.runtime.machine import Machine
-
-if TYPE_CHECKING:
-    from pipeline.preflight import Network
 
 ORDER = ("download", "resize", "mean", "train", "evaluate", "report")
 
@@ -41,6 +38,19 @@ WIDER = {"float64": 2.0, "bfloat16": 0.6}
 
 REFLINKS = ("btrfs", "xfs", "zfs", "apfs", "bcachefs", "overlay")
 """File systems that may keep equal files once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """How large the network of params.yaml is."""
+
+    parameters: int
+    features: int
+    """Numbers that `evaluate` keeps of a picture."""
+    saved: int
+    """Bytes that the backward pass needs of one picture, in float32."""
+    patch: int
+    """Side of what it sees, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
