@@ -34,7 +34,7 @@ from alexnet.build import build, save
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.runtime import cluster, digests, machine, params, stage, waiting
+from pipeline.runtime import cluster, digests, files, machine, params, stage, waiting
 from pipeline.runtime.machine import Machine
 from pipeline.runtime.progress import Progress
 from pipeline.shards import artifacts
@@ -352,8 +352,7 @@ def finish(contents: dict[str, Any], inputs: Inputs, folder: Path) -> None:
     """From the last checkpoint's contents: the model, the history, and last the word that they are whole."""
     network = build(inputs.model, len(inputs.manifest.classes))
     network.load_state_dict(contents["weights"])
-    made = folder / "model.pt.part"
-    with made.open("wb") as handle:
+    with files.atomic(folder / "model.pt") as made, made.open("wb") as handle:
         save(
             handle,
             network,
@@ -364,15 +363,13 @@ def finish(contents: dict[str, Any], inputs: Inputs, folder: Path) -> None:
             mean=mean_to_subtract(_tensor(inputs.mean), inputs.augmentation),
             mean_kind=inputs.augmentation.mean,
         )
-    stage.put(made, folder / "model.pt")
     for name in TABLES:
         _write_csv(contents["progress"][name.removesuffix(".csv")], folder / name)
     word = Word(
         id=uuid.uuid4().hex, digests={name: digests.of(folder / name) for name in MADE}, code=contents.get("code")
     )
-    made = folder / "finished.json.part"
-    made.write_text(word.text())
-    stage.put(made, folder / "finished.json")
+    with files.atomic(folder / "finished.json") as made:
+        made.write_text(word.text())
 
 
 def finished(folder: Path) -> Word | None:
@@ -394,9 +391,9 @@ def finished(folder: Path) -> Word | None:
 
 def deliver(folder: Path) -> None:
     """Copies a finished run's results to where DVC expects them."""
-    with stage.whole(MODEL) as file:
+    with files.atomic(MODEL) as file:
         shutil.copyfile(folder / "model.pt", file)
-    with stage.whole(HISTORY) as made:
+    with files.atomic(HISTORY) as made:
         made.mkdir()
         for name in TABLES:
             shutil.copyfile(folder / name, made / name)
@@ -462,12 +459,10 @@ def _rows(folder: Path) -> list[dict[str, float]]:
 
 
 def _write_csv(rows: list[dict[str, float]], file: Path) -> None:
-    made = file.with_suffix(".part")
-    with made.open("w", newline="") as handle:
+    with files.atomic(file) as made, made.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, list(rows[0]) if rows else ["step"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    stage.put(made, file)
 
 
 def _tensor(mean: Mean) -> Any:
