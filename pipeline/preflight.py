@@ -29,7 +29,7 @@ KINDS = {
     "source": "pipeline.download:SOURCES",
     "resize": "pipeline.resize:Resize",
     "model": "alexnet.model:Model",
-    "start": "pipeline.training.initial:Start",
+    "start": "pipeline.training.spec:Start",
     "augmentation": "alexnet.augmentation:Augmentation",
     "learning": "alexnet.learning:Learning",
     "results": "pipeline.evaluation.results:Results",

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before all that takes long to import
 
     enter("resident")
 
+import hashlib
 import multiprocessing
 import os
 import time
@@ -47,8 +48,8 @@ from pipeline.shards import artifacts
 from pipeline.shards.batches import Batch, Order, Pictures, batches
 from pipeline.shards.tables import Manifest
 from pipeline.training import initial
-from pipeline.training.initial import Start
-from pipeline.training.trainer import Learner, Lesson
+from pipeline.training.spec import Start, TrainingSpec
+from pipeline.training.trainer import Trainer
 
 TESTED = 128
 """Pictures tested at once, with all their views. It decides only the last bits."""
@@ -67,8 +68,8 @@ class Resident:
         labels = torch.empty(len(stored), dtype=torch.int64, device=self.device)
         as_stored = Order(np.arange(len(stored)), np.zeros(len(stored), dtype=np.int64))
         for batch in batches(stored, as_stored, 512, threads=self.threads):
-            images[batch.places] = batch.images.to(self.device)
-            labels[batch.places] = batch.labels.to(self.device)
+            images[batch.positions_B] = batch.images_BCHW.to(self.device)
+            labels[batch.positions_B] = batch.labels_B.to(self.device)
         self._held[stored] = images, labels
 
     def __call__(
@@ -76,8 +77,8 @@ class Resident:
     ) -> Iterator[Batch]:
         """The batches of an epoch from batch `first` on, on the device."""
         images, labels = self._held[stored]
-        pictures = torch.from_numpy(epoch.pictures).to(self.device)
-        streams = torch.from_numpy(epoch.streams).to(self.device)
+        pictures = torch.from_numpy(epoch.pictures_N).to(self.device)
+        streams = torch.from_numpy(epoch.streams_N).to(self.device)
         for number in range(first, -(-len(pictures) // size)):
             places = torch.arange(number * size, min((number + 1) * size, len(pictures)), device=self.device)
             own = places[streams[places] % replicas == replica] if replicas > 1 else places
@@ -120,44 +121,47 @@ class Process:
     def run(self, document: dict[str, Any], base: Path, test: bool) -> Done:
         """Learns as a params file says, and takes ten views of every validation picture if it is to be tested."""
         began = time.monotonic()
-        learner = Learner(self.lesson(document, base), self.train, self.val, self.resident, self.resident.device)
-        learner.learn()
-        errors = self.test(learner) if test else {}
+        spec = self.spec(document, base)
+        trainer = Trainer(spec, self.train, self.val, self.resident, self.resident.device)
+        trainer.learn()
+        errors = self.test(trainer) if test else {}
         minutes = (time.monotonic() - began) / 60
-        return Done(steps=learner.progress.steps, epochs=learner.progress.epochs, errors=errors, minutes=minutes)
+        return Done(steps=trainer.progress.steps, epochs=trainer.progress.epochs, errors=errors, minutes=minutes)
 
-    def lesson(self, document: dict[str, Any], base: Path) -> Lesson:
+    def spec(self, document: dict[str, Any], base: Path) -> TrainingSpec:
         """What the params file says, as `train` understands it."""
-        model = params.check(document["model"], Model, base, "model")
-        augmentation = params.check(document["augmentation"], Augmentation, base, "augmentation")
-        learning = params.check(document["learning"], Learning, base, "learning")
-        section = params.check(document["start"], Start, base, "start")
-        manifest, mean = self.here.manifest, Mean.load(self.here.mean)
-        first = initial.origin(section, model, manifest, machine.read()).weights or initial.found(
-            section, model, augmentation, learning, manifest, mean, self.here.shards
+        model, start = (
+            params.check(document["model"], Model, base, "model"),
+            params.check(document["start"], Start, base, "start"),
         )
-        return Lesson(
+        manifest, mean = self.here.manifest, self.here.mean
+        spec = TrainingSpec(
             model=model,
-            augmentation=augmentation,
-            learning=learning,
-            mean=mean,
-            classes=len(manifest.classes),
-            first=first,
+            start=start,
+            augmentation=params.check(document["augmentation"], Augmentation, base, "augmentation"),
+            learning=params.check(document["learning"], Learning, base, "learning"),
+            manifest=manifest,
+            mean=Mean.load(mean),
+            mean_digest=hashlib.sha256(mean.read_bytes()).hexdigest(),
+            first=initial.read_pretrained(start, model, manifest, machine.read()),
         )
+        return initial.with_clusters(spec, self.here.shards)
 
     @torch.no_grad()
-    def test(self, learner: Learner) -> dict[str, float]:
+    def test(self, trainer: Trainer) -> dict[str, float]:
         """The columns of runs.csv: errors on all validation pictures, of ten views and of the centre."""
-        learner.network.eval()
-        side, sums = learner.lesson.model.patch, dict.fromkeys(compare.ERRORS, 0.0)
+        trainer.network.eval()
+        side, sums = trainer.spec.model.patch, dict.fromkeys(compare.ERRORS, 0.0)
         as_stored = Order(np.arange(len(self.val)), np.zeros(len(self.val), dtype=np.int64))
         for batch in self.resident(self.val, as_stored, TESTED):
-            views = ten_views(batch.images, learner.statistics.mean_CHW, side, learner.lesson.augmentation.mean)
-            _, logits = features_and_logits(learner.network, views.flatten(0, 1))
+            views = ten_views(batch.images_BCHW, trainer.statistics.mean_CHW, side, trainer.spec.augmentation.mean)
+            _, logits = features_and_logits(trainer.network, views.flatten(0, 1))
             logits = logits.float().reshape(*views.shape[:2], -1)
             for name, some in (("", logits), ("centre_", logits[:, CENTRE : CENTRE + 1])):
                 for top in (1, 5):
-                    sums[f"{name}top{top}_error"] += float(topk_credit(mean_over_views(some), batch.labels, top).sum())
+                    sums[f"{name}top{top}_error"] += float(
+                        topk_credit(mean_over_views(some), batch.labels_B, top).sum()
+                    )
         count = len(self.val)
         return {name: (count - right) / count for name, right in sums.items()} | {"images": count}
 

@@ -25,7 +25,7 @@ from pipeline.runtime.machine import Machine
 from pipeline.shards import tables
 from pipeline.shards.tables import Manifest
 from pipeline.training import initial
-from pipeline.training.initial import Start
+from pipeline.training.spec import Start
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -164,7 +164,7 @@ def test_a_registered_network_can_be_begun_with(workflow, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     model, section = (params.read(name, kind) for name, kind in (("model", Model), ("start", Start)))
     section = dataclasses.replace(section, network="models:/alexnet-drawn@champion")
-    origin = initial.origin(section, model, Manifest.read(Path("data/shards")), Machine())
+    origin = initial.read_pretrained(section, model, Manifest.read(Path("data/shards")), Machine())
     with Path("data/model.pt").open("rb") as handle:
         network, facts = load(handle)
     assert re.match(rf"conv1, .*, fc8 of {section.network} \(run {facts['fingerprint']}\)$", origin.said)

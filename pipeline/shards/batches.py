@@ -32,26 +32,28 @@ AHEAD = 3
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An epoch's order: for each place the picture, counted through all shards, and the stream that it comes from."""
+    """The order in which an epoch, or a measurement, reads its N pictures."""
 
-    pictures: NDArray[np.int64]
-    streams: NDArray[np.int64]
+    pictures_N: NDArray[np.int64]
+    """Index of the picture at each position, counted through all shards of the split."""
+    streams_N: NDArray[np.int64]
+    """The stream that reads it, 0 … streams - 1: a replica reads the streams whose number is its own, modulo replicas."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A replica's pictures of one batch."""
+    """One replica's B pictures of one batch."""
 
     number: int
     """Number of the batch in the epoch, from 0."""
     count: int
-    """Pictures of the batch in all replicas."""
-    places: Tensor
-    """Position of each picture in the epoch's order, B, int64: the key of its draws."""
-    images: Tensor
-    """B×3×side×side, uint8; without a shape where B is 0."""
-    labels: Tensor
-    """B, int64."""
+    """Pictures of the batch in all replicas together."""
+    positions_B: Tensor
+    """Each picture's position in the epoch's order, int64: the key of its draws."""
+    images_BCHW: Tensor
+    """B×3×side×side, uint8; empty and without that shape where B is 0."""
+    labels_B: Tensor
+    """int64."""
 
 
 class Pictures:
@@ -179,17 +181,19 @@ def batches(
     stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1, threads: int = 1
 ) -> Iterator[Batch]:
     """The batches of an epoch from batch `first` on, each with the pictures whose streams are this replica's."""
-    own_streams = sum(stream % replicas == replica for stream in set(epoch.streams.tolist()))
+    own_streams = sum(stream % replicas == replica for stream in set(epoch.streams_N.tolist()))
     reader = _Reader(stored, threads, keep=own_streams + 1)
     with ThreadPoolExecutor(1) as loader:
         pending: deque[Future[Batch]] = deque()
         try:
-            for number in range(first, -(-len(epoch.pictures) // size)):
-                places = np.arange(number * size, min((number + 1) * size, len(epoch.pictures)))
-                own = places[epoch.streams[places] % replicas == replica]
+            for number in range(first, -(-len(epoch.pictures_N) // size)):
+                positions_B = np.arange(number * size, min((number + 1) * size, len(epoch.pictures_N)))
+                own_B = positions_B[epoch.streams_N[positions_B] % replicas == replica]
                 soon = slice((number + 1) * size, (number + 1 + AHEAD) * size)
-                next_own = epoch.pictures[soon][epoch.streams[soon] % replicas == replica]
-                pending.append(loader.submit(reader.batch, number, len(places), own, epoch.pictures[own], next_own))
+                next_own = epoch.pictures_N[soon][epoch.streams_N[soon] % replicas == replica]
+                pending.append(
+                    loader.submit(reader.batch, number, len(positions_B), own_B, epoch.pictures_N[own_B], next_own)
+                )
                 if len(pending) > AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -214,12 +218,12 @@ class _Reader:
         self,
         number: int,
         count: int,
-        places: NDArray[np.int64],
-        pictures: NDArray[np.int64],
+        positions_B: NDArray[np.int64],
+        pictures_B: NDArray[np.int64],
         soon: NDArray[np.int64],
     ) -> Batch:
         """A batch of these pictures, while the row groups of those that come `soon` are on their way."""
-        groups = dict.fromkeys(self.stored.group(np.concatenate([pictures, soon])).tolist())
+        groups = dict.fromkeys(self.stored.group(np.concatenate([pictures_B, soon])).tolist())
         for group in groups:
             if group not in self.kept:
                 self.kept[group] = self.readers.submit(self.stored.read, group)
@@ -227,12 +231,12 @@ class _Reader:
         # a stream is in one row group at a time; when it moves on, the oldest one is the one it left
         while len(self.kept) > max(self.keep, len(groups)):
             self.kept.popitem(last=False)
-        found = [self._one(int(picture)) for picture in pictures]
+        found = [self._one(int(picture)) for picture in pictures_B]
         images = list(self.decoders.map(decode, [jpeg for jpeg, _ in found]))
         return Batch(
             number,
             count,
-            torch.from_numpy(places.copy()),
+            torch.from_numpy(positions_B.copy()),
             torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
             torch.tensor([label for _, label in found], dtype=torch.int64),
         )

@@ -24,7 +24,7 @@ from pipeline.runtime import stage, waiting
 from pipeline.runtime.cluster import Placement
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.silence import ANSWER, there
-from pipeline.training.worker import Mailbox, News, Process
+from pipeline.supervision.mailbox import Mailbox, News, Process
 
 Rows = Callable[[list[dict[str, float]]], None]
 

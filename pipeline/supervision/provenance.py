@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -67,3 +67,25 @@ def differences(before: Code, now: Code) -> str:
     ]
     more = [f"{len(files) - 3} more files"] if len(files) > 3 else []
     return "; ".join([*files[:3], *more, *libraries])
+
+
+def resumed_by_other_code(record: Any, at: str, run: Path, policy: str, say: Callable[[str], None]) -> str:
+    """What MLflow is told where this code is not the code that began the run in `run`; empty where it is.
+
+    `record`: what the run's checkpoint, or its end, says of its code. `at`: how far the run is, in words. `policy`:
+    machine.yaml's other_code. `ValueError` if that refuses.
+    """
+    before, now = of(record), here()
+    if before is None:
+        say(f"{run} was begun before runs recorded their code, and is gone on with from {at}")
+        return f"{now.digest} from {at}, after code that was not recorded"
+    if not (others := differences(before, now)):
+        return ""
+    if policy == "refuse":
+        raise ValueError(
+            f"{run} was begun by other code than this, and is at {at}. Other is: {others}\n"
+            f"To begin anew: rm -r {run}\n"
+            "To go on with it all the same: other_code: continue in machine.yaml, and MLflow will say so"
+        )
+    say(f"{run} was begun by other code, and is gone on with from {at}. Other is: {others}")
+    return f"{now.digest} from {at}, after {before.digest}. Other is: {others}"

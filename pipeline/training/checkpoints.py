@@ -48,7 +48,7 @@ def every(run: Path) -> list[Path]:
     return sorted(run.glob("checkpoint-*"), reverse=True)
 
 
-def newest(run: Path, fingerprint: str, say: Callable[[str], None]) -> Checkpoint | None:
+def newest_whole_checkpoint(run: Path, fingerprint: str, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint of a run; None if it has not made any. Damaged ones are named, and left.
 
     `ValueError` if one is another run's, as when somebody has renamed the folder, and if there are some but none is whole.
@@ -139,7 +139,9 @@ def _unwritten(run: Path, error: OSError) -> OSError:
 
 def _refuse_others(run: Path, fingerprint: str) -> None:
     for folder in every(run):
-        with contextlib.suppress(Exception):  # a damaged file can raise anything in torch's reader; see `newest`
+        with contextlib.suppress(
+            Exception
+        ):  # a damaged file can raise anything in torch's reader; see `newest_whole_checkpoint`
             whose = torch.load(folder / FILE, weights_only=True, mmap=True)["fingerprint"]  # without the tensors
             if whose == fingerprint or read(folder)["fingerprint"] == fingerprint:
                 continue

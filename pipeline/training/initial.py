@@ -1,12 +1,11 @@
-"""What the training begins with in place of drawn weights: another network's (§6), or kernels found in the pictures (§7)."""
+"""The first weights that are not drawn: those of another network (§6), or clusters of the pictures as kernels (§7)."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet import pretraining, sealed
-from alexnet.augmentation import Augmentation, centre_view, mean_to_subtract
+from alexnet.augmentation import centre_view, mean_to_subtract
 from alexnet.build import SAVED, build
-from alexnet.dataset import Mean
-from alexnet.learning import Learning
 from alexnet.model import AlexNet
 from alexnet.network import LAYERS, Model
 from pipeline.runtime import machine
@@ -28,64 +25,23 @@ from pipeline.shards.batches import Order, Pictures, batches, held_out
 from pipeline.shards.tables import Manifest
 from pipeline.tracking import runs
 from pipeline.training import checkpoints
+from pipeline.training.spec import FirstWeights, Start, TrainingSpec
 
 VIEWS = 64
 """Pictures that go through the first layers at once. It decides their last bits, so it is fixed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """params.yaml, `start:` — what takes the place of the first weights that `model` asks for."""
+def read_pretrained(section: Start, model: Model, manifest: Manifest, settings: Machine) -> FirstWeights:
+    """Reads the network that `section` names and chooses the layers to take over.
 
-    network: str
-    """none, or a trained network to go on from: a model.pt, a run's checkpoint.pt, or an MLflow model as
-    models:/alexnet@champion, models:/alexnet/3, models:/m-… or runs:/…/model. The paper: one trained on Fall 2011 (§6)."""
-    layers: Literal["fitting"] | tuple[str, ...]
-    """Which of its layers are taken over; the others are drawn. fitting: each that has the same shapes here, but the last
-    one only if it tells the same classes apart."""
-    unsupervised: Literal["none", "kmeans"]
-    """kmeans: the kernels of the first layers are clusters of what these layers see. The paper: none (§7)."""
-    unsupervised_layers: int
-    """1: of layer 1; 2: of layer 2 as well, from what then comes out of layer 1."""
-    unsupervised_patches: int
-    """To be clustered, for each layer. 100,000 take 3 GB of the driver's memory in layer 2 at full width."""
-    unsupervised_iterations: int
-    """Iterations of k-means. After 10 the centres hold 95 % of the energy that they hold after 40 (layer 1, photographs)."""
-
-    def __post_init__(self) -> None:
-        if self.unsupervised_layers not in (1, 2):
-            raise ValueError(f"unsupervised_layers has to be 1 or 2, is {self.unsupervised_layers}")
-        for name in ("unsupervised_patches", "unsupervised_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} has to be at least 1, is {getattr(self, name)}")
-        if not self.layers:
-            raise ValueError("layers has to name a layer, or to be 'fitting', is []")
-        if self.network != "none" and self.unsupervised != "none":
-            raise ValueError(
-                f"the first layers come from network ({self.network}) or are unsupervised ({self.unsupervised}), not both"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """The network that `start.network` names, read."""
-
-    digest: str
-    """SHA-256 of its file; "none" if there is none. In the run's fingerprint it stands for the name."""
-    weights: dict[str, Tensor]
-    """Those that are taken over, whole."""
-    said: str
-    """Which layers begin with what, and why not the others; nothing if all are drawn."""
-
-
-def origin(section: Start, model: Model, manifest: Manifest, settings: Machine) -> Origin:
-    """Reads the network and chooses what is taken over; `ValueError` or `OSError` if that cannot be."""
+    `ValueError` or `OSError` if it cannot be read, or fits nowhere.
+    """
     if section.unsupervised != "none" and model.network != "alexnet":
         raise ValueError(f"params.yaml: start.unsupervised: is for model.network 'alexnet', not '{model.network}'")
     if section.network == "none":
         layers = LAYERS[: section.unsupervised_layers] if section.unsupervised == "kmeans" else ()
         patches = f"{section.unsupervised_patches:,} patches each, clustered"
-        return Origin(digest="none", weights={}, said=f"{' and '.join(layers)} of {patches}" if layers else "")
+        return FirstWeights(digest="none", weights={}, said=f"{' and '.join(layers)} of {patches}" if layers else "")
     if section.network.startswith(("models:/", "runs:/")):
         where, data = section.network, runs.weights(settings, section.network)
     else:
@@ -97,7 +53,7 @@ def origin(section: Start, model: Model, manifest: Manifest, settings: Machine) 
             )
         where, data = str(file), file.read_bytes()
     try:
-        # not model.load: this code need not be able to build that network, of which it takes some layers
+        # not build.load: this code need not be able to build that network, of which it takes some layers
         contents = sealed.read(io.BytesIO(data), SAVED, checkpoints.UNSEALED, name=where)
     except ValueError as error:
         raise ValueError(f"params.yaml: start.network: {error}") from None
@@ -117,7 +73,7 @@ def origin(section: Start, model: Model, manifest: Manifest, settings: Machine) 
     names = ", ".join(dict.fromkeys(map(_layer, weights)))
     others = "".join(f"; {layer} drawn: {why}" for layer, why in left.items())
     said = f"{names} of {where} (run {run}){others}"
-    return Origin(digest=hashlib.sha256(data).hexdigest(), weights=weights, said=said)
+    return FirstWeights(digest=hashlib.sha256(data).hexdigest(), weights=weights, said=said)
 
 
 def chosen(
@@ -159,28 +115,26 @@ def _shape(weight: Tensor | None) -> str:
     return "absent" if weight is None else "×".join(map(str, weight.shape)) or "a number"
 
 
-def found(
-    section: Start,
-    model: Model,
-    augmentation: Augmentation,
-    learning: Learning,
-    manifest: Manifest,
-    mean: Mean,
-    shards: AnyPath,
-) -> dict[str, Tensor]:
-    """The kernels of the first layers as `start.unsupervised` asks for, by name; a pure function of its arguments.
+def with_clusters(spec: TrainingSpec, shards: AnyPath) -> TrainingSpec:
+    """The spec with clustered kernels among its first weights, if `start.unsupervised` asks for them."""
+    if spec.start.unsupervised == "none":
+        return spec
+    kernels = cluster_first_kernels(spec, Pictures(shards, spec.manifest.shards["train"]))
+    return dataclasses.replace(spec, first=dataclasses.replace(spec.first, weights=kernels))
 
-    They are those of the pictures that are learned from, less what the network will not see of them either.
+
+def cluster_first_kernels(spec: TrainingSpec, train: Pictures) -> dict[str, Tensor]:
+    """The kernels of the first layers as `start.unsupervised` asks for them, by name; a pure function of its arguments.
+
+    They are computed from pictures that are learned from, never from those held out, with the training mean subtracted.
     """
-    if section.unsupervised == "none":
-        return {}
-    pictures = Pictures(shards, manifest.shards["train"])
+    section = spec.start
     # the first as stored are as good as any: they were shuffled before
-    learned = np.flatnonzero(~held_out(len(pictures), learning))
-    learned = learned[: -(-section.unsupervised_patches // pretraining.PER_PICTURE)]
-    mean_CHW = mean_to_subtract(torch.from_numpy(mean.image_CHW), augmentation)
-    network = AlexNet(model, len(manifest.classes))
-    network.draw_first_weights(learning.seed)
+    learned_N = np.flatnonzero(~held_out(len(train), spec.learning))
+    learned_N = learned_N[: -(-section.unsupervised_patches // pretraining.PER_PICTURE)]
+    mean_CHW = mean_to_subtract(torch.from_numpy(spec.mean.image_CHW), spec.augmentation)
+    network = AlexNet(spec.model, len(spec.manifest.classes))
+    network.draw_first_weights(spec.learning.seed)
     layers = LAYERS[: section.unsupervised_layers]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them would move the last bits, by which a patch can change its cluster
@@ -189,11 +143,11 @@ def found(
             pretraining.cluster(
                 network,
                 layer,
-                _views(pictures, learned, mean_CHW, model.patch, threads, layer),
-                pictures=len(learned),
+                _views(train, learned_N, mean_CHW, spec.model.patch, threads, layer),
+                pictures=len(learned_N),
                 patches=section.unsupervised_patches,
                 iterations=section.unsupervised_iterations,
-                seed=learning.seed,
+                seed=spec.learning.seed,
             )
     finally:
         torch.set_num_threads(threads)
@@ -202,9 +156,9 @@ def found(
 
 
 def _views(
-    pictures: Pictures, chosen: NDArray[np.int64], mean_CHW: Tensor, side: int, threads: int, layer: str
+    train: Pictures, chosen_N: NDArray[np.int64], mean_CHW: Tensor, side: int, threads: int, layer: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    with Progress(f"train: clusters for {layer}", len(chosen), "images") as progress:
-        for batch in batches(pictures, Order(chosen, np.zeros_like(chosen)), VIEWS, threads=threads):
-            yield batch.places, centre_view(batch.images, mean_CHW, side)
+    with Progress(f"train: clusters for {layer}", len(chosen_N), "images") as progress:
+        for batch in batches(train, Order(chosen_N, np.zeros_like(chosen_N)), VIEWS, threads=threads):
+            yield batch.positions_B, centre_view(batch.images_BCHW, mean_CHW, side)
             progress.add(batch.count)

@@ -1,10 +1,10 @@
-"""One process of a training: its steps, what they measured, and how to go on from there; it knows no Ray."""
+"""The trainer: one rank's steps of learning, what they measured, and the state to resume from. It knows no Ray."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,49 +12,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from alexnet.augmentation import Augmentation, Statistics, centre_view, mean_to_subtract, training_patches
+from alexnet.augmentation import Statistics, centre_view, mean_to_subtract, training_patches
 from alexnet.build import build
 from alexnet.columns import Link, Together, gather
-from alexnet.dataset import Mean
 from alexnet.errors import topk_credit
-from alexnet.learning import Learning, Measured, Momentum, Rates, Reduce, precision, step
-from alexnet.network import Dropout, Model
+from alexnet.learning import Measured, Momentum, Rates, Reduce, precision, step
+from alexnet.network import Dropout
 from pipeline.shards.batches import Batch, Order, Pictures, held_out, order
+from pipeline.training.spec import TrainingSpec
 
 VALIDATION_BATCH = 64
 """Pictures at a time. It decides only the last bits of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """All that decides what is learned, but for the pictures."""
-
-    model: Model
-    augmentation: Augmentation
-    learning: Learning
-    mean: Mean
-    classes: int
-    first: dict[str, Tensor]
-    """Whole weights, by name, in place of drawn ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """This process's position in the training (its rank). Changing it changes results by rounding only."""
+class Rank:
+    """This process's position in the training. Changing it changes results by rounding only."""
 
     link: Link
-    """To the other column."""
+    """To the process that holds the other column."""
     replica: int = 0
     replicas: int = 1
     reduce: Reduce | None = None
-    """Adds up over the replicas."""
+    """Sums tensors in place over the replicas; None where there is one."""
 
 
 class Read(Protocol):
-    """Batches of pictures, those of a replica: `batches.batches`, or another that gives the same."""
+    """Reads a replica's batches: `batches.batches`, or another function that gives the same."""
 
     def __call__(
         self, stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1
@@ -64,79 +50,87 @@ class Read(Protocol):
 
 @dataclass
 class Progress:
-    """How far the learning is, and what it measured: all that a checkpoint holds beside tensors."""
+    """How far the training is, and what it measured: everything that a checkpoint holds beside tensors."""
 
     epoch: int = 0
+    """Epochs that have ended."""
     batch: int = 0
-    """The next one in the epoch."""
+    """Number of the next batch in the epoch."""
     step: int = 0
+    """Updates made."""
     steps: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """The history by step: rows of step, epoch, rate, loss, top1_error."""
     epochs: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """The history by epoch."""
     epoch_sums: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Sums over the epoch so far: loss, right, count."""
+    """Sums over the epoch so far: loss, right answers, pictures."""
 
 
-class Learner:
-    """A network that learns, or a column of it, from the whole of each batch or from a replica's share."""
+def _nothing(*_: Any) -> None:
+    pass
+
+
+class Trainer:
+    """Trains the network, or the column of it that this rank holds, on whole batches or on a replica's share of each.
+
+    `on_rows` is called with new rows of the history, `on_batch` after each batch that was learned from or measured, and
+    `on_boundary` where no sum is open, so that `state_dict` is everything that is needed to resume.
+    """
 
     def __init__(
         self,
-        lesson: Lesson,
+        spec: TrainingSpec,
         train: Pictures,
         val: Pictures,
         read: Read,
         device: torch.device,
-        place: Place | None = None,
+        rank: Rank | None = None,
+        *,
+        on_rows: Callable[..., None] = _nothing,
+        on_batch: Callable[[], None] = _nothing,
+        on_boundary: Callable[[], None] = _nothing,
     ) -> None:
-        self.lesson, self.pictures, self.val, self.read, self.device = lesson, train, val, read, device
-        self.place = place = place or Place(link=Together(lesson.model.columns))
-        self.learning, learning = lesson.learning, lesson.learning
+        self.spec, self.train, self.val, self.read, self.device = spec, train, val, read, device
+        self.on_rows, self.on_batch, self.on_boundary = on_rows, on_batch, on_boundary
+        self.rank = rank or Rank(link=Together(spec.model.columns))
+        self.learning, learning = spec.learning, spec.learning
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-        self.network = build(lesson.model, lesson.classes, place.link)
+        self.network = build(spec.model, len(spec.manifest.classes), self.rank.link)
         self.network.draw_first_weights(learning.seed)
-        if place.replicas > 1 and any(isinstance(layer, _BatchNorm) for layer in self.network.modules()):
+        if self.rank.replicas > 1 and any(isinstance(layer, _BatchNorm) for layer in self.network.modules()):
             raise ValueError(
                 "params.yaml: model: batch normalization takes its means over the whole batch, and each of several replicas "
                 "sees a part of it. Set placement: one in machine.yaml"
             )
-        self.network.load_state_dict(self.network.state_dict() | self.network.local_part(lesson.first))
+        self.network.load_state_dict(self.network.state_dict() | self.network.local_part(spec.first.weights))
         self.dtype = torch.float64 if learning.precision == "float64" else torch.float32
         self.network.to(device, self.dtype)
         self.rule = Momentum(self.network, learning)
-        mean, values, vectors = (
+        mean_CHW, values_C, vectors_CC = (
             torch.from_numpy(array).to(device, self.dtype)
-            for array in (lesson.mean.image_CHW, lesson.mean.eigenvalues_C, lesson.mean.eigenvectors_CC)
+            for array in (spec.mean.image_CHW, spec.mean.eigenvalues_C, spec.mean.eigenvectors_CC)
         )
-        self.statistics = Statistics(mean_to_subtract(mean, lesson.augmentation), values, vectors)
-        self.aside = np.flatnonzero(held_out(len(train), learning))
+        self.statistics = Statistics(mean_to_subtract(mean_CHW, spec.augmentation), values_C, vectors_CC)
+        self.held_out_N = np.flatnonzero(held_out(len(train), learning))
         self.progress = Progress()
 
-    def tell(self, *rows: dict[str, float]) -> None:
-        """Hears of rows of history as they come."""
-
-    def beat(self) -> None:
-        """Called after each batch that was learned from or measured."""
-
-    def pause(self) -> None:
-        """Called where no sum is open, so that what `contents` gives is all there is to go on from."""
-
     def learn(self) -> None:
-        """All that is left of the epochs."""
+        """Runs the epochs that are left."""
         while self.progress.epoch < self.learning.epochs:
             self.epoch()
 
     def epoch(self) -> None:
-        """The rest of an epoch, and its validation."""
+        """Runs the rest of the current epoch, and measures on the validation pictures and on those held out."""
         learning, progress = self.learning, self.progress
         watched = "val_top1_error" if learning.watched == "validation" else "held_out_top1_error"
         rates = learning.rates(progress.epoch, [row.get(watched, np.inf) for row in progress.epochs])
         rate = rates.last
         started, seen, window = time.monotonic(), 0, [0.0, 0.0, 0.0]
-        in_order = order(self.pictures, learning, progress.epoch)
-        for batch in self._batches(self.pictures, in_order, learning.batch_size, progress.batch):
+        in_order = order(self.train, learning, progress.epoch)
+        for batch in self._batches(self.train, in_order, learning.batch_size, progress.batch):
             measured = self._step(batch, rates)
             for sums in (window, progress.epoch_sums):
                 sums[0] += measured.loss_sum
@@ -148,75 +142,77 @@ class Learner:
             if progress.step % learning.log_steps == 0:
                 row = {"step": progress.step, "epoch": progress.epoch, "rate": rate, **_means(*window)}
                 progress.steps.append(row)
-                self.tell(row | {"images_per_second": seen / (time.monotonic() - started)})
+                self.on_rows(row | {"images_per_second": seen / (time.monotonic() - started)})
                 window = [0.0, 0.0, 0.0]
-                self.pause()
+                self.on_boundary()
         row = {"epoch": progress.epoch, "step": progress.step, "rate": rate}
         row |= {f"train_{name}": value for name, value in _means(*progress.epoch_sums).items()}
         row |= {f"val_{name}": value for name, value in self.measure(self.val, np.arange(len(self.val))).items()}
-        if len(self.aside):
-            row |= {f"held_out_{name}": value for name, value in self.measure(self.pictures, self.aside).items()}
+        if len(self.held_out_N):
+            row |= {f"held_out_{name}": value for name, value in self.measure(self.train, self.held_out_N).items()}
         progress.epochs.append(row)
-        self.tell(row)
+        self.on_rows(row)
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
-        self.pause()
+        self.on_boundary()
 
     def _batches(self, stored: Pictures, epoch: Order, size: int, first: int = 0) -> Iterator[Batch]:
-        place = self.place
-        for batch in self.read(stored, epoch, size, first=first, replica=place.replica, replicas=place.replicas):
+        replica, replicas = self.rank.replica, self.rank.replicas
+        for batch in self.read(stored, epoch, size, first=first, replica=replica, replicas=replicas):
             yield batch
-            self.beat()
+            self.on_batch()
 
     def _step(self, batch: Batch, rates: Rates) -> Measured:
-        lesson, progress = self.lesson, self.progress
-        places, labels = batch.places.to(self.device), batch.labels.to(self.device)
-        patches = torch.empty(0, device=self.device)
-        if len(labels):
-            images = batch.images.to(self.device)
-            patches = training_patches(
-                images, places, self.statistics, lesson.augmentation, self.learning.seed, progress.epoch, self.dtype,
-                lesson.model.patch,
+        spec, progress = self.spec, self.progress
+        positions_B, labels_B = batch.positions_B.to(self.device), batch.labels_B.to(self.device)
+        patches_BCHW = torch.empty(0, device=self.device)
+        if len(labels_B):
+            patches_BCHW = training_patches(
+                batch.images_BCHW.to(self.device), positions_B, self.statistics, spec.augmentation, self.learning.seed,
+                progress.epoch, self.dtype, spec.model.patch,
             )  # fmt: skip
-        dropout = Dropout(self.learning.seed, progress.step, places - batch.number * self.learning.batch_size)
+        rows_B = positions_B - batch.number * self.learning.batch_size
         return step(
             self.network,
             self.rule,
-            patches,
-            labels,
+            patches_BCHW,
+            labels_B,
             rates=rates,
-            dropout=dropout,
+            dropout=Dropout(self.learning.seed, progress.step, rows_B),
             count=batch.count,
-            reduce=self.place.reduce,
+            reduce=self.rank.reduce,
         )
 
     @torch.no_grad()
-    def measure(self, pictures: Pictures, chosen: NDArray[np.int64]) -> dict[str, float]:
-        """Loss, top-1 and top-5 error on the centre patches of the chosen pictures, each exactly once."""
-        as_stored = Order(chosen, np.arange(len(chosen)) % self.place.replicas)
+    def measure(self, pictures: Pictures, chosen_N: NDArray[np.int64]) -> dict[str, float]:
+        """Loss, top-1 and top-5 error on the centre patches of the pictures with these indices, each seen exactly once."""
+        as_stored = Order(chosen_N, np.arange(len(chosen_N)) % self.rank.replicas)
         self.network.eval()
-        sums = torch.zeros(4, dtype=torch.float64)
+        sums = torch.zeros(4, dtype=torch.float64)  # loss, credit in top 1 and in top 5, pictures
         for batch in self._batches(pictures, as_stored, VALIDATION_BATCH):
-            if len(batch.labels):
-                labels = batch.labels.to(self.device)
-                images = batch.images.to(self.device)
-                patches = centre_view(images, self.statistics.mean_CHW, self.lesson.model.patch)
+            if len(batch.labels_B):
+                labels_B = batch.labels_B.to(self.device)
+                images_BCHW = batch.images_BCHW.to(self.device)
+                patches_BCHW = centre_view(images_BCHW, self.statistics.mean_CHW, self.spec.model.patch)
                 with precision(self.learning, self.device):
-                    logits = self.network(patches)
-                logits = logits.to(self.dtype)
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                rights = [topk_credit(logits, labels, top).sum() for top in (1, 5)]
-                sums += torch.stack([loss.double(), *rights, loss.new_tensor(len(labels)).double()]).cpu()
+                    logits_BK = self.network(patches_BCHW)
+                logits_BK = logits_BK.to(self.dtype)
+                loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
+                right = [topk_credit(logits_BK, labels_B, top).sum() for top in (1, 5)]
+                sums += torch.stack([loss.double(), *right, loss.new_tensor(len(labels_B)).double()]).cpu()
         sums = sums.to(self.device)
-        if self.place.reduce is not None:
-            self.place.reduce([sums])
-        loss_sum, right, right5, seen = sums.tolist()
-        assert seen == len(chosen), f"{seen} of {len(chosen)} pictures were seen"
-        return {**_means(loss_sum, right, seen), "top5_error": 1 - right5 / seen}
+        if self.rank.reduce is not None:
+            self.rank.reduce([sums])
+        loss_sum, right1, right5, seen = sums.tolist()
+        assert seen == len(chosen_N), f"{seen} of {len(chosen_N)} pictures were seen"
+        return {**_means(loss_sum, right1, seen), "top5_error": 1 - right5 / seen}
 
-    def contents(self) -> dict[str, Any]:
-        """The whole tensors, on the CPU, and the progress: any placement can go on from it. All processes take part."""
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, velocity and progress. All ranks take part; each gets the whole tensors, on the CPU.
+
+        So any placement can resume from it.
+        """
         weights, velocity = (
-            gather(tensors, self.place.link, self.network.replicated)
+            gather(tensors, self.rank.link, self.network.replicated)
             for tensors in (self.network.state_dict(), self.rule.velocity)
         )
         return {
@@ -225,12 +221,12 @@ class Learner:
             "progress": dataclasses.asdict(self.progress),
         }
 
-    def go_on(self, contents: dict[str, Any]) -> None:
-        """From what `contents` gave."""
-        self.network.load_state_dict(self.network.local_part(contents["weights"]))
-        for name, tensor in self.network.local_part(contents["velocity"]).items():
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resumes from what `state_dict` gave."""
+        self.network.load_state_dict(self.network.local_part(state["weights"]))
+        for name, tensor in self.network.local_part(state["velocity"]).items():
             self.rule.velocity[name].copy_(tensor)
-        self.progress = Progress(**contents["progress"])
+        self.progress = Progress(**state["progress"])
 
 
 def _means(loss_sum: float, right: float, count: float) -> dict[str, float]:

@@ -57,7 +57,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 
 
 def numbers(found: list[Batch]) -> list[int]:
-    return [label for batch in found for label in batch.labels.tolist()]
+    return [label for batch in found for label in batch.labels_B.tolist()]
 
 
 # The order
@@ -69,31 +69,31 @@ def numbers(found: list[Batch]) -> list[int]:
 def test_every_epoch_has_every_picture_once(sizes: list[int], streams: int, kind: str) -> None:
     for epoch in range(3):
         made = order(Sizes(sizes), learning(streams=streams, order=kind), epoch)
-        assert sorted(made.pictures.tolist()) == list(range(sum(sizes)))
-        assert made.streams.shape == made.pictures.shape
-        assert 0 <= made.streams.min() <= made.streams.max() < streams
+        assert sorted(made.pictures_N.tolist()) == list(range(sum(sizes)))
+        assert made.streams_N.shape == made.pictures_N.shape
+        assert 0 <= made.streams_N.min() <= made.streams_N.max() < streams
 
 
 def test_the_order_is_fixed_by_seed_and_epoch() -> None:
     sizes = Sizes([50] * 20)
     made = {(seed, epoch): order(sizes, learning(seed=seed), epoch) for seed in (0, 1) for epoch in (0, 1)}
     again = order(Sizes([50] * 20), learning(seed=1), 1)
-    assert np.array_equal(made[1, 1].pictures, again.pictures)
-    assert np.array_equal(made[1, 1].streams, again.streams)
-    assert len({made[key].pictures.tobytes() for key in made}) == 4
+    assert np.array_equal(made[1, 1].pictures_N, again.pictures_N)
+    assert np.array_equal(made[1, 1].streams_N, again.streams_N)
+    assert len({made[key].pictures_N.tobytes() for key in made}) == 4
 
 
 def test_the_cyclic_order_is_that_of_the_shards_in_every_epoch() -> None:
     for epoch in (0, 5):
         made = order(Sizes([3, 200, 1]), learning(order="cyclic"), epoch)
-        assert made.pictures.tolist() == list(range(204))
+        assert made.pictures_N.tolist() == list(range(204))
 
 
 @pytest.mark.parametrize("streams", [1, 3, 6, 16])
 def test_every_stretch_of_the_order_takes_evenly_from_all_streams(streams: int) -> None:
     made = order(Sizes([37] * 40), learning(streams=streams), 0)
-    for first in range(0, len(made.pictures) - 32, 32):
-        counts = np.bincount(made.streams[first : first + 32], minlength=streams)
+    for first in range(0, len(made.pictures_N) - 32, 32):
+        counts = np.bincount(made.streams_N[first : first + 32], minlength=streams)
         assert abs(counts - 32 / streams).max() <= 1.5
 
 
@@ -101,10 +101,10 @@ def test_a_stream_reads_one_row_group_after_the_other() -> None:
     """Each is left for good before the next begins; only at its two ends does a stream share one with a neighbour."""
     sizes = Sizes([37] * 40)
     made = order(sizes, learning(streams=6), 3)
-    groups = np.searchsorted(sizes.starts, made.pictures, side="right") - 1
+    groups = np.searchsorted(sizes.starts, made.pictures_N, side="right") - 1
     visits = Counter()
     for stream in range(6):
-        own = groups[made.streams == stream]
+        own = groups[made.streams_N == stream]
         visits.update(own[np.concatenate([[True], own[1:] != own[:-1]])].tolist())
     assert set(visits) == set(range(40))
     assert visits.total() <= 40 + 6 - 1
@@ -114,7 +114,7 @@ def test_where_a_picture_comes_in_an_epoch_is_a_uniform_draw() -> None:
     """Over many epochs, picture 0 comes in each tenth of the order equally often, and so does picture 137."""
     sizes = Sizes([20] * 30)
     for picture in (0, 137):
-        places = [int(np.flatnonzero(order(sizes, learning(), epoch).pictures == picture)[0]) for epoch in range(500)]
+        places = [int(np.flatnonzero(order(sizes, learning(), epoch).pictures_N == picture)[0]) for epoch in range(500)]
         assert chisquare(np.bincount(np.array(places) * 10 // 600, minlength=10)).pvalue > 0.001
 
 
@@ -138,7 +138,7 @@ def drawn_evenly(seed: int) -> float:
     shards = [task.rows["label"].to_numpy() for task in resize.plan(section, index, Path(), Path())]
     sizes = [min(resize.GROUP, len(shard) - first) for shard in shards for first in range(0, len(shard), resize.GROUP)]
     epoch = order(Sizes(sizes), learning(seed=seed, batch_size=128, streams=6), epoch=seed)
-    labels = np.concatenate(shards)[epoch.pictures].reshape(200, 128)
+    labels = np.concatenate(shards)[epoch.pictures_N].reshape(200, 128)
     return float(chi2_contingency([np.bincount(batch, minlength=CLASSES) for batch in labels]).pvalue)
 
 
@@ -170,12 +170,12 @@ def test_batches_hold_the_pictures_their_labels_and_their_places(stored: Picture
     found = list(batches.batches(stored, epoch, 8))
     assert [batch.number for batch in found] == list(range(12))
     assert [batch.count for batch in found] == [8] * 11 + [2], "the last batch is short, and there"
-    assert numbers(found) == epoch.pictures.tolist()
-    assert torch.cat([batch.places for batch in found]).tolist() == list(range(90))
+    assert numbers(found) == epoch.pictures_N.tolist()
+    assert torch.cat([batch.positions_B for batch in found]).tolist() == list(range(90))
     for batch in found[::5]:
-        assert batch.images.dtype == torch.uint8
-        assert batch.images.shape == (len(batch.labels), 3, SIDE, SIDE)
-        for image, number in zip(batch.images, batch.labels.tolist(), strict=True):
+        assert batch.images_BCHW.dtype == torch.uint8
+        assert batch.images_BCHW.shape == (len(batch.labels_B), 3, SIDE, SIDE)
+        for image, number in zip(batch.images_BCHW, batch.labels_B.tolist(), strict=True):
             assert torch.equal(image, decode(miniature.jpeg(number, SIDE)))
 
 
@@ -187,9 +187,9 @@ def test_the_replicas_together_read_the_whole_batch(stored: Pictures, replicas: 
     for parts in zip(*shares, strict=True):
         (number,) = {part.number for part in parts}
         (count,) = {part.count for part in parts}
-        places = np.concatenate([part.places for part in parts])
+        places = np.concatenate([part.positions_B for part in parts])
         assert sorted(places.tolist()) == list(range(number * 8, number * 8 + count))
-        assert np.concatenate([part.labels for part in parts]).tolist() == epoch.pictures[places].tolist()
+        assert np.concatenate([part.labels_B for part in parts]).tolist() == epoch.pictures_N[places].tolist()
     sizes = [len(numbers(share)) for share in shares]
     assert max(sizes) - min(sizes) <= 2 * 90 / 6
 
@@ -197,7 +197,7 @@ def test_the_replicas_together_read_the_whole_batch(stored: Pictures, replicas: 
 def test_a_replica_without_a_picture_in_a_batch_gets_it_empty(stored: Pictures) -> None:
     epoch = Order(np.arange(90), np.array([0] * 8 + [1] * 82))
     first, *rest = batches.batches(stored, epoch, 8, replica=1, replicas=2)
-    assert (len(first.labels), len(first.images), len(first.places), first.count) == (0, 0, 0, 8)
+    assert (len(first.labels_B), len(first.images_BCHW), len(first.positions_B), first.count) == (0, 0, 0, 8)
     assert numbers(rest) == list(range(8, 90))
 
 
@@ -211,9 +211,9 @@ def test_going_on_from_a_batch_gives_the_tail_of_the_undisturbed_epoch(
     tail = list(batches.batches(stored, epoch, 8, first=first, replica=replica, replicas=replicas))
     assert [batch.number for batch in tail] == list(range(first, 12))
     for one, other in zip(tail, whole[first:], strict=True):
-        assert torch.equal(one.places, other.places)
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.positions_B, other.positions_B)
+        assert torch.equal(one.images_BCHW, other.images_BCHW)
+        assert torch.equal(one.labels_B, other.labels_B)
 
 
 @pytest.mark.parametrize(("streams", "replicas"), [(1, 1), (4, 1), (4, 2), (6, 3)])
@@ -336,7 +336,7 @@ def test_what_is_held_out_is_in_no_epoch_and_all_else_is_in_every_one(kind: str)
     assert 150 < len(aside) < 250
     for epoch in range(3):
         found = order(stored, settings, epoch)
-        assert sorted(found.pictures.tolist()) == [picture for picture in range(2000) if picture not in aside]
-        assert len(found.streams) == len(found.pictures)
+        assert sorted(found.pictures_N.tolist()) == [picture for picture in range(2000) if picture not in aside]
+        assert len(found.streams_N) == len(found.pictures_N)
     assert not batches.held_out(len(stored), learning()).any()
     assert (batches.held_out(500, settings) == batches.held_out(2000, settings)[:500]).all()

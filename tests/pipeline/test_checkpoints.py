@@ -82,7 +82,7 @@ PLACES = [
 def test_a_flipped_bit_is_never_gone_on_from(run: Path, place: Callable[[bytes], int]) -> None:
     flip(file(run, 9), place)
     damaged, said = file(run, 9).read_bytes(), list[str]()
-    found = checkpoints.newest(run, "ours", said.append)
+    found = checkpoints.newest_whole_checkpoint(run, "ours", said.append)
     assert found is not None
     assert found.step == 6
     (line,) = said
@@ -95,7 +95,7 @@ def test_a_flipped_bit_is_never_gone_on_from(run: Path, place: Callable[[bytes],
 def test_a_cut_newest_one_costs_no_more_than_itself(run: Path, keep: int) -> None:
     file(run, 9).write_bytes(file(run, 9).read_bytes()[:keep])
     said: list[str] = []
-    found = checkpoints.newest(run, "ours", said.append)
+    found = checkpoints.newest_whole_checkpoint(run, "ours", said.append)
     assert found is not None
     assert found.step == 6
     assert len(said) == 1
@@ -105,7 +105,7 @@ def test_one_whose_file_is_gone_is_passed_over_whatever_rays_list_says(run: Path
     file(run, 9).unlink()
     (run / "checkpoint_manager_snapshot.json").write_text('{"latest_checkpoint_result": "checkpoint-000000009-0003"}')
     said: list[str] = []
-    found = checkpoints.newest(run, "ours", said.append)
+    found = checkpoints.newest_whole_checkpoint(run, "ours", said.append)
     assert found is not None
     assert found.folder == file(run, 6).parent
     assert "No such file" in said[0]
@@ -116,12 +116,12 @@ def test_where_none_is_whole_nothing_begins_anew_by_itself(run: Path) -> None:
         flip(file(run, step), lambda data: data.rindex(b"sha256 ") + 20)
     said: list[str] = []
     with pytest.raises(ValueError, match=r"none of its checkpoints is whole \(3 there\).*begin anew.*rm -r"):
-        checkpoints.newest(run, "ours", said.append)
+        checkpoints.newest_whole_checkpoint(run, "ours", said.append)
     assert len(said) == 3
 
 
 def test_a_run_without_checkpoints_begins(tmp_path: Path) -> None:
-    assert checkpoints.newest(tmp_path / "none", "ours", pytest.fail) is None
+    assert checkpoints.newest_whole_checkpoint(tmp_path / "none", "ours", pytest.fail) is None
 
 
 def test_a_damaged_one_does_not_get_in_the_way_of_the_same_step(run: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_damaged_one_does_not_get_in_the_way_of_the_same_step(run: Path) -> No
     damaged = file(run, 9).read_bytes()
     again = checkpoints.write(run, contents(9))
     assert file(run, 9).read_bytes() == damaged
-    found = checkpoints.newest(run, "ours", pytest.fail)
+    found = checkpoints.newest_whole_checkpoint(run, "ours", pytest.fail)
     assert found is not None
     assert found.folder == again
     assert checkpoints.read(again)["progress"]["step"] == 9
@@ -147,7 +147,7 @@ def test_one_of_before_is_read_and_has_no_code(run: Path, caplog: pytest.LogCapt
     del old["code"]
     file(run, 12).parent.mkdir()
     torch.save(old, file(run, 12))
-    found = checkpoints.newest(run, "ours", pytest.fail)
+    found = checkpoints.newest_whole_checkpoint(run, "ours", pytest.fail)
     assert found is not None
     assert (found.step, found.code) == (12, None)
     assert "written before files had a digest" in caplog.text
@@ -156,7 +156,7 @@ def test_one_of_before_is_read_and_has_no_code(run: Path, caplog: pytest.LogCapt
 def test_one_of_now_without_its_digest_is_none_of_before(run: Path) -> None:
     torch.save(contents(12), file(run, 9))
     said: list[str] = []
-    found = checkpoints.newest(run, "ours", said.append)
+    found = checkpoints.newest_whole_checkpoint(run, "ours", said.append)
     assert found is not None
     assert found.step == 6
 
@@ -164,9 +164,9 @@ def test_one_of_now_without_its_digest_is_none_of_before(run: Path) -> None:
 def test_another_run_s_among_them_is_refused_and_a_damaged_one_is_not_another_run_s(run: Path) -> None:
     checkpoints.write(run, contents(12, fingerprint="theirs"))
     with pytest.raises(ValueError, match=r"checkpoint-000000012-0004: belongs to run theirs, this is ours\. Move it"):
-        checkpoints.newest(run, "ours", pytest.fail)
+        checkpoints.newest_whole_checkpoint(run, "ours", pytest.fail)
     flip(file(run, 12), tensor_of_12)
-    found = checkpoints.newest(run, "ours", [].append)
+    found = checkpoints.newest_whole_checkpoint(run, "ours", [].append)
     assert found is not None
     assert found.step == 9
 

@@ -16,7 +16,7 @@ from pipeline.runtime.cluster import Placement
 from pipeline.runtime.progress import Progress
 from pipeline.supervision import listening
 from pipeline.supervision.listening import Listener
-from pipeline.training.worker import News, Process
+from pipeline.supervision.mailbox import News, Process
 
 PLACEMENT = Placement(workers=2, apart=True, gpu=False, threads=3)
 

@@ -20,7 +20,7 @@ from pipeline.report import Report
 from pipeline.resize import Resize
 from pipeline.runtime import params
 from pipeline.runtime.params import ParamsError
-from pipeline.training.initial import Start
+from pipeline.training.spec import Start
 
 ROOT = Path(__file__).parents[2]
 

@@ -181,9 +181,9 @@ def test_batches_from_s3_are_those_from_a_disk(local: Path, s3: ObjectStore) -> 
         read.append(list(batches(stored, order(stored, learning, 1), 5, threads=2)))
     assert sum(batch.count for batch in read[0]) == manifest.rows("train")
     for here, there in zip(*read, strict=True):
-        assert (here.places == there.places).all()
-        assert (here.images == there.images).all()
-        assert (here.labels == there.labels).all()
+        assert (here.positions_B == there.positions_B).all()
+        assert (here.images_BCHW == there.images_BCHW).all()
+        assert (here.labels_B == there.labels_B).all()
 
 
 def test_a_folder_is_sealed_there_as_on_a_disk(s3: ObjectStore, tmp_path: Path) -> None:

@@ -24,14 +24,19 @@ from pipeline.resident import Resident
 from pipeline.shards import batches
 from pipeline.shards.batches import Pictures
 from pipeline.shards.tables import Manifest
-from pipeline.training import trainer as learner_module
-from pipeline.training.trainer import Learner, Lesson, Place
+from pipeline.training import trainer as trainer_module
+from pipeline.training.spec import FirstWeights, Start, TrainingSpec
+from pipeline.training.trainer import Rank, Trainer
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
 
 CPU = torch.device("cpu")
 
 MODEL = dataclasses.replace(PAPER, width=1 / 16)
+START: dict[str, Any] = {
+    "network": "none", "layers": "fitting", "unsupervised": "none", "unsupervised_layers": 1,
+    "unsupervised_patches": 200, "unsupervised_iterations": 2,
+}  # fmt: skip
 SHORT = dataclasses.replace(LEARNING, batch_size=10, epochs=2, rate=0.002, held_out=0.2, log_steps=1, streams=4)
 
 
@@ -92,22 +97,22 @@ def test_the_batches_are_those_of_the_shards(here: Path, order: str) -> None:
             assert len(ours) == len(theirs) == 2
             for one, other in zip(ours, theirs, strict=True):
                 assert (one.number, one.count) == (other.number, other.count)
-                for name in ("places", "labels", "images"):
+                for name in ("positions_B", "labels_B", "images_BCHW"):
                     assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 @pytest.mark.slow
 def test_what_is_learned_is_equal_to_the_bit(here: Path) -> None:
     train, val = pictures(here)
-    lesson = lesson_of(here, SHORT)
-    place = Place(link=Together(2))
-    learners = [
-        Learner(lesson, train, val, read, CPU, place)
+    spec = spec_of(here, SHORT)
+    rank = Rank(link=Together(2))
+    trainers = [
+        Trainer(spec, train, val, read, CPU, rank)
         for read in (functools.partial(batches.batches, threads=2), held(train, val))
     ]
-    for learner in learners:
-        learner.learn()
-    ours, theirs = (learner.contents() for learner in learners)
+    for trainer in trainers:
+        trainer.learn()
+    ours, theirs = (trainer.state_dict() for trainer in trainers)
     assert ours["progress"] == theirs["progress"]
     assert len(ours["progress"]["epochs"]) == 2
     for kind in ("weights", "velocity"):
@@ -115,9 +120,17 @@ def test_what_is_learned_is_equal_to_the_bit(here: Path) -> None:
             assert torch.equal(ours[kind][name], tensor), name
 
 
-def lesson_of(here: Path, learning: Learning) -> Lesson:
-    mean = Mean.load(here / "data/mean.npz")
-    return Lesson(model=MODEL, augmentation=AUGMENTATION, learning=learning, mean=mean, classes=3, first={})
+def spec_of(here: Path, learning: Learning) -> TrainingSpec:
+    return TrainingSpec(
+        model=MODEL,
+        start=Start(**START),
+        augmentation=AUGMENTATION,
+        learning=learning,
+        manifest=Manifest.read(here / "data/shards"),
+        mean=Mean.load(here / "data/mean.npz"),
+        mean_digest="",
+        first=FirstWeights(digest="none", weights={}, said=""),
+    )
 
 
 @pytest.mark.slow
@@ -125,27 +138,25 @@ def test_what_is_learned_goes_on_from_a_pause_to_the_bit(here: Path) -> None:
     train, val = pictures(here)
     read, kept = held(train, val), []
 
-    class Pausing(Learner):
-        def pause(self) -> None:
-            contents = self.contents()
-            kept.append(copy.deepcopy(contents))
+    def keep() -> None:
+        kept.append(copy.deepcopy(whole.state_dict()))
 
     learning = dataclasses.replace(SHORT, epochs=3)
-    whole = Pausing(lesson_of(here, learning), train, val, read, CPU)
+    whole = Trainer(spec_of(here, learning), train, val, read, CPU, on_boundary=keep)
     whole.learn()
     assert {contents["progress"]["batch"] for contents in kept} == {0, 1, 2}
     for contents in kept[:-1]:
-        other = Learner(lesson_of(here, learning), train, val, read, CPU)
-        other.go_on(copy.deepcopy(contents))
+        other = Trainer(spec_of(here, learning), train, val, read, CPU)
+        other.load_state_dict(copy.deepcopy(contents))
         other.learn()
         assert other.progress == whole.progress
         for kind in ("weights", "velocity"):
             for name, tensor in kept[-1][kind].items():
-                assert torch.equal(other.contents()[kind][name], tensor), name
+                assert torch.equal(other.state_dict()[kind][name], tensor), name
     for number, row in enumerate(whole.progress.epochs):
         steps = [step for step in whole.progress.steps if step["epoch"] == number]
         sizes = [10] * (len(steps) - 1)
-        sizes.append(len(train) - len(whole.aside) - sum(sizes))
+        sizes.append(len(train) - len(whole.held_out_N) - sum(sizes))
         mean = sum(size * step["loss"] for size, step in zip(sizes, steps, strict=True)) / sum(sizes)
         assert row["train_loss"] == pytest.approx(mean, rel=1e-9)
 
@@ -157,22 +168,18 @@ def test_a_batch_s_dropout_is_drawn_by_its_rows_and_its_step(here: Path, monkeyp
         seen.append((dropout.step, dropout.rows_B.tolist()))
         return plain(*arguments, dropout=dropout, **others)
 
-    plain = learner_module.step
-    monkeypatch.setattr(learner_module, "step", noted)
+    plain = trainer_module.step
+    monkeypatch.setattr(trainer_module, "step", noted)
     train, val = pictures(here)
-    made = Learner(lesson_of(here, dataclasses.replace(SHORT, held_out=0.0)), train, val, held(train, val), CPU)
+    made = Trainer(spec_of(here, dataclasses.replace(SHORT, held_out=0.0)), train, val, held(train, val), CPU)
     made.learn()
     assert seen == [(step, list(range(size))) for step, size in enumerate([10, 10, 4] * 2)]
 
 
 def document() -> dict[str, Any]:
-    start = {
-        "network": "none", "layers": "fitting", "unsupervised": "none", "unsupervised_layers": 1,
-        "unsupervised_patches": 200, "unsupervised_iterations": 2,
-    }  # fmt: skip
     sections = {"model": MODEL, "augmentation": AUGMENTATION, "learning": SHORT}
     named = {name: dataclasses.asdict(section) for name, section in sections.items()}
-    return {"source": {"name": "sample"}, "resize": {"side": 256}, **named, "start": start}
+    return {"source": {"name": "sample"}, "resize": {"side": 256}, **named, "start": START}
 
 
 def write(file: Path, contents: dict[str, Any]) -> None:
@@ -207,15 +214,15 @@ def test_a_comparison_has_a_row_for_each_run_and_makes_none_twice(
     learning = dataclasses.replace(SHORT, seed=1)
     train, val = pictures(here)
     mean = Mean.load(here / "data/mean.npz")
-    learner = Learner(lesson_of(here, learning), train, val, functools.partial(batches.batches, threads=2), CPU)
-    learner.learn()
+    trainer = Trainer(spec_of(here, learning), train, val, functools.partial(batches.batches, threads=2), CPU)
+    trainer.learn()
     with (here / "records/x/base-1-steps.csv").open(newline="") as handle:
         points = [{key: float(value) for key, value in point.items()} for point in csv.DictReader(handle)]
-    assert points == [pytest.approx(row, rel=1e-4) for row in learner.progress.steps]
+    assert points == [pytest.approx(row, rel=1e-4) for row in trainer.progress.steps]
     # the errors against evaluate's own way with a network
-    learner.network.eval()
+    trainer.network.eval()
     table = evaluate.through(
-        learner.network,
+        trainer.network,
         torch.from_numpy(mean.image_CHW),
         "centre",
         evaluate.pictures(here / "data/shards/val-0.parquet", 4),

@@ -27,7 +27,7 @@ from pipeline.shards import batches
 from pipeline.shards.tables import Manifest
 from pipeline.sources import sample
 from pipeline.training import initial
-from pipeline.training.initial import Start
+from pipeline.training.spec import FirstWeights, Start, TrainingSpec
 from tests.pipeline import miniature
 from tests.pipeline.test_train import SECTIONS
 from tests.sections import AUGMENTATION, LEARNING
@@ -150,12 +150,14 @@ def test_a_layer_that_one_of_the_two_lacks_does_not_fit() -> None:
 def test_a_file_is_read_and_its_layers_said(manifest: Manifest, folder: Path) -> None:
     wnids = [synset.wnid for synset in manifest.classes]
     data = saved(folder / "same.pt", wnids)
-    origin = initial.origin(dataclasses.replace(NONE, network="same.pt"), MODEL, manifest, Machine())
+    origin = initial.read_pretrained(dataclasses.replace(NONE, network="same.pt"), MODEL, manifest, Machine())
     assert origin.digest == hashlib.sha256(data).hexdigest()
     assert layers(origin.weights) == ALL
     assert origin.said == f"{', '.join(ALL)} of {folder}/same.pt (run 0123)"
     saved(folder / "other.pt", [*wnids[:2], "n99999999"])
-    origin = initial.origin(dataclasses.replace(NONE, network=str(folder / "other.pt")), MODEL, manifest, Machine())
+    origin = initial.read_pretrained(
+        dataclasses.replace(NONE, network=str(folder / "other.pt")), MODEL, manifest, Machine()
+    )
     assert origin.said.endswith(f"fc7 of {folder}/other.pt (run 0123); fc8 drawn: it tells other classes apart")
 
 
@@ -163,14 +165,17 @@ def test_a_network_that_this_code_could_not_build_gives_what_fits(manifest: Mani
     contents = torch.load(io.BytesIO(saved(folder / "own.pt", ["a"])), weights_only=True)
     contents["model"]["swish"] = True
     torch.save(contents, folder / "own.pt")
-    origin = initial.origin(dataclasses.replace(NONE, network="own.pt"), MODEL, manifest, Machine())
+    origin = initial.read_pretrained(dataclasses.replace(NONE, network="own.pt"), MODEL, manifest, Machine())
     assert layers(origin.weights) == ALL[:-1]
 
 
 def test_without_a_network_nothing_is_taken_over(manifest: Manifest) -> None:
-    origin = initial.origin(NONE, MODEL, manifest, Machine())
+    origin = initial.read_pretrained(NONE, MODEL, manifest, Machine())
     assert (origin.digest, origin.weights, origin.said) == ("none", {}, "")
-    assert initial.origin(KMEANS, MODEL, manifest, Machine()).said == "conv1 and conv2 of 200 patches each, clustered"
+    assert (
+        initial.read_pretrained(KMEANS, MODEL, manifest, Machine()).said
+        == "conv1 and conv2 of 200 patches each, clustered"
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b"no network", b"PK\x03\x04", "a pickle", "a dictionary"])
@@ -181,21 +186,21 @@ def test_a_file_of_something_else_is_named(data: bytes | str, manifest: Manifest
     else:
         torch.save({"weights": {}} if data == "a dictionary" else Path("x"), file)
     with pytest.raises(ValueError, match=r"params\.yaml: start\.network: .*strange\.pt: .*no network of ours"):
-        initial.origin(dataclasses.replace(NONE, network="strange.pt"), MODEL, manifest, Machine())
+        initial.read_pretrained(dataclasses.replace(NONE, network="strange.pt"), MODEL, manifest, Machine())
 
 
 def test_a_file_that_is_not_there_is_named_with_what_would_do(manifest: Manifest, folder: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=f"start.network: {folder}/gone.pt: no such file.*models:/alexnet@champion"
     ):
-        initial.origin(dataclasses.replace(NONE, network="gone.pt"), MODEL, manifest, Machine())
+        initial.read_pretrained(dataclasses.replace(NONE, network="gone.pt"), MODEL, manifest, Machine())
 
 
 def test_a_layer_that_does_not_fit_is_said_with_the_file(manifest: Manifest, folder: Path) -> None:
     saved(folder / "wide.pt", ["n1"], width=0.125)
     section = dataclasses.replace(NONE, network="wide.pt", layers=("conv1",))
     with pytest.raises(ValueError, match=r"params\.yaml: start\.layers: .*wide\.pt: conv1 does not fit: .*12×3×11×11"):
-        initial.origin(section, MODEL, manifest, Machine())
+        initial.read_pretrained(section, MODEL, manifest, Machine())
 
 
 # Clusters
@@ -204,9 +209,23 @@ def test_a_layer_that_does_not_fit_is_said_with_the_file(manifest: Manifest, fol
 def found(
     section: Start, manifest: Manifest, folder: Path, augmentation: Augmentation = AUGMENTATION, **learning: Any
 ) -> dict[str, Tensor]:
-    mean = Mean.load(folder / "data/mean.npz")
-    rule = dataclasses.replace(LEARNING, **learning)
-    return initial.found(section, MODEL, augmentation, rule, manifest, mean, folder / "data/shards")
+    spec = spec_of(section, manifest, folder, augmentation, **learning)
+    return initial.with_clusters(spec, folder / "data/shards").first.weights
+
+
+def spec_of(
+    section: Start, manifest: Manifest, folder: Path, augmentation: Augmentation = AUGMENTATION, **learning: Any
+) -> TrainingSpec:
+    return TrainingSpec(
+        model=MODEL,
+        start=section,
+        augmentation=augmentation,
+        learning=dataclasses.replace(LEARNING, **learning),
+        manifest=manifest,
+        mean=Mean.load(folder / "data/mean.npz"),
+        mean_digest="",
+        first=FirstWeights(digest="none", weights={}, said=""),
+    )
 
 
 def test_the_clusters_do_not_depend_on_the_threads(manifest: Manifest, folder: Path) -> None:
@@ -226,8 +245,8 @@ def test_the_clusters_do_not_depend_on_the_threads(manifest: Manifest, folder: P
 
 
 def test_without_clusters_no_picture_is_read(manifest: Manifest, folder: Path) -> None:
-    mean = Mean.load(folder / "data/mean.npz")
-    assert initial.found(NONE, MODEL, AUGMENTATION, LEARNING, manifest, mean, Path("nowhere")) == {}
+    spec = spec_of(NONE, manifest, folder)
+    assert initial.with_clusters(spec, Path("nowhere")) is spec
 
 
 @pytest.mark.slow

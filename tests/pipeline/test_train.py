@@ -37,8 +37,8 @@ from pipeline.runtime import digests, params, waiting
 from pipeline.runtime.machine import Machine
 from pipeline.shards.batches import held_out
 from pipeline.supervision import provenance
-from pipeline.train import Inputs
-from pipeline.training import checkpoints, initial
+from pipeline.training import checkpoints, initial, run_folder
+from pipeline.training.spec import Start, TrainingSpec
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
 
@@ -167,34 +167,34 @@ def recorded(folder: Path) -> None:
 
 
 def test_any_parameter_of_the_four_sections_makes_another_run(here: Path) -> None:
-    inputs = train.read_inputs(Machine())
-    seen = {inputs.fingerprint}
+    spec = train.read_spec(Machine())
+    seen = {spec.fingerprint}
     for name in ("model", "start", "augmentation", "learning"):
-        section = getattr(inputs, name)
+        section = getattr(spec, name)
         for field in dataclasses.fields(section):
             if field.name == "network":
                 continue  # its bytes decide: see below
             changed = dataclasses.replace(section, **{field.name: OTHERS[field.name]})
             assert changed != section, field.name
-            fingerprint = dataclasses.replace(inputs, **{name: changed}).fingerprint
+            fingerprint = dataclasses.replace(spec, **{name: changed}).fingerprint
             assert fingerprint not in seen, field.name
             seen.add(fingerprint)
 
 
 def test_other_pictures_or_another_mean_make_another_run(here: Path) -> None:
-    inputs = train.read_inputs(Machine())
-    shard = dataclasses.replace(inputs.manifest.shards["train"][0], sha256="1" * 64)
-    shards = {**inputs.manifest.shards, "train": (shard, *inputs.manifest.shards["train"][1:])}
-    other = dataclasses.replace(inputs, manifest=dataclasses.replace(inputs.manifest, shards=shards))
+    spec = train.read_spec(Machine())
+    shard = dataclasses.replace(spec.manifest.shards["train"][0], sha256="1" * 64)
+    shards = {**spec.manifest.shards, "train": (shard, *spec.manifest.shards["train"][1:])}
+    other = dataclasses.replace(spec, manifest=dataclasses.replace(spec.manifest, shards=shards))
     data = bytearray((here / "data/mean.npz").read_bytes())
     data[-1] ^= 1
     (here / "data/mean.npz").write_bytes(data[:-1] + data[-1:])
-    again = dataclasses.replace(inputs, mean_digest=hashlib.sha256(data).hexdigest())
-    assert len({inputs.fingerprint, other.fingerprint, again.fingerprint}) == 3
+    again = dataclasses.replace(spec, mean_digest=hashlib.sha256(data).hexdigest())
+    assert len({spec.fingerprint, other.fingerprint, again.fingerprint}) == 3
 
 
 def test_the_bytes_of_the_network_to_begin_with_decide_and_not_its_name(
-    here: Path, finished: tuple[Path, Inputs, AlexNet]
+    here: Path, finished: tuple[Path, TrainingSpec, AlexNet]
 ) -> None:
     file, seen = finished[0] / "model.pt", [finished[1].fingerprint]
     data = file.read_bytes()
@@ -202,46 +202,46 @@ def test_the_bytes_of_the_network_to_begin_with_decide_and_not_its_name(
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_bytes(data)
         write(here, {**SECTIONS, "start": {**SECTIONS["start"], "network": name}})
-        seen.append(train.read_inputs(Machine()).fingerprint)
+        seen.append(train.read_spec(Machine()).fingerprint)
     network = finished[2]
     with torch.no_grad():
         network.conv1.weight[0] += 1
     with file.open("wb") as handle:
         save(handle, network, fingerprint="", classes=[["n00000000", ""]])
     write(here, {**SECTIONS, "start": {**SECTIONS["start"], "network": str(file)}})
-    seen.append(train.read_inputs(Machine()).fingerprint)
+    seen.append(train.read_spec(Machine()).fingerprint)
     assert seen[1] == seen[2]
     assert len(set(seen)) == 3
 
 
 def test_the_machine_and_the_way_a_number_is_written_make_no_other_run(here: Path) -> None:
-    ours = train.read_inputs(Machine()).fingerprint
-    assert train.read_inputs(Machine(workers=1, devices="cpu", placement="one", checkpoint_steps=1)).fingerprint == ours
+    ours = train.read_spec(Machine()).fingerprint
+    assert train.read_spec(Machine(workers=1, devices="cpu", placement="one", checkpoint_steps=1)).fingerprint == ours
     text = (here / "params.yaml").read_text()
     assert "rate: 0.002" in text
     (here / "params.yaml").write_text(text.replace("rate: 0.002", "rate: 2e-3").replace("first_bias:", "first_bias: "))
-    assert train.read_inputs(Machine()).fingerprint == ours
+    assert train.read_spec(Machine()).fingerprint == ours
 
 
 def test_without_training_pictures_nothing_begins(here: Path) -> None:
-    manifest = train.read_inputs(Machine()).manifest
+    manifest = train.read_spec(Machine()).manifest
     rows = manifest.rows("val")
     empty = dataclasses.replace(manifest, shards={**manifest.shards, "train": ()}, indexed=rows, rejected=0)
     (here / "data/shards/manifest.json").write_text(empty.to_json())
     digests.seal(here / "data/shards")
     with pytest.raises(ValueError, match="no training picture"):
-        train.read_inputs(Machine())
+        train.read_spec(Machine())
 
 
 # What a finished run leaves
 
 
 @pytest.fixture(scope="module")
-def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Inputs]:
+def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingSpec]:
     """A run's folder as the end of a training leaves it, from first weights."""
     with contextlib.chdir(prepared):
-        inputs = train.read_inputs(Machine())
-    network = AlexNet(inputs.model, 3)
+        spec = train.read_spec(Machine())
+    network = AlexNet(spec.model, 3)
     network.draw_first_weights(5)
     steps = [{"step": 2, "epoch": 0, "rate": 0.002, "loss": 1 / 3, "top1_error": 0.5}]
     epochs = [{"epoch": 0, "step": 3, "rate": 0.002, "train_loss": 1.5, "val_loss": 1e-9, "val_top1_error": 0.25}]
@@ -250,39 +250,39 @@ def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         "progress": {"steps": steps, "epochs": epochs},
         "code": provenance.here().record(),
     }
-    folder = tmp_path_factory.mktemp("ended") / inputs.fingerprint
+    folder = tmp_path_factory.mktemp("ended") / spec.fingerprint
     folder.mkdir()
-    train.finish(contents, inputs, folder)
-    return folder, inputs
+    run_folder.finish(contents, spec, folder)
+    return folder, spec
 
 
 @pytest.fixture
-def finished(ended: tuple[Path, Inputs], here: Path) -> tuple[Path, Inputs, AlexNet]:
+def finished(ended: tuple[Path, TrainingSpec], here: Path) -> tuple[Path, TrainingSpec, AlexNet]:
     """A copy of it in the working copy, and its network."""
-    made, inputs = ended
-    network = AlexNet(inputs.model, 3)
+    made, spec = ended
+    network = AlexNet(spec.model, 3)
     network.draw_first_weights(5)
-    folder = here / "runs" / inputs.fingerprint
+    folder = here / "runs" / spec.fingerprint
     shutil.copytree(made, folder)
-    return folder, inputs, network
+    return folder, spec, network
 
 
 def test_the_model_and_the_history_are_those_of_the_last_checkpoint(
-    finished: tuple[Path, Inputs, AlexNet], here: Path
+    finished: tuple[Path, TrainingSpec, AlexNet], here: Path
 ) -> None:
-    folder, inputs, network = finished
-    assert train.finished(folder)
-    train.deliver(folder)
+    folder, spec, network = finished
+    assert run_folder.finished(folder)
+    run_folder.deliver(folder)
     with (here / "data/model.pt").open("rb") as handle:
         read, facts = load(handle)
     for name, weight in network.named_parameters():
         assert torch.equal(dict(read.named_parameters())[name], weight), name
-    assert facts["fingerprint"] == inputs.fingerprint
-    assert facts["manifest"] == inputs.manifest.digest
+    assert facts["fingerprint"] == spec.fingerprint
+    assert facts["manifest"] == spec.manifest.digest
     assert facts["drawn"] is True
-    assert facts["classes"] == [[synset.wnid, synset.words] for synset in inputs.manifest.classes]
-    assert torch.equal(facts["mean"], torch.from_numpy(inputs.mean.image_CHW))
-    assert facts["mean_kind"] == inputs.augmentation.mean
+    assert facts["classes"] == [[synset.wnid, synset.words] for synset in spec.manifest.classes]
+    assert torch.equal(facts["mean"], torch.from_numpy(spec.mean.image_CHW))
+    assert facts["mean_kind"] == spec.augmentation.mean
     with (here / "data/history/steps.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["loss"]) == 1 / 3, "to the last bit"
@@ -291,18 +291,20 @@ def test_the_model_and_the_history_are_those_of_the_last_checkpoint(
     assert float(row["val_loss"]) == 1e-9
 
 
-def test_equal_contents_give_equal_bytes(finished: tuple[Path, Inputs, AlexNet], here: Path) -> None:
+def test_equal_contents_give_equal_bytes(finished: tuple[Path, TrainingSpec, AlexNet], here: Path) -> None:
     folder, _, _ = finished
-    train.deliver(folder)
+    run_folder.deliver(folder)
     first = outs(here)
-    train.deliver(folder)
+    run_folder.deliver(folder)
     assert outs(here) == first
     assert len(set(first.values())) == 4, "the model, two tables, and their digests"
     assert not [path for path in folder.iterdir() if path.suffix == ".part"]
 
 
-def test_the_history_goes_with_digests_that_sha256sum_reads(finished: tuple[Path, Inputs, AlexNet], here: Path) -> None:
-    train.deliver(finished[0])
+def test_the_history_goes_with_digests_that_sha256sum_reads(
+    finished: tuple[Path, TrainingSpec, AlexNet], here: Path
+) -> None:
+    run_folder.deliver(finished[0])
     folder = here / "data/history"
     assert sorted(file.name for file in folder.iterdir()) == ["SHA256SUMS", "epochs.csv", "steps.csv"]
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
@@ -314,7 +316,7 @@ def test_the_history_goes_with_digests_that_sha256sum_reads(finished: tuple[Path
 @pytest.mark.parametrize("name", ["model.pt", "steps.csv", "epochs.csv"])
 @pytest.mark.parametrize("fault", ["altered", "cut", "gone"])
 def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
-    finished: tuple[Path, Inputs, AlexNet], name: str, fault: str, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, TrainingSpec, AlexNet], name: str, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = finished[0] / name
     data = bytearray(file.read_bytes())
@@ -323,7 +325,7 @@ def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
         file.unlink()
     else:
         file.write_bytes(data if fault == "altered" else file.read_bytes()[:-1])
-    assert not train.finished(finished[0])
+    assert not run_folder.finished(finished[0])
     assert f"{file}: gone, or not what the run made" in capsys.readouterr().err
 
 
@@ -343,57 +345,57 @@ def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
     ],
 )
 def test_a_word_that_is_damaged_is_named_and_counts_for_nothing(
-    finished: tuple[Path, Inputs, AlexNet], spoilt: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, TrainingSpec, AlexNet], spoilt: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = finished[0] / "finished.json"
     file.write_text(spoilt(file.read_text()))
-    assert train.finished(finished[0]) is None
+    assert run_folder.finished(finished[0]) is None
     assert re.fullmatch(
-        rf"train: {file}: damaged \(\w+\); what it speaks of is made again from the last checkpoint\n",
+        rf"train: {file}: damaged \(\w+\); what it names is made again from the last checkpoint\n",
         capsys.readouterr().err,
     )
 
 
-def test_a_word_of_before_is_heeded(finished: tuple[Path, Inputs, AlexNet]) -> None:
+def test_a_word_of_before_is_heeded(finished: tuple[Path, TrainingSpec, AlexNet]) -> None:
     file = finished[0] / "finished.json"
     word = json.loads(file.read_text())
     file.write_text(json.dumps({"id": word["id"], "digests": word["digests"]}, indent=1))
-    found = train.finished(finished[0])
+    found = run_folder.finished(finished[0])
     assert found is not None
     assert (found.id, found.code) == (word["id"], None)
 
 
 @pytest.mark.parametrize(("spoilt", "there"), [(False, True), (True, False)])
 def test_a_mark_of_what_was_delivered_is_heeded_unless_it_is_damaged(
-    finished: tuple[Path, Inputs, AlexNet], here: Path, spoilt: bool, there: bool, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, TrainingSpec, AlexNet],
+    here: Path,
+    spoilt: bool,
+    there: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = finished[0]
-    train.deliver(folder)
+    run_folder.deliver(folder)
     recorded(here)
     mark = here / "work/delivered" / folder.name
     if spoilt:
         mark.write_text("0" + mark.read_text()[1:] if mark.read_text()[0] != "0" else "1" + mark.read_text()[1:])
-    word = train.finished(folder)
+    word = run_folder.finished(folder)
     assert word is not None
-    assert train._delivered(folder, word) is there
+    assert run_folder.delivered(folder, word) is there
     assert ("damaged" in capsys.readouterr().err) is spoilt
 
 
-def test_a_mark_of_before_is_heeded(finished: tuple[Path, Inputs, AlexNet], here: Path) -> None:
+def test_a_mark_of_before_is_heeded(finished: tuple[Path, TrainingSpec, AlexNet], here: Path) -> None:
     folder = finished[0]
-    train.deliver(folder)
+    run_folder.deliver(folder)
     recorded(here)
-    word = train.finished(folder)
+    word = run_folder.finished(folder)
     assert word is not None
     (here / "work/delivered" / folder.name).write_text(word.id)
-    assert train._delivered(folder, word)
+    assert run_folder.delivered(folder, word)
 
 
 # Other code
-
-
-def checkpoint(code: Any, step: int = 4) -> checkpoints.Checkpoint:
-    return checkpoints.Checkpoint(Path("checkpoint"), step, 1, code)
 
 
 def other_code(name: str = "pipeline/training/trainer.py") -> dict[str, Any]:
@@ -402,14 +404,17 @@ def other_code(name: str = "pipeline/training/trainer.py") -> dict[str, Any]:
     return {**record, "files": {**record["files"], name: "0" * 64}}
 
 
-def test_a_run_that_has_not_begun_and_one_of_this_code_are_gone_on_with(tmp_path: Path) -> None:
-    assert train._other_code(tmp_path, None, None, Machine()) == ""
-    assert train._other_code(tmp_path, None, checkpoint(provenance.here().record()), Machine()) == ""
+def note(run: Path, record: Any, at: str = "step 4", policy: str = "refuse") -> str:
+    return provenance.resumed_by_other_code(record, at, run, policy, run_folder.say)
+
+
+def test_a_run_of_this_code_is_resumed(tmp_path: Path) -> None:
+    assert note(tmp_path, provenance.here().record()) == ""
 
 
 def test_other_code_is_refused_with_the_two_ways_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        train._other_code(tmp_path, None, checkpoint(other_code()), Machine())
+        note(tmp_path, other_code())
     what, anew, on = str(caught.value).splitlines()
     assert (
         what
@@ -422,26 +427,29 @@ def test_other_code_is_refused_with_the_two_ways_on(tmp_path: Path) -> None:
 def test_other_code_goes_on_if_the_machine_says_so_and_mlflow_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = train._other_code(tmp_path, None, checkpoint(other_code()), Machine(other_code="continue"))
+    told = note(tmp_path, other_code(), policy="continue")
     before = provenance.of(other_code())
     assert before is not None
     now = provenance.here().digest
-    assert said == f"{now} from step 4, after {before.digest}. Other is: pipeline/training/trainer.py"
+    assert told == f"{now} from step 4, after {before.digest}. Other is: pipeline/training/trainer.py"
     assert "was begun by other code, and is gone on with from step 4" in capsys.readouterr().err
 
 
 def test_a_run_of_before_is_gone_on_with_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train._other_code(tmp_path, None, checkpoint(None), Machine()).endswith("after code that was not recorded")
+    assert note(tmp_path, None).endswith("after code that was not recorded")
     assert "begun before runs recorded their code, and is gone on with from step 4" in capsys.readouterr().err
 
 
-def test_a_finished_run_of_other_code_is_not_taken_over_in_silence(finished: tuple[Path, Inputs, AlexNet]) -> None:
-    word = train.finished(finished[0])
-    assert word is not None
-    assert train._other_code(finished[0], word, None, Machine()) == ""
-    word = dataclasses.replace(word, code=other_code("alexnet/model.py"))
+def test_a_finished_run_of_other_code_is_not_taken_over_in_silence(
+    finished: tuple[Path, TrainingSpec, AlexNet], here: Path
+) -> None:
+    file = finished[0] / "finished.json"
+    run = run_folder.finished(finished[0])
+    assert run is not None
+    file.write_text(dataclasses.replace(run, code=other_code("alexnet/model.py")).text())
     with pytest.raises(ValueError, match=r"is at its end\. Other is: alexnet/model\.py"):
-        train._other_code(finished[0], word, None, Machine())
+        train.run()
+    assert not (here / "data/model.pt").exists()
 
 
 @pytest.mark.slow
@@ -451,19 +459,19 @@ def test_a_run_that_another_process_has_is_waited_for_and_then_given_up_with_its
     monkeypatch.setattr(waiting, "SAID_AFTER", 0.2)
     folder, own = tmp_path / "runs/one", f"process {os.getpid()} on {socket.gethostname()}"
     with (
-        train._held(folder, Machine()),
+        run_folder.held(folder, 900),
         pytest.raises(TimeoutError, match=rf"{folder}, which {own} is at work in after 3 s"),
-        train._held(folder, Machine(patience=1)),
+        run_folder.held(folder, 3),
     ):
         pytest.fail("both have it")
     assert f"train: waiting for {folder}, which {own} is at work in" in capsys.readouterr().err
-    with train._held(folder, Machine(patience=1)):
+    with run_folder.held(folder, 3):
         pass
 
 
-def test_a_run_without_the_word_that_it_is_finished_is_not(finished: tuple[Path, Inputs, AlexNet]) -> None:
+def test_a_run_without_the_word_that_it_is_finished_is_not(finished: tuple[Path, TrainingSpec, AlexNet]) -> None:
     (finished[0] / "finished.json").unlink()
-    assert not train.finished(finished[0])
+    assert not run_folder.finished(finished[0])
 
 
 # Real trainings
@@ -762,14 +770,14 @@ def test_a_checkpoint_is_a_network_to_begin_with(whole: tuple[Path, str], monkey
     folder, _ = whole
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    inputs = train.read_inputs(Machine())
+    spec = train.read_spec(Machine())
     file = max(folder.glob("runs/*/checkpoint-*/checkpoint.pt"))
-    section = initial.Start(**{**SECTIONS["start"], "network": str(file)})
-    found = initial.origin(section, inputs.model, inputs.manifest, Machine())
+    section = Start(**{**SECTIONS["start"], "network": str(file)})
+    found = initial.read_pretrained(section, spec.model, spec.manifest, Machine())
     last = learned(folder)
     assert found.weights.keys() == last.keys(), "the last layer too, since it tells the same classes apart"
     assert all(torch.equal(found.weights[name], weight) for name, weight in last.items())
-    assert f"(run {inputs.fingerprint})" in found.said
+    assert f"(run {spec.fingerprint})" in found.said
 
 
 @pytest.mark.slow
@@ -780,7 +788,7 @@ def test_a_checkpoint_of_another_run_is_refused(whole: tuple[Path, str], monkeyp
     write(folder, {**SECTIONS, "learning": {**SECTIONS["learning"], "seed": 1}})
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    ours = train.read_inputs(Machine()).fingerprint
+    ours = train.read_spec(Machine()).fingerprint
     (theirs / "finished.json").unlink()
     theirs.rename(theirs.with_name(ours))
     with pytest.raises(ValueError, match=f"belongs to run {theirs.name}, this is {ours}"):
@@ -841,11 +849,8 @@ def test_it_begins_with_clusters_in_the_first_layers(
     assert "train: begins with conv1 and conv2 of 200 patches each, clustered" in trained(folder)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    inputs = train.read_inputs(Machine())
-    place = folder / "data/shards"
-    found = initial.found(
-        inputs.start, inputs.model, inputs.augmentation, inputs.learning, inputs.manifest, inputs.mean, place
-    )
+    spec = train.read_spec(Machine())
+    found = initial.with_clusters(spec, folder / "data/shards").first.weights
     for name, weight in learned(folder).items():
         assert torch.equal(weight, found.get(name, drawn.state_dict()[name])), name
         assert (name in found) == (not torch.equal(weight, drawn.state_dict()[name]))

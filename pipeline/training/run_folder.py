@@ -1,0 +1,182 @@
+"""A run's folder: who holds it, whether the run is finished, what it made, and whether that was delivered."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexnet.augmentation import mean_to_subtract
+from alexnet.build import build, save
+from pipeline.runtime import digests, files, machine, params, stage, waiting
+from pipeline.training import history
+from pipeline.training.spec import TrainingSpec
+
+MODEL = Path("data/model.pt")
+HISTORY = Path("data/history")
+
+MADE = ("model.pt", *history.TABLES)
+"""The files that a finished run has made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """finished.json: the run is finished, and these are the digests of what it made."""
+
+    id: str
+    """Tells two runs of the same fingerprint apart."""
+    digests: dict[str, str]
+    """SHA-256 of each file."""
+    code: Any
+    """The record of the code that ended it; None in runs older than that record."""
+
+    def text(self) -> str:
+        """As JSON, with a digest of itself."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({**fields, "digest": _digest(json.dumps(fields, sort_keys=True))}, indent=1)
+
+    @classmethod
+    def read(cls, file: Path) -> Finished:
+        """Reads what `text` gave; `ValueError` if it is damaged. A file without a digest of itself has no record of code."""
+        try:
+            fields = json.loads(file.read_bytes())
+            seal = fields.pop("digest", None)
+            if seal is None and fields.keys() == {"id", "digests"}:
+                fields["code"] = None
+            elif seal != _digest(json.dumps(fields, sort_keys=True)):
+                raise ValueError("its digest is another")
+            finished = cls(**fields)
+            if not isinstance(finished.id, str) or finished.digests.keys() != set(MADE):
+                raise TypeError("other names")
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file}: damaged ({type(error).__name__})") from None
+        return finished
+
+
+@contextmanager
+def held(folder: Path, limit: float) -> Iterator[None]:
+    """Holds the run's folder for this process alone while the block runs.
+
+    A wait for another process that holds it is said, and ends in a `TimeoutError` after `limit` seconds.
+    """
+    owner = folder.with_suffix(".owner")
+    whose = owner.read_text().strip() if owner.is_file() else "another process"
+    with waiting.locked(folder.with_suffix(".lock"), "train", f"{folder}, which {whose} is at work in", limit):
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+
+
+def taken_over(folder: Path) -> Finished | None:
+    """The finished run whose results are to be taken over; None if there is something to train.
+
+    A run whose results were delivered to this working copy before is removed: that the stage runs again means that they
+    are to be made anew.
+    """
+    run = finished(folder)
+    if run is not None and delivered(folder, run):
+        print(f"train: {folder} was finished and had its results here; it is removed, and made anew")
+        shutil.rmtree(folder)
+        return None
+    return run
+
+
+def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
+    """Writes model and history from the last checkpoint's contents, and at the end finished.json."""
+    import torch
+
+    network = build(spec.model, len(spec.manifest.classes))
+    network.load_state_dict(contents["weights"])
+    with files.atomic(folder / "model.pt") as made, made.open("wb") as handle:
+        save(
+            handle,
+            network,
+            fingerprint=spec.fingerprint,
+            classes=spec.classes,
+            drawn=spec.manifest.drawn,
+            manifest=spec.manifest.digest,
+            mean=mean_to_subtract(torch.from_numpy(spec.mean.image_CHW), spec.augmentation),
+            mean_kind=spec.augmentation.mean,
+        )
+    for name in history.TABLES:
+        history.write(contents["progress"][name.removesuffix(".csv")], folder / name)
+    sums = {name: digests.of(folder / name) for name in MADE}
+    with files.atomic(folder / "finished.json") as made:
+        made.write_text(Finished(id=uuid.uuid4().hex, digests=sums, code=contents.get("code")).text())
+
+
+def finished(folder: Path) -> Finished | None:
+    """The run in the folder if it is finished and its files are those it made; None, and a line that says so, if not."""
+    file = folder / "finished.json"
+    if not file.exists():
+        return None
+    try:
+        run = Finished.read(file)
+    except (ValueError, OSError) as error:
+        say(f"{error}; what it names is made again from the last checkpoint")
+        return None
+    for name, digest in run.digests.items():
+        if not (folder / name).exists() or digests.of(folder / name) != digest:
+            say(f"{folder / name}: gone, or not what the run made; it is made again from the last checkpoint")
+            return None
+    return run
+
+
+def deliver(folder: Path) -> None:
+    """Copies a finished run's results to where DVC expects them."""
+    with files.atomic(MODEL) as file:
+        shutil.copyfile(folder / "model.pt", file)
+    with files.atomic(HISTORY) as made:
+        made.mkdir()
+        for name in history.TABLES:
+            shutil.copyfile(folder / name, made / name)
+        digests.seal(made)
+    run = Finished.read(folder / "finished.json")
+    mark = _mark(folder)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(f"{run.id} {_digest(run.id)}\n")
+    last = history.read(folder)[-1]
+    print(f"train: {last['epoch'] + 1:.0f} epochs, top-1 error on the centre patches {last['val_top1_error']:.1%}")
+
+
+def delivered(folder: Path, run: Finished) -> bool:
+    """Whether this very run's results were put into this working copy before, and DVC has recorded them."""
+    if not (_id_in(_mark(folder)) == run.id and Path("dvc.lock").exists()):
+        return False
+    outs = params.load(Path("dvc.lock"))["stages"].get("train", {}).get("outs", [])
+    with (folder / "model.pt").open("rb") as handle:
+        md5 = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return any(out["path"] == str(MODEL) and out.get("md5") == md5 for out in outs)
+
+
+def say(line: str) -> None:
+    """Prints a line of the stage to stderr."""
+    print(f"train: {line}", file=sys.stderr, flush=True)
+
+
+def _mark(folder: Path) -> Path:
+    return machine.home() / stage.WORK / "delivered" / folder.name
+
+
+def _id_in(mark: Path) -> str:
+    """The run's id in a mark; empty if there is none, or if the mark is damaged, which is said."""
+    if not mark.is_file():
+        return ""
+    run, _, digest = mark.read_bytes().decode(errors="replace").strip().partition(" ")
+    if digest not in ("", _digest(run)):  # older marks have no digest
+        say(f"{mark}: damaged; the run's results are taken over as if they had never been here")
+        return ""
+    return run
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
