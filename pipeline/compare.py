@@ -32,7 +32,7 @@ from typing import Any
 
 from alexnet.names import shown
 from pipeline import recipe
-from pipeline.runtime import added, commands, params, stage
+from pipeline.runtime import added, commands, files, params
 from pipeline.runtime.said import say
 
 RECORDS = Path("records")
@@ -220,13 +220,13 @@ def record(
     folder = RECORDS / comparison.record
     folder.mkdir(parents=True, exist_ok=True)
     for curve, points in (("steps", steps), ("epochs", epochs)):
-        with stage.whole(folder / f"{variant.name}-{seed}-{curve}.csv") as made:
+        with files.atomic(folder / f"{variant.name}-{seed}-{curve}.csv") as made:
             _write(made, list(points[0]) if points else ["step"], points)
     row = {"variant": variant.name, "seed": seed, "key": key(document), **facts}
     if comparison.target == "train":
         row |= {f"centre_top{top}_error": epochs[-1][f"val_top{top}_error"] for top in (1, 5)}
     known = rows(comparison)
-    with stage.whole(folder / "runs.csv") as made:
+    with files.atomic(folder / "runs.csv") as made:
         _write(made, COLUMNS, [*known, row])
 
 
@@ -362,12 +362,12 @@ def draw(comparison: Comparison) -> None:
         classes = int(row["classes"])
     if not runs:
         return
-    with stage.whole(folder / "losses.png") as made:
+    with files.atomic(folder / "losses.png") as made:
         made.write_bytes(figures.losses(runs, math.log(classes)))
     if comparison.target != "train":
-        with stage.whole(folder / "differences.png") as made:
+        with files.atomic(folder / "differences.png") as made:
             made.write_bytes(_differences(comparison, found))
-    with stage.whole(folder / "table.md") as made:
+    with files.atomic(folder / "table.md") as made:
         made.write_text(table(comparison) + "\n", encoding="utf-8")
 
 

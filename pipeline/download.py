@@ -24,7 +24,7 @@ from typing import get_args
 import pyarrow.compute as pc
 
 from pipeline.archives.contents import Contents
-from pipeline.runtime import digests, machine, params, stage
+from pipeline.runtime import digests, files, machine, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.said import say
 from pipeline.shards import tables
@@ -51,7 +51,7 @@ def run() -> None:
     section = params.read("source", SOURCES)
     contents = readable(section.contents, machine.store(machine.read()))
     check(contents)
-    with stage.whole(OUT) as folder:
+    with files.atomic(OUT) as folder:
         folder.mkdir()
         write(contents, folder)
     say(*summary(section.name, contents))

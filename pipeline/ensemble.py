@@ -34,7 +34,7 @@ from alexnet.names import cut
 from pipeline import recipe
 from pipeline.evaluation.trained import OUT
 from pipeline.evaluation.vectors import matrix
-from pipeline.runtime import commands, digests, machine, stage
+from pipeline.runtime import commands, digests, files, machine, stage
 from pipeline.runtime.said import say
 from pipeline.tracking import runs
 
@@ -150,9 +150,8 @@ def run(words: Sequence[str] | None = None) -> None:
         errors = {f"ten_views/{name}": result["ensemble"][name] for name in ("top1_error", "top5_error")}
         record.score(errors)
     if arguments.out:
-        made = arguments.out.with_name(f"{arguments.out.name}.part")
-        made.write_text(json.dumps(result, indent=1) + "\n")
-        stage.put(made, arguments.out)
+        with files.atomic(arguments.out) as made:
+            made.write_text(json.dumps(result, indent=1) + "\n")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ import pyarrow as pa
 from pipeline.evaluation import neighbours, vectors
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, NONE, OUT, check_labels, load, names, read_model
-from pipeline.runtime import cluster, digests, machine, params, stage
+from pipeline.runtime import cluster, digests, files, machine, params, stage
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards import artifacts, tables
@@ -86,16 +86,16 @@ def run() -> None:
     seen = {"results": dataclasses.asdict(section), "model": dataclasses.asdict(network.model)}
     with runs.run(settings, facts["fingerprint"], seen, manifest, "evaluate", adopt=True) as record:
         parts = classify(model, manifest, section, settings)
-        with stage.whole(OUT) as folder:
+        with files.atomic(OUT) as folder:
             folder.mkdir()
             check_parts(parts)
             summary = summarize(parts, manifest, section, folder)
             text = json.dumps(summary, indent=1) + "\n"
             seal(folder, text)
-        with stage.whole(METRICS) as file:
+        with files.atomic(METRICS) as file:
             file.write_text(text)
         publish(record, network, summary, model)
-    stage.discard(stage.WORK / "evaluate")
+    files.discard(stage.WORK / "evaluate")
     best = summary["ten_views"]
     print(
         f"evaluate: {summary['images']:,} pictures, top-1 error {best['top1_error']:.1%} "
@@ -109,7 +109,7 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
     work = stage.WORK / "evaluate"
     for other in work.iterdir() if work.exists() else []:
         if other.name != key:
-            stage.discard(other)
+            files.discard(other)
     folder = work / key
     folder.mkdir(parents=True, exist_ok=True)
     splits = (section.split, "train") if section.neighbours else (section.split,)
@@ -129,9 +129,8 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
             missing = [task for task in tasks if not digests.marked(folder / task.name)]
             progress.begin(sum(task.shard.rows for task in tasks) - sum(task.shard.rows for task in missing))
             for task, table in cluster.each(of_shard, missing, settings, gpus=int(device == "cuda")):
-                made = folder / f"{task.name}.partial"
-                tables.write(table, table.schema, made, 128)
-                stage.put(made, folder / task.name)
+                with files.atomic(folder / task.name) as made:
+                    tables.write(table, table.schema, made, 128)
                 digests.mark(folder / task.name)
                 progress.add(table.num_rows)
     return {split: [folder / task.name for task in tasks if task.split == split] for split in splits}

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before all that takes long to import
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.runtime import cluster, digests, stage
+from pipeline.runtime import cluster, digests, files
 from pipeline.runtime.machine import Machine, read
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
@@ -91,12 +91,10 @@ def save(sums: Sums, machine: Machine) -> None:
     from alexnet.dataset import Mean
 
     mean = Mean.of(sums)
-    with stage.whole(MEAN) as made:
+    with files.atomic(MEAN) as made:
         mean.save(made)
     folder = prepared(machine)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{MEAN.name}.partial"
-        partial.write_bytes(MEAN.read_bytes())
-        stage.put(partial, folder / MEAN.name)
+        with files.atomic(folder / MEAN.name) as made:
+            made.write_bytes(MEAN.read_bytes())
         digests.add(folder / MEAN.name)

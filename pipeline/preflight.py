@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pipeline import room
 from pipeline.room import Network
-from pipeline.runtime import added, digests, machine, params, stage
+from pipeline.runtime import added, digests, files, machine, params, stage
 from pipeline.runtime.machine import Machine
 
 if TYPE_CHECKING:
@@ -125,12 +124,10 @@ def _code() -> str:
 def _write(note: Path, noted: Mapping[str, int]) -> None:
     # a disk without room is told of by `room`; without a note the next stage checks once more
     with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
         for old in sorted(note.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[: -KEPT + 1]:
             old.unlink(missing_ok=True)
-        part = note.with_suffix(f".{os.getpid()}")
-        part.write_text(digests.stamped(json.dumps(noted)))
-        part.replace(note)
+        with files.atomic(note) as made:
+            made.write_text(digests.stamped(json.dumps(noted)))
 
 
 def _kind(name: str) -> Any:

@@ -30,7 +30,7 @@ from pipeline.evaluation import choice
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_model
 from pipeline.evaluation.trained import OUT as EVALUATION
-from pipeline.runtime import digests, documents, machine, params, stage
+from pipeline.runtime import digests, documents, files, machine, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards import artifacts, tables
 from pipeline.shards.census import Census, ranked
@@ -105,7 +105,7 @@ def run() -> None:
     page = render(metrics, split, manifest, figures, parameters())
     seen = {"report": dataclasses.asdict(section)}
     with runs.run(settings, facts["fingerprint"], seen, manifest, "report", adopt=True) as record:
-        with stage.whole(OUT) as folder:
+        with files.atomic(OUT) as folder:
             folder.mkdir()
             for name, png in plots(figures).items():
                 (folder / f"{name}.png").write_bytes(png)

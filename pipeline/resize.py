@@ -39,7 +39,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alexnet import limits
-from pipeline.runtime import cluster, digests, documents, params, paths, stage
+from pipeline.runtime import cluster, digests, documents, files, params, stage
 from pipeline.runtime.machine import Machine, read, store
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
@@ -170,11 +170,11 @@ def run() -> None:
 
 def read_index(folder: Path) -> Index:
     """Reads what `download` wrote; `OSError` or `ValueError` if it is another now, or breaks its promises."""
-    files = [folder / name for name in ("index.parquet", "archives.parquet", "contents.json")]
-    data = [digests.read(file, "download") for file in files]
-    rows, archives = (tables.parse(data[place], files[place]) for place in (0, 1))
-    contents = documents.parse(data[2], Contents, files[2], "download")
-    tables.check_index(rows, contents.classes, archives, files[0])
+    written = [folder / name for name in ("index.parquet", "archives.parquet", "contents.json")]
+    data = [digests.read(file, "download") for file in written]
+    rows, archives = (tables.parse(data[place], written[place]) for place in (0, 1))
+    contents = documents.parse(data[2], Contents, written[2], "download")
+    tables.check_index(rows, contents.classes, archives, written[0])
     sizes = archives["bytes"].take(pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks()))
     digest = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in data))
     return Index(
@@ -194,9 +194,9 @@ def check_store(index: Index, folder: AnyPath) -> None:
     used = index.archives.filter(pc.is_in(index.archives["name"], value_set=pc.unique(index.rows["archive"])))
     step = max(1, used.num_rows // LOOKED_AT)
     looked_at = used.take(np.arange(0, used.num_rows, step)).to_pylist()
-    files = [folder / archive["name"] for archive in looked_at]
-    with ThreadPoolExecutor(paths.at_once(folder)) as readers:
-        for file, archive, size in zip(files, looked_at, readers.map(paths.size, files), strict=True):
+    named = [folder / archive["name"] for archive in looked_at]
+    with ThreadPoolExecutor(files.at_once(folder)) as readers:
+        for file, archive, size in zip(named, looked_at, readers.map(files.size, named), strict=True):
             if size is None:
                 raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
             if size != archive["bytes"]:
@@ -227,8 +227,8 @@ def prepare_work(name: str, machine: Machine) -> AnyPath:
     above = elsewhere(machine)
     there = mine.absolute() if above is None else above / "work"
     for other in [path for path in mine.iterdir() if path.name != name] if mine.exists() else []:
-        paths.discard(there / other.name)
-        stage.discard(other)
+        files.discard(there / other.name)
+        files.discard(other)
     # Where the shards lie elsewhere this folder stays empty: it says that the one of its name there is ours
     (mine / name).mkdir(parents=True, exist_ok=True)
     return there / name
@@ -298,14 +298,14 @@ def make_shard(task: Task) -> Done:
     pictures, rejected, census = convert(task)
     rows = task.rows.num_rows - len(rejected)
     group = RAW_GROUP if task.section.quality == "raw" else GROUP
-    with paths.whole(task.folder / "shards" / task.file) as partial:
+    with files.atomic(task.folder / "shards" / task.file) as partial:
         tables.write(pictures, task.schema, partial, group)
         with partial.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
     # Last, since it vouches for the shard
     made = Done(shard=shard, rejected=rejected, census=census)
-    with paths.whole(done) as partial:
+    with files.atomic(done) as partial:
         partial.write_text(digests.stamped(json.dumps(dataclasses.asdict(made), indent=1)))
     return made
 
@@ -364,7 +364,7 @@ def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tu
     order = sorted(range(len(rows)), key=lambda place: (rows[place]["archive"], rows[place]["offset"]))
     archives = Archives(folder)
     ahead: deque[tuple[list[int], Future[list[bytes]]]] = deque()
-    threads, held = paths.at_once(folder), 0
+    threads, held = files.at_once(folder), 0
     with ThreadPoolExecutor(threads) as readers:
         try:
             for places in pieces(order, rows):
@@ -438,7 +438,7 @@ class Archives:
         if known == name:
             return file
         try:
-            opened = paths.opened(self._folder / name)
+            opened = files.opened(self._folder / name)
         except FileNotFoundError:
             raise ValueError(f"{self._folder / name}: not there. Run: dvc repro --force download") from None
         if known:
@@ -470,30 +470,30 @@ def publish(done: dict[str, Done], section: Resize, index: Index, folder: AnyPat
     assert kept + manifest.rejected == manifest.indexed, (kept, manifest.rejected, manifest.indexed)
     assert (census.kept, census.indexed) == (kept, manifest.indexed), (census, kept, manifest.indexed)
     shards = folder / "shards"
-    for name, _ in paths.files(shards):
+    for name, _ in files.listed(shards):
         if name not in done:
-            paths.discard(shards / name)
+            files.discard(shards / name)
     rejected = [row for made in done.values() for row in made.rejected]
     _write_small(rejected, manifest, census, shards)
     above = elsewhere(machine)
     if above is None:
-        paths.put(shards, SHARDS, MANIFEST)
+        files.put(shards, SHARDS, MANIFEST)
     else:
-        paths.put(shards, stored(above, manifest), MANIFEST)
-        with stage.whole(SHARDS) as made:
+        files.put(shards, stored(above, manifest), MANIFEST)
+        with files.atomic(SHARDS) as made:
             _write_small(rejected, manifest, census, made)
     _prepare(manifest, machine)
-    paths.discard(folder)
-    stage.discard(stage.WORK / "resize")
+    files.discard(folder)
+    files.discard(stage.WORK / "resize")
     return census
 
 
 def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, census: Census, folder: AnyPath) -> None:
     rows = sorted(rejected, key=lambda row: str(row["id"]))
-    with paths.whole(folder / "rejected.parquet") as made:
+    with files.atomic(folder / "rejected.parquet") as made:
         tables.write(pa.Table.from_pylist(rows, schema=tables.REJECTED), tables.REJECTED, made)
     for name, text in (("pictures.json", census.to_json()), (MANIFEST, manifest.to_json())):
-        with paths.whole(folder / name) as made:
+        with files.atomic(folder / name) as made:
             made.write_text(text)
     digests.seal(folder, {shard.file: shard.sha256 for part in manifest.shards.values() for shard in part})
 
@@ -506,7 +506,7 @@ def _prepare(manifest: Manifest, machine: Machine) -> None:
     with contextlib.suppress(OSError, ValueError):
         if Manifest.read(folder) == manifest:
             return
-    stage.discard(folder)
-    with paths.whole(folder / MANIFEST) as made:
+    files.discard(folder)
+    with files.atomic(folder / MANIFEST) as made:
         made.write_text(manifest.to_json())
     digests.seal(folder)

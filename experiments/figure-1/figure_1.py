@@ -33,7 +33,7 @@ import cifar
 from alexnet import figures
 from cifar import Cifar, Expected
 from four_layers import ACTIVATIONS, STARTS, Activation, Epoch, Run, Setting, Start, Training, reached, reached_running
-from pipeline.runtime import params, stage
+from pipeline.runtime import files, params, stage
 
 SEARCH = Path("search")
 CURVES = Path("curves.csv")
@@ -99,7 +99,7 @@ def search() -> None:
             chosen.setdefault(start, {})[activation] = {"rate": rate, "at_edge": rate in (rates[0], rates[-1])}
             for run in runs.values():
                 rows += _rows(run.setting, run.history)
-    with stage.whole(SEARCH) as made:
+    with files.atomic(SEARCH) as made:
         made.mkdir()
         _write(made / "search.csv", rows)
         (made / "rates.json").write_text(json.dumps(chosen, indent=1) + "\n")
@@ -138,7 +138,7 @@ def curves() -> None:
                 rate = rates[start][activation]["rate"]
                 setting = Setting(start=start, activation=activation, rate=rate, seed=seed)
                 rows += _rows(setting, make(setting).advance(wanted.most_epochs)[: wanted.most_epochs + 1])
-    with stage.whole(CURVES) as made:
+    with files.atomic(CURVES) as made:
         _write(made, rows)
 
 
@@ -148,7 +148,7 @@ def figure() -> None:
     histories = read_curves(CURVES)
     rates = json.loads((SEARCH / "rates.json").read_text())
     numbers = {start: summary(training.target, histories[start]) | {"rates": rates[start]} for start in histories}
-    with stage.whole(NUMBERS) as made:
+    with files.atomic(NUMBERS) as made:
         made.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     titles: dict[Start, str] = {
         "scaled": "first weights scaled for each",
@@ -163,7 +163,7 @@ def figure() -> None:
         }
         for start in histories
     }
-    with stage.whole(FIGURE) as made:
+    with files.atomic(FIGURE) as made:
         made.write_bytes(figures.relu_and_tanh(panels, training.target))
     for start, found in numbers.items():
         print(f"{start}: {found['factor']['training_error']['said']}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alexnet import draws, errors
 from cifar import CLASSES, SIDE, Cifar
-from pipeline.runtime import stage
+from pipeline.runtime import files
 
 Activation = Literal["relu", "tanh"]
 Start = Literal["scaled", "original"]
@@ -236,7 +236,7 @@ class Run:
         history = [(row.epoch, row.running_error, row.training_error) for row in self.history]
         state = {"network": self.network.state_dict(), "rule": self.rule.state_dict(), "history": history}
         torch.save(state, made)
-        stage.put(made, self.checkpoint)
+        files.put(made, self.checkpoint)
 
 
 def _code() -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from pipeline.archives import repacked
 from pipeline.archives.contents import Archive
-from pipeline.archives.repacked import Files
+from pipeline.archives.repacked import Members
 from pipeline.archives.tars import hashed
 from pipeline.archives.tree import Tree
 from pipeline.runtime.fetch import Remote, fetch
 from pipeline.runtime.paths import AnyPath
 
 
-def opened(remote: Remote, folder: AnyPath, store: AnyPath, complete: bool, unpack: Callable[[Path], Files]) -> Tree:
+def opened(remote: Remote, folder: AnyPath, store: AnyPath, complete: bool, unpack: Callable[[Path], Members]) -> Tree:
     """The files of the archive in a folder of the store, fetched if it is not there.
 
     Unless `complete`, it is not fetched, and may have another MD5.

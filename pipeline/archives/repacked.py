@@ -24,37 +24,35 @@ from pipeline.archives import bounds
 from pipeline.archives.contents import Archive
 from pipeline.archives.tars import CHUNK
 from pipeline.archives.tree import Tree, of_tar
-from pipeline.runtime import paths
+from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 
 FOLDER = "repacked"
 """In the data store. It may be removed at any time: what is needed of it is made again."""
 
-Files = Iterator[tuple[str, bytes]]
+Members = Iterator[tuple[str, bytes]]
+"""Name and bytes of each file in an archive."""
 
 
-def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Files]) -> Tree:
+def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Members]) -> Tree:
     """What `unpack` finds in a file of the store, from the tar that is made of it unless it is there and whole."""
     file = store / origin.name
     target = store / FOLDER / f"{file.name}-{origin.sha256[:16]}.tar"
     record = target.with_name(target.name + ".sha256")
-    with paths.locked(target):
+    with files.locked(target):
         if target.exists() and record.exists():
             with suppress(ValueError):
                 tree = of_tar(target, store)
                 if [archive.sha256 for archive in tree.tars] == record.read_text().split():
                     return dataclasses.replace(tree, origins=(origin,))
-        part, disk = paths.on_disk(target).with_name(target.name + ".part"), paths.on_disk(file)
-        with paths.writing(part):
-            paths.check_room(part, _at_least(disk))
+        packed, made = files.on_disk(file), files.on_disk(target)
+        with files.atomic(made) as part:
+            files.check_room(made, _at_least(packed))
             with part.open("wb") as out:
-                _write(out, unpack(disk), disk, part)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(paths.on_disk(target))
-            tree = of_tar(target, store)
+                _write(out, unpack(packed), packed, made)
+        tree = of_tar(target, store)
+        with files.atomic(record) as part:
             part.write_text(f"{tree.tars[0].sha256}\n")
-            part.replace(paths.on_disk(record))
         return dataclasses.replace(tree, origins=(origin,))
 
 
@@ -71,22 +69,22 @@ def _at_least(origin: Path) -> int:
     return 0
 
 
-def _write(file: IO[bytes], files: Files, origin: Path, part: Path) -> None:
+def _write(file: IO[bytes], found: Members, origin: Path, target: Path) -> None:
     """Writes a tar of the files; `ValueError` if they are more than may come out of their origin."""
     packed, total = origin.stat().st_size, 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, data in files:
+        for name, data in found:
             bounds.check_name(name, origin)
             total += len(data) + tarfile.BLOCKSIZE
             bounds.check_total(total, packed, origin)
-            paths.check_room(part, len(data))
+            files.check_room(target, len(data))
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has written
 
 
-def unzipped(origin: Path) -> Files:
+def unzipped(origin: Path) -> Members:
     """The files in a zip, in the order of its directory, their checksums verified."""
     try:
         with zipfile.ZipFile(origin) as packed:
@@ -106,11 +104,11 @@ def unzipped(origin: Path) -> Files:
         raise ValueError(f"{origin}: not a whole zip ({str(error) or type(error).__name__}). Fetch it again") from None
 
 
-def untarred(origin: AnyPath) -> Files:
+def untarred(origin: AnyPath) -> Members:
     """The files in a .tar.gz, in its order; read to its end, where its checksum is."""
     try:
         with origin.open("rb") as whole, gzip.open(whole) as packed:
-            limited = bounds.Unpacked(cast("IO[bytes]", packed), paths.size(origin) or 0, origin)
+            limited = bounds.Unpacked(cast("IO[bytes]", packed), files.size(origin) or 0, origin)
             with tarfile.open(fileobj=cast("IO[bytes]", limited), mode="r|", tarinfo=bounds.Member) as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has seen

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from pipeline.archives import bounds
 from pipeline.archives.contents import Archive
 from pipeline.archives.tars import CHUNK, members, reading
-from pipeline.runtime import paths
+from pipeline.runtime import files, paths
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 
@@ -53,7 +53,7 @@ class Tree:
         """The bytes of a small file."""
         place = self.files[path]
         bounds.check_member(place.length, path, self.where, bounds.SMALL)
-        with paths.opened(self.store / place.archive) as file:
+        with files.opened(self.store / place.archive) as file:
             return bytes(file.read_at(place.length, place.offset))
 
     def under(self, top: str) -> Tree:
@@ -111,14 +111,14 @@ def of_folder(folder: AnyPath, store: AnyPath) -> Tree:
             f"{folder}: no such folder in the data store. If it lies elsewhere, link it: ln -s /where/it/is {folder}"
         )
     place = paths.below(store, folder)
-    found = paths.files(folder)
-    files = {path: Place(archive=f"{place}/{path}", offset=0, length=length) for path, length in found}
-    for path in files:
+    found = files.listed(folder)
+    there = {path: Place(archive=f"{place}/{path}", offset=0, length=length) for path, length in found}
+    for path in there:
         try:
             path.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{folder}: the name {os.fsencode(path)!r} is not UTF-8. Rename the file") from None
-    return Tree(where=folder, store=store, files=files)
+    return Tree(where=folder, store=store, files=there)
 
 
 def of_tar(file: AnyPath, store: AnyPath) -> Tree:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.runtime import paths
+from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 
 SUMS = "SHA256SUMS"
@@ -26,7 +26,7 @@ def of(file: AnyPath) -> str:
 def seal(folder: AnyPath, known: Mapping[str, str] | None = None) -> None:
     """Writes SHA256SUMS over all files below `folder`; of those in `known`, which may lie elsewhere, as it says."""
     sums = dict(known or {})
-    for name, _ in paths.files(folder):
+    for name, _ in files.listed(folder):
         if name != SUMS and name not in sums:
             sums[name] = of(folder / name)
     _write(folder, sums)
@@ -39,7 +39,7 @@ def add(file: AnyPath) -> None:
 
 
 def _write(folder: AnyPath, sums: Mapping[str, str]) -> None:
-    with paths.whole(folder / SUMS) as made:
+    with files.atomic(folder / SUMS) as made:
         made.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
 
 
@@ -121,7 +121,7 @@ def unstamped(file: AnyPath) -> str:
 
 def mark(file: Path) -> None:
     """Leaves the digest of a file in progress beside it, by which `marked` knows it again."""
-    with paths.whole(_mark(file)) as made:
+    with files.atomic(_mark(file)) as made:
         made.write_text(of(file))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import email.utils
 import hashlib
 import json
-import os
 import re
 import sys
 import threading
@@ -25,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline.runtime import machine, paths, redaction, stage, waiting
+from pipeline.runtime import files, machine, redaction, waiting
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.said import say
@@ -101,15 +100,15 @@ def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = Non
     a place that is on no disk; `OSError` after too many failures, or where the disk has no room. What has come is kept
     for the next run.
     """
-    with paths.locked(file):
+    with files.locked(file):
         if file.exists():
             return
-        file = paths.on_disk(file)
+        file = files.on_disk(file)
         url = mirrored(remote.url)
         size = f", {remote.bytes / 2**30:,.1f} GiB" if remote.bytes else ""
         say(f"download: fetching {_shown(url)}{size}, to {file}", to=sys.stderr)
         part = _Part(file)
-        with paths.writing(part.path, keep=True), requests.Session() as session:
+        with files.room_for(file, part.path, kept=True), requests.Session() as session:
             session.headers.update(headers or {})
             while True:
                 _patiently(url, lambda: _transfer(session, url, remote, part), lambda: part.bytes)
@@ -234,7 +233,7 @@ def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) 
             raise ValueError(
                 f"{_shown(url)}: the server does not say how long the file is, so a part would pass for all"
             )
-        paths.check_room(part.path, (total or remote.bytes or 0) - first)
+        files.check_room(part.file, (total or remote.bytes or 0) - first)
         part.begin(first, url, answer.headers)
         _receive(answer, part, first, total or remote.bytes, url)
 
@@ -275,7 +274,7 @@ def _receive(answer: requests.Response, part: _Part, first: int, total: int | No
                         f"{_shown(url)}: more than {total:,} bytes come, which is all the file should have"
                     )
                 if total is None:
-                    paths.check_room(part.path, LEAST_FREE)
+                    files.check_room(part.file, LEAST_FREE)
                 if (now := time.monotonic()) - since >= WINDOW:
                     if place - mark < SLOWEST:
                         why = f" (only {place - mark:,} in {now - since:,.0f} s)"
@@ -390,14 +389,12 @@ class _Part:
             file.truncate(first)
 
     def discard(self) -> None:
-        stage.discard(self.path)
-        stage.discard(self._note)
+        files.discard(self.path)
+        files.discard(self._note)
         self._known = {}
         self.pieces = 0
 
     def finish(self) -> None:
         """The part is the file."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-        self.path.replace(self.file)
-        stage.discard(self._note)
+        files.put(self.path, self.file)
+        files.discard(self._note)

@@ -63,7 +63,7 @@ class Machine:
 
     def _at(self, name: str) -> AnyPath:
         try:
-            return paths.at(getattr(self, name))
+            return paths.parse(getattr(self, name))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
@@ -95,7 +95,7 @@ def base(machine: Machine) -> Path:
 def store(machine: Machine) -> AnyPath:
     """The folder of the archives: never a DVC out, never deleted by a stage."""
     if machine.store != "auto":
-        named = paths.at(machine.store)
+        named = paths.parse(machine.store)
         return home() / named if isinstance(named, Path) else named
     return home() / "data" / "store" if shared(machine) is None else base(machine) / "store"
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline.runtime import digests, params, paths
+from pipeline.runtime import digests, files, params, paths
 from pipeline.runtime.machine import Machine, shared
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.tables import MANIFEST, Manifest
@@ -19,7 +19,7 @@ def locate(manifest: Manifest, machine: Machine) -> AnyPath:
     """The folder of the shard files, absolute; `ValueError` if one is missing or has another size than it had."""
     above = elsewhere(machine)
     folder = SHARDS.absolute() if above is None else stored(above, manifest)
-    there = dict(paths.files(folder)) if folder.is_dir() else {}
+    there = dict(files.listed(folder)) if folder.is_dir() else {}
     for shard in (shard for shards in manifest.shards.values() for shard in shards):
         if shard.file not in there:
             raise ValueError(f"{folder / shard.file}: not there. Run: dvc repro --force --single-item resize")
@@ -34,7 +34,7 @@ def locate(manifest: Manifest, machine: Machine) -> AnyPath:
 def elsewhere(machine: Machine) -> AnyPath | None:
     """What the shards lie below where all nodes see them; None if that is this working copy, as DVC's out."""
     if machine.shards != "auto":
-        return paths.at(machine.shards)
+        return paths.parse(machine.shards)
     storage = shared(machine)
     return None if storage is None else storage / "shards"
 

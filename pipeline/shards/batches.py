@@ -22,7 +22,7 @@ from torch import Tensor
 from alexnet import draws
 from alexnet.learning import Learning
 from alexnet.pictures import decode
-from pipeline.runtime import digests, paths
+from pipeline.runtime import digests, files
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.tables import Shard, in_one_line
 
@@ -69,7 +69,7 @@ class Pictures:
         self._unseen = {place: threading.Lock() for place in range(len(self.files))}
         self.groups: list[tuple[int, int]] = []  # (shard, group in it)
         sizes = []
-        with ThreadPoolExecutor(paths.at_once(folder)) as readers:
+        with ThreadPoolExecutor(files.at_once(folder)) as readers:
             self.metadata = list(readers.map(_metadata, self.files))
         for place, metadata in enumerate(self.metadata):
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -137,7 +137,7 @@ def _metadata(file: AnyPath) -> pq.FileMetaData:
 def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
     """The file, open; an error says which one it is that cannot be read."""
     try:
-        with paths.opened(file) as source:
+        with files.opened(file) as source:
             yield source
     except (pa.ArrowException, OSError) as error:
         raise OSError(
@@ -211,7 +211,7 @@ class _Reader:
     def __init__(self, stored: Pictures, threads: int, keep: int) -> None:
         self.stored, self.keep = stored, keep
         self.decoders = ThreadPoolExecutor(threads)
-        self.readers = ThreadPoolExecutor(paths.at_once(stored.folder))
+        self.readers = ThreadPoolExecutor(files.at_once(stored.folder))
         self.kept: OrderedDict[int, Future[tuple[list[bytes], list[int]]]] = OrderedDict()
 
     def batch(

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.runtime import digests, documents, paths
+from pipeline.runtime import digests, documents, files
 from pipeline.runtime.paths import AnyPath
 
 SPLITS = ("train", "val", "test")
@@ -237,7 +237,7 @@ def groups(file: AnyPath, columns: list[str] | None = None, stage: str | None = 
 def _readable(file: AnyPath, stage: str | None) -> Iterator[pa.NativeFile]:
     """The file, open; an error says which one it is that cannot be read."""
     try:
-        with paths.opened(file) as source:
+        with files.opened(file) as source:
             yield source
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: not there{_advice(stage)}") from None

@@ -27,7 +27,7 @@ from pipeline.archives.apart import Apart
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
 from pipeline.archives.tars import hashed
 from pipeline.archives.tree import Tree
-from pipeline.runtime import paths
+from pipeline.runtime import files
 from pipeline.runtime.fetch import Remote, fetch, listing
 from pipeline.runtime.paths import AnyPath, S3Path
 
@@ -123,12 +123,12 @@ class HuggingFace:
             entries, page = listing(page, headers)
             listed = [(entry, PurePosixPath(str(entry.get("path", "")))) for entry in entries]
             # the test split of imagenet-1k has no labels
-            files = [(entry, path) for entry, path in listed if _split(path) not in _unwanted(self.dataset)]
-            found += len(files)
-            missing = [(entry, path) for entry, path in files if path.name not in there]
+            wanted = [(entry, path) for entry, path in listed if _split(path) not in _unwanted(self.dataset)]
+            found += len(wanted)
+            missing = [(entry, path) for entry, path in wanted if path.name not in there]
             if isinstance(folder, Path) and missing:
                 folder.mkdir(parents=True, exist_ok=True)
-                paths.check_room(folder / missing[0][1].name, sum(_bytes(entry) or 0 for entry, _ in missing))
+                files.check_room(folder / missing[0][1].name, sum(_bytes(entry) or 0 for entry, _ in missing))
             for entry, path in missing:
                 url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
                 sha256 = (entry.get("lfs") or {}).get("oid")
@@ -157,7 +157,7 @@ def _split(file: PurePath | S3Path) -> str:
 
 def _labelled(file: AnyPath) -> Iterator[bool]:
     """Whether a file has labels: one answer."""
-    with _readable(file), paths.opened(file) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
+    with _readable(file), files.opened(file) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
         _check(parquet, file)
         labels = parquet.iter_batches(MOST_ROWS // 2**10, columns=["label"], use_threads=False)
         yield any(pc.any(pc.greater_equal(batch["label"], 0)).as_py() for batch in labels)

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from scipy.io import savemat
 from pipeline.archives import ilsvrc
 from pipeline.archives.contents import Contents
 from pipeline.archives.ilsvrc import META
-from pipeline.runtime import paths, stage
+from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 from pipeline.sources.ilsvrc2012 import YEAR
 
@@ -204,11 +203,11 @@ def make(target: AnyPath, seed: int, train_images: int, val_images: int) -> None
 
     The record of sizes and checksums is written last: without it, or where it does not fit, all is drawn again.
     """
-    with paths.locked(target):
+    with files.locked(target):
         if _intact(target):
             return
-        target = paths.on_disk(target)
-        stage.discard(target)
+        target = files.on_disk(target)
+        files.discard(target)
         target.mkdir()
         odd = _oddities(seed, train_images)
         _write(target / YEAR.train, lambda file: _train(file, seed, train_images, odd))
@@ -233,14 +232,8 @@ def _fingerprint(file: AnyPath) -> list[int | str]:
 
 
 def _write(file: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file under another name and gives it its own when it is whole and on the disk."""
-    part = file.with_name(file.name + ".part")
-    with paths.writing(part):
-        with part.open("wb") as handle:
-            fill(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        part.replace(file)
+    with files.atomic(file) as made, made.open("wb") as handle:
+        fill(handle)
 
 
 # The archives

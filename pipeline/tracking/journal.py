@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import owner, redaction
+from pipeline.runtime import files, owner, redaction
 
 ROWS = "rows.jsonl"
 """What the stage tells."""
@@ -39,12 +39,11 @@ class Journal:
     def begin(cls, root: Path, about: Mapping[str, Any]) -> Journal:
         """A new journal below `root`; `about` says of which run it is, and of which server."""
         folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
-        made = folder.with_suffix(".part")
-        made.mkdir(parents=True)
-        (made / "about.json").write_text(json.dumps({**about, "owner": owner.identity()}, indent=1))
-        for name in (ROWS, SYSTEM):
-            (made / name).touch()
-        made.rename(folder)
+        with files.atomic(folder) as made:
+            made.mkdir()
+            (made / "about.json").write_text(json.dumps({**about, "owner": owner.identity()}, indent=1))
+            for name in (ROWS, SYSTEM):
+                (made / name).touch()
         return cls(folder)
 
     def write(self, record: Record, name: str = ROWS) -> None:
@@ -113,9 +112,8 @@ class Reader:
 
     def sent(self, name: str, place: int) -> None:
         """Records that all before `place` is sent."""
-        made = self.folder / "sent.part"
-        made.write_text(json.dumps(self._sent() | {name: place}))
-        made.replace(self.folder / "sent.json")
+        with files.atomic(self.folder / "sent.json") as made:
+            made.write_text(json.dumps(self._sent() | {name: place}))
 
     def put_aside(self, record: Record, why: str) -> None:
         """Keeps what MLflow refuses for good beside what is still to be sent."""
@@ -162,7 +160,7 @@ class Reader:
 
 def pending(root: Path) -> list[Reader]:
     """The journals below `root` that hold something to be sent, or may, the oldest first."""
-    found = [Reader(rows.parent) for rows in sorted(root.glob(f"*/{ROWS}")) if rows.parent.suffix != ".part"]
+    found = [Reader(rows.parent) for rows in sorted(root.glob(f"*/{ROWS}")) if rows.parent.suffix != files.UNFINISHED]
     return [reader for reader in found if reader.about]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from alexnet import sealed
-from pipeline.runtime import stage
+from pipeline.runtime import files
 
 FILE = "checkpoint.pt"
 
@@ -94,7 +94,7 @@ def write(run: Path, contents: dict[str, Any]) -> Path:
         _sync(run)
     except OSError as error:
         with contextlib.suppress(OSError):
-            stage.discard(made)
+            files.discard(made)
         raise _unwritten(run, error) from None
     return folder
 
@@ -102,13 +102,13 @@ def write(run: Path, contents: dict[str, Any]) -> Path:
 def thin_out(known: list[Path]) -> None:
     """Removes all but the last of these folders from the disk and from the list."""
     while len(known) > KEPT:
-        stage.discard(known.pop(0))
+        files.discard(known.pop(0))
 
 
 def clear(run: Path) -> None:
     """Removes what a killed process has left half-written, and Ray's list of checkpoints, which is heeded no more."""
-    for part in run.glob("part-checkpoint-*"):
-        stage.discard(part)
+    for part in [*run.glob("part-checkpoint-*"), *run.glob(f"*{files.UNFINISHED}")]:
+        files.discard(part)
     (run / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from alexnet.augmentation import mean_to_subtract
 from alexnet.build import build, save
-from pipeline.runtime import digests, machine, params, stage, waiting
+from pipeline.runtime import digests, files, machine, params, stage, waiting
 from pipeline.training import history
 from pipeline.training.spec import TrainingSpec
 
@@ -96,8 +96,7 @@ def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
 
     network = build(spec.model, len(spec.manifest.classes))
     network.load_state_dict(contents["weights"])
-    made = folder / "model.pt.part"
-    with made.open("wb") as handle:
+    with files.atomic(folder / "model.pt") as made, made.open("wb") as handle:
         save(
             handle,
             network,
@@ -108,13 +107,11 @@ def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
             mean=mean_to_subtract(torch.from_numpy(spec.mean.image_CHW), spec.augmentation),
             mean_kind=spec.augmentation.mean,
         )
-    stage.put(made, folder / "model.pt")
     for name in history.TABLES:
         history.write(contents["progress"][name.removesuffix(".csv")], folder / name)
     sums = {name: digests.of(folder / name) for name in MADE}
-    made = folder / "finished.json.part"
-    made.write_text(Finished(id=uuid.uuid4().hex, digests=sums, code=contents.get("code")).text())
-    stage.put(made, folder / "finished.json")
+    with files.atomic(folder / "finished.json") as made:
+        made.write_text(Finished(id=uuid.uuid4().hex, digests=sums, code=contents.get("code")).text())
 
 
 def finished(folder: Path) -> Finished | None:
@@ -136,9 +133,9 @@ def finished(folder: Path) -> Finished | None:
 
 def deliver(folder: Path) -> None:
     """Copies a finished run's results to where DVC expects them."""
-    with stage.whole(MODEL) as file:
+    with files.atomic(MODEL) as file:
         shutil.copyfile(folder / "model.pt", file)
-    with stage.whole(HISTORY) as made:
+    with files.atomic(HISTORY) as made:
         made.mkdir()
         for name in history.TABLES:
             shutil.copyfile(folder / name, made / name)

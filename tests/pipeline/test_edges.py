@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime import edges
+from pipeline.runtime import edges, files
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +116,6 @@ def test_a_disk_that_is_full_is_said_with_the_place_although_the_error_names_non
 
     told(write, "No space left", "Make room", "machine.yaml")
     with pytest.MonkeyPatch.context() as patched:
-        from pipeline.runtime import stage
 
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -124,7 +123,7 @@ def test_a_disk_that_is_full_is_said_with_the_place_although_the_error_names_non
         patched.setattr(os, "fsync", full)
         made = tmp_path / "made"
         made.touch()
-        told(lambda: stage.put(made, tmp_path / "out"), str(made), "No space left", "Make room")
+        told(lambda: files.put(made, tmp_path / "out"), str(made), "No space left", "Make room")
 
 
 def test_too_many_files_and_what_is_not_allowed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline import download, mean, resize
-from pipeline.runtime import digests, params, paths, stage, waiting
+from pipeline.runtime import digests, files, params, paths, read_ahead, stage, waiting
 from pipeline.runtime.machine import Machine
 from pipeline.runtime.paths import AnyPath, S3Path
 from pipeline.shards import artifacts, tables
@@ -140,10 +140,10 @@ def test_each_source_is_read_where_it_is_or_says_what_to_do(name: str, s3: Objec
         with pytest.raises(
             ValueError, match=r"^s3://bucket-\d+/repacked/\S+\.tar: not there, .*aws s3 sync data/store"
         ):
-            source.contents(paths.at(f"s3://{bucket}"))
+            source.contents(paths.parse(f"s3://{bucket}"))
         assert s3.contents(bucket) == before
         s3.fill(tmp_path / "store", bucket)
-    on_s3 = source.contents(paths.at(f"s3://{bucket}"))
+    on_s3 = source.contents(paths.parse(f"s3://{bucket}"))
     assert (on_s3.pictures, on_s3.archives, on_s3.classes) == (on_disk.pictures, on_disk.archives, on_disk.classes)
     said = [note.replace(str(tmp_path / "store"), f"s3://{bucket}") for note in on_disk.notes]
     assert list(on_s3.notes) == said
@@ -154,10 +154,10 @@ def test_the_sample_is_not_drawn_on_s3_but_used_there(s3: ObjectStore, tmp_path:
     asked = {"name": "sample", "seed": 0, "train_images": 20, "val_images": 10}
     source = params.check(asked, download.SOURCES, Path("params.yaml"), "source")
     with pytest.raises(ValueError, match=r"s3://\S+/sample-\w+: not there, .* Do that on a disk"):
-        source.contents(paths.at(f"s3://{bucket}"))
+        source.contents(paths.parse(f"s3://{bucket}"))
     on_disk = source.contents(tmp_path)
     s3.fill(tmp_path, bucket)
-    assert source.contents(paths.at(f"s3://{bucket}")).pictures == on_disk.pictures
+    assert source.contents(paths.parse(f"s3://{bucket}")).pictures == on_disk.pictures
 
 
 def test_what_is_missing_is_not_fetched_to_s3(s3: ObjectStore) -> None:
@@ -166,7 +166,7 @@ def test_what_is_missing_is_not_fetched_to_s3(s3: ObjectStore) -> None:
     with pytest.raises(
         ValueError, match=r"ilsvrc2012/ILSVRC2012_devkit_t12\.tar\.gz: not there, .* nothing is fetched"
     ):
-        source.contents(paths.at(f"s3://{s3.bucket()}"))
+        source.contents(paths.parse(f"s3://{s3.bucket()}"))
 
 
 def test_batches_from_s3_are_those_from_a_disk(local: Path, s3: ObjectStore) -> None:
@@ -174,7 +174,7 @@ def test_batches_from_s3_are_those_from_a_disk(local: Path, s3: ObjectStore) -> 
     bucket = s3.bucket()
     s3.fill(local / "data/shards", bucket)
     learning = dataclasses.replace(LEARNING, batch_size=5, streams=3)
-    folders: list[AnyPath] = [local / "data/shards", paths.at(f"s3://{bucket}")]
+    folders: list[AnyPath] = [local / "data/shards", paths.parse(f"s3://{bucket}")]
     read = []
     for folder in folders:
         stored = Pictures(folder, manifest.shards["train"])
@@ -190,7 +190,7 @@ def test_a_folder_is_sealed_there_as_on_a_disk(s3: ObjectStore, tmp_path: Path) 
     (tmp_path / "a b.json").write_text("{}")
     bucket = s3.bucket()
     s3.fill(tmp_path, f"{bucket}/deep")
-    there = paths.at(f"s3://{bucket}/deep")
+    there = paths.parse(f"s3://{bucket}/deep")
     for folder in (tmp_path, there):
         digests.seal(folder)
     assert (there / digests.SUMS).read_bytes() == (tmp_path / digests.SUMS).read_bytes()
@@ -248,7 +248,7 @@ def test_the_manifest_is_the_last_to_appear_beside_the_shards(local: Path, s3: O
     bucket = s3.bucket()
     s3.fill(local / "data/shards", f"{bucket}/made")
     s3.asked.clear()
-    paths.put(paths.at(f"s3://{bucket}/made"), paths.at(f"s3://{bucket}/out"), "manifest.json")
+    files.put(paths.parse(f"s3://{bucket}/made"), paths.parse(f"s3://{bucket}/out"), "manifest.json")
     put = [path.partition("?")[0] for method, path in s3.asked if method == "PUT"]
     assert len(put) == len(list((local / "data/shards").iterdir()))
     assert put[-1] == f"/{bucket}/out/manifest.json"
@@ -263,7 +263,7 @@ def test_what_is_finished_is_taken_over_only_if_its_bytes_are_still_those(
     file = work / "shards" / task.file
     data = bytearray(file.read_bytes())
     data[100] ^= 1
-    with paths.whole(file) as made:
+    with files.atomic(file) as made:
         made.write_bytes(data)
     resize.make_shard(task)
     assert file.read_bytes() == (local / "data/shards" / task.file).read_bytes()
@@ -271,23 +271,23 @@ def test_what_is_finished_is_taken_over_only_if_its_bytes_are_still_those(
 
 @pytest.mark.parametrize("where", ["disk", "s3"])
 def test_a_file_is_there_when_it_is_whole_and_not_before(where: str, s3: ObjectStore, tmp_path: Path) -> None:
-    folder = tmp_path / "made" if where == "disk" else paths.at(f"s3://{s3.bucket()}")
-    with pytest.raises(KeyError), paths.whole(folder / "deep/file") as made:
+    folder = tmp_path / "made" if where == "disk" else paths.parse(f"s3://{s3.bucket()}")
+    with pytest.raises(KeyError), files.atomic(folder / "deep/file") as made:
         made.write_bytes(b"a part")
         raise KeyError
-    assert not (folder / "deep").is_dir() or paths.files(folder) == []
-    with paths.whole(folder / "deep/file") as made:
+    assert not (folder / "deep").is_dir() or files.listed(folder) == []
+    with files.atomic(folder / "deep/file") as made:
         made.write_bytes(b"all of it")
     assert (folder / "deep/file").read_bytes() == b"all of it"
     assert (folder / "deep/file").read_text() == "all of it"
-    assert paths.files(folder)[-1] == ("deep/file", 9)
+    assert files.listed(folder)[-1] == ("deep/file", 9)
 
 
 @pytest.mark.slow
 def test_an_upload_that_breaks_off_leaves_nothing(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.bucket()
     s3.fails = lambda method, path: method == "PUT" and "partNumber=2" in path
-    with pytest.raises(OSError, match="UploadPart"), paths.whole(paths.at(f"s3://{bucket}/large")) as made:
+    with pytest.raises(OSError, match="UploadPart"), files.atomic(paths.parse(f"s3://{bucket}/large")) as made:
         made.write_bytes(random.Random(0).randbytes(25 * 2**20))
     assert s3.contents(bucket) == {}
 
@@ -303,7 +303,7 @@ def test_a_signal_during_an_upload_leaves_no_part_of_it(s3: ObjectStore, monkeyp
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        with pytest.raises(stage.Stopped), paths.whole(paths.at(f"s3://{bucket}/large")) as made:
+        with pytest.raises(stage.Stopped), files.atomic(paths.parse(f"s3://{bucket}/large")) as made:
             made.write_bytes(data)
             signal.setitimer(signal.ITIMER_REAL, 0.15)
     finally:
@@ -354,7 +354,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_named(local: Path, s3: Ob
     bucket = s3.bucket()
     settings = Machine(shards=f"s3://{bucket}/x")
     s3.fill(local / "data/shards", f"{bucket}/x/{manifest.digest}")
-    assert artifacts.locate(manifest, settings) == paths.at(f"s3://{bucket}/x/{manifest.digest}")
+    assert artifacts.locate(manifest, settings) == paths.parse(f"s3://{bucket}/x/{manifest.digest}")
     shard = manifest.shards["train"][1]
     key = f"{bucket}/x/{manifest.digest}/{shard.file}"
     s3.system.delete_file(key)
@@ -371,14 +371,14 @@ def test_an_archive_that_is_not_what_was_indexed_is_named(local: Path, s3: Objec
     bucket = s3.bucket()
     s3.fill(local / "data/store", bucket)
     index = resize.read_index(local / resize.INDEX)
-    resize.check_store(index, paths.at(f"s3://{bucket}"))
+    resize.check_store(index, paths.parse(f"s3://{bucket}"))
     key = f"{bucket}/ilsvrc2012/ILSVRC2012_img_val.tar"
     s3.system.delete_file(key)
     if how == "cut":
         with s3.system.open_output_stream(key) as out:
             out.write(b"tar")
     with pytest.raises(ValueError, match=f"s3://{key}: {'not there' if how == 'gone' else 'has 3 bytes, had '}"):
-        resize.check_store(index, paths.at(f"s3://{bucket}"))
+        resize.check_store(index, paths.parse(f"s3://{bucket}"))
 
 
 # Reading
@@ -387,10 +387,10 @@ def test_an_archive_that_is_not_what_was_indexed_is_named(local: Path, s3: Objec
 def test_reading_front_to_back_gives_the_bytes_wherever_one_goes_back(
     s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paths, "BLOCK", 1000)
+    monkeypatch.setattr(read_ahead, "BLOCK", 1000)
     data = random.Random(1).randbytes(12_345)
-    path = paths.at(f"s3://{s3.bucket()}/file")
-    with paths.whole(path) as made:
+    path = paths.parse(f"s3://{s3.bucket()}/file")
+    with files.atomic(path) as made:
         made.write_bytes(data)
     s3.asked.clear()
     assert path.read_bytes() == data
@@ -407,7 +407,7 @@ def test_a_tar_is_indexed_by_few_large_reads(local: Path, s3: ObjectStore) -> No
     s3.fill(local / "data/store", bucket)
     source = params.check(section(local), download.SOURCES, Path("params.yaml"), "source")
     s3.asked.clear()
-    source.contents(paths.at(f"s3://{bucket}"))
+    source.contents(paths.parse(f"s3://{bucket}"))
     read = [path for method, path in s3.asked if method == "GET"]
     assert len(read) == 4  # the devkit twice, and each archive once
 
@@ -416,7 +416,7 @@ def test_a_row_group_is_two_requests_and_no_shard_is_opened_for_its_end_twice(lo
     manifest = Manifest.read(local / "data/shards")
     bucket = s3.bucket()
     s3.fill(local / "data/shards", bucket)
-    stored = Pictures(paths.at(f"s3://{bucket}"), manifest.shards["train"])
+    stored = Pictures(paths.parse(f"s3://{bucket}"), manifest.shards["train"])
     stored.read(0)  # compares the shard's sha256, once
     s3.asked.clear()
     stored.read(0)
@@ -472,13 +472,13 @@ def test_a_worker_s_error_names_the_file_and_no_secret(local: Path, s3: ObjectSt
     s3.fill(local / "data/shards", bucket)
     manifest = Manifest.read(local / "data/shards")
     shard = manifest.shards["train"][0]
-    file = paths.at(f"s3://{bucket}/{shard.file}")
+    file = paths.parse(f"s3://{bucket}/{shard.file}")
     s3.fails = lambda method, path: method == "GET" and "train-" in path
     with pytest.raises(OSError, match=rf"^{file}: gone or damaged: .*GetObject") as caught:
         mean.of_shard(mean.Task(file=file, shard=shard))
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=rf"^s3://{bucket}/absent: not there$"):
-        tables.read(paths.at(f"s3://{bucket}/absent"))
+        tables.read(paths.parse(f"s3://{bucket}/absent"))
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_a_worker_s_error_names_the_file_and_no_secret(local: Path, s3: ObjectSt
 )
 def test_an_address_that_cannot_be_is_refused_and_a_secret_not_repeated(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        paths.at(text)
+        paths.parse(text)
     assert "hidden" not in str(caught.value)
     for name in ("store", "shards", "storage"):
         with pytest.raises(ValueError, match=f"^{name}: {said.removeprefix('^')}"):
@@ -515,7 +515,7 @@ def test_the_endpoint_is_that_of_the_address_else_of_the_environment(monkeypatch
         monkeypatch.delenv(name, raising=False)
 
     def found(text: str) -> tuple[str | None, str | None]:
-        path = paths.at(text)
+        path = paths.parse(text)
         assert isinstance(path, S3Path)
         return path.endpoint, path.region
 
@@ -548,7 +548,7 @@ def test_shards_lie_here_in_the_storage_or_where_the_settings_say(tmp_path: Path
 def test_dvc_pushes_and_pulls_the_shards(local: Path, s3: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("a", "b"):
-        with paths.whole(tmp_path / "data/shards" / name) as made:
+        with files.atomic(tmp_path / "data/shards" / name) as made:
             made.write_bytes(random.Random(name).randbytes(10_000))
     bucket = s3.bucket()
 
@@ -566,8 +566,8 @@ def test_dvc_pushes_and_pulls_the_shards(local: Path, s3: ObjectStore, tmp_path:
     run("dvc", "push")
     before = {file.name: file.read_bytes() for file in (tmp_path / "data/shards").iterdir()}
     assert set(before.values()) < set(s3.contents(f"{bucket}/dvc").values())
-    stage.discard(tmp_path / "data/shards")
-    stage.discard(tmp_path / ".dvc/cache")
+    files.discard(tmp_path / "data/shards")
+    files.discard(tmp_path / ".dvc/cache")
     run("dvc", "pull")
     assert {file.name: file.read_bytes() for file in (tmp_path / "data/shards").iterdir()} == before
 
@@ -576,10 +576,10 @@ def test_who_waits_for_another_working_copy_says_so_and_gives_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(waiting, "SAID_AFTER", 0.05)
-    monkeypatch.setattr(paths, "PATIENCE", 0.2)
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
     held = FileLock(tmp_path / "archive.tar.lock")
     target = tmp_path / "archive.tar"
     said = f"gave up waiting for another that makes {target} after 0 s"
-    with held, pytest.raises(TimeoutError, match=re.escape(said)), paths.locked(target):
+    with held, pytest.raises(TimeoutError, match=re.escape(said)), files.locked(target):
         pass
     assert capsys.readouterr().err == f"download: waiting for another that makes {target}, 0 s at most\n"

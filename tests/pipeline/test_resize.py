@@ -29,7 +29,7 @@ from alexnet.dataset import Mean, Sums
 from alexnet.pictures import Undecodable, decode, encode
 from pipeline import resize
 from pipeline.resize import Resize
-from pipeline.runtime import digests, params, stage
+from pipeline.runtime import digests, files, params
 from pipeline.runtime.machine import Machine
 from pipeline.shards import artifacts, tables
 from pipeline.shards.census import Census
@@ -319,7 +319,7 @@ def test_what_was_finished_is_taken_over_if_it_is_whole(copy: Path, made: Path) 
     tasks = resize.plan(SECTION, index, work, copy / "data/store")
     for task in tasks[:3]:
         resize.make_shard(task)
-    (work / "shards/left-by-a-kill.partial").write_bytes(b"PAR1")
+    (work / "shards/train-00000-of-00003.parquet.01234567.part").write_bytes(b"PAR1")
     (work / "shards" / tasks[1].file).unlink()  # killed between the sidecar of an older run and this shard
     damaged = work / "shards" / tasks[2].file
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -569,7 +569,7 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     assert contents(artifacts.SHARDS) == small
     assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet", "SHA256SUMS"}
     assert list((storage / "shards/work").iterdir()) == []
-    stage.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
+    files.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
     with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force --single-item mean"):
         artifacts.inputs(machine)
     folder = artifacts.prepared(machine)

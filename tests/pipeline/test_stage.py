@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[2]
 SLEEPER = """
 import time
 from pathlib import Path
-from pipeline.runtime import stage
+from pipeline.runtime import files, stage
 
 def run():
-    with stage.whole(Path("out")) as made:
+    with files.atomic(Path("out")) as made:
         made.write_text("half")
         Path("started").touch()
         for _ in range(600):
@@ -82,66 +82,6 @@ def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
-
-
-# Outs
-
-
-def fail(out: Path, *, folder: bool) -> None:
-    with stage.whole(out) as made:
-        if folder:
-            made.mkdir()
-        (made / "stale" if folder else made).write_text("half")
-        raise KeyError
-
-
-def test_an_out_takes_the_place_of_what_was_there(here: Path) -> None:
-    for text in ("first", "second"):
-        with stage.whole(Path("data/out.txt")) as made:
-            made.write_text(text)
-        assert (here / "data/out.txt").read_text() == text
-    with stage.whole(Path("data/out.txt")) as made:  # a folder now
-        made.mkdir()
-        (made / "a").write_text("1")
-    assert [file.name for file in (here / "data/out.txt").iterdir()] == ["a"]
-    with stage.whole(Path("data/out.txt")) as made:  # other files: none of the old ones stays
-        made.mkdir()
-        (made / "b").write_text("2")
-    assert [file.name for file in (here / "data/out.txt").iterdir()] == ["b"]
-    with stage.whole(Path("data/out.txt")) as made:  # a file again
-        made.write_text("third")
-    assert (here / "data/out.txt").read_text() == "third"
-
-
-@pytest.mark.parametrize("folder", [False, True])
-@pytest.mark.parametrize("before", [None, "old"])
-def test_an_error_changes_nothing(here: Path, before: str | None, *, folder: bool) -> None:
-    out = Path("data/out")
-    if before:
-        with stage.whole(out) as made:
-            made.write_text(before)
-    with pytest.raises(KeyError):
-        fail(out, folder=folder)
-    assert (out.read_text() if out.exists() else None) == before
-    assert [path.name for path in here.iterdir() if path.name != "work"] == (["data"] if before else [])
-
-
-def test_what_an_earlier_try_left_is_not_in_the_out(here: Path) -> None:
-    with pytest.raises(KeyError):
-        fail(Path("out"), folder=True)
-    with stage.whole(Path("out")) as made:
-        made.mkdir()
-        (made / "fresh").touch()
-    assert [file.name for file in Path("out").iterdir()] == ["fresh"]
-
-
-def test_a_linked_folder_is_unlinked_not_emptied(here: Path) -> None:
-    (here / "elsewhere").mkdir()
-    (here / "elsewhere/kept").touch()
-    (here / "link").symlink_to(here / "elsewhere")
-    stage.discard(here / "link")
-    assert not (here / "link").is_symlink()
-    assert (here / "elsewhere/kept").exists()
 
 
 # Signals
