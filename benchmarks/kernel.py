@@ -39,7 +39,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from alexnet import dataset, pictures
-from pipeline.sources.ilsvrc2012 import COUNTS, REMOTES
+from pipeline.sources.ilsvrc import YEAR_2012
 
 SIDE = 256
 QUALITY = 95
@@ -139,8 +139,8 @@ def timed(pictures: list[bytes], turn: int) -> list[float]:
 
 def projection(rate: float, pictures: list[bytes]) -> str:
     """What all of ILSVRC-2012 would take at a rate, in pictures a second on a core, that was measured with these."""
-    count = COUNTS["train"] + COUNTS["val"]
-    mean = sum(remote.bytes or 0 for remote in REMOTES) / count
+    count = YEAR_2012.counts["train"] + YEAR_2012.counts["val"]
+    mean = sum(remote.bytes or 0 for remote in YEAR_2012.remotes) / count
     here = sum(map(len, pictures)) / len(pictures)
     return (
         f"ILSVRC-2012, {count:,} pictures: {count / rate / 3600:.2f} core-hours, if its pictures are like these; these have "

@@ -30,8 +30,7 @@ from pipeline.runtime.said import say
 from pipeline.shards import tables
 from pipeline.sources.cifar10 import Cifar10
 from pipeline.sources.huggingface import HuggingFace
-from pipeline.sources.ilsvrc2010 import Ilsvrc2010
-from pipeline.sources.ilsvrc2012 import Ilsvrc2012
+from pipeline.sources.ilsvrc import Ilsvrc
 from pipeline.sources.imagefolder import ImageFolder
 from pipeline.sources.imagenette import Imagenette
 from pipeline.sources.sample import Sample
@@ -40,7 +39,7 @@ from pipeline.sources.tiny_imagenet import TinyImageNet
 
 OUT = Path("data/index")
 
-Source = Sample | Ilsvrc2012 | Ilsvrc2010 | Synsets | ImageFolder | Imagenette | HuggingFace | TinyImageNet | Cifar10
+Source = Sample | Ilsvrc | Synsets | ImageFolder | Imagenette | HuggingFace | TinyImageNet | Cifar10
 
 SOURCES: tuple[type[Source], ...] = get_args(Source)
 """params.yaml, `source:`: where the pictures come from (§2); which of them, `source.name` says."""

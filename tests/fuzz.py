@@ -73,9 +73,12 @@ def _tars(_: Path) -> list[bytes]:
 
 def _tar(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline.archives import tree
+    from pipeline.archives.store import StorePath
 
     file = _written(folder / "a.tar", data)
-    return [(name, place.length, place.crc32) for name, place in tree.of_tar(file, folder).files.items()]
+    return [
+        (name, place.length, place.crc32) for name, place in tree.of_tar(StorePath(folder) / file.name).files.items()
+    ]
 
 
 def _tgzs(folder: Path) -> list[bytes]:
@@ -255,10 +258,11 @@ def _lists(_: Path) -> list[bytes]:
 
 def _list(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline.archives import tree
+    from pipeline.archives.store import StorePath
     from pipeline.sources import imagefolder
 
     _written(folder / "set" / imagefolder.SOLUTION, data)
-    return imagefolder._solved(tree.of_folder(folder / "set", folder), "val")
+    return imagefolder._solved(tree.of_folder(StorePath(folder) / "set"), "val")
 
 
 KINDS = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.archives.contents import Choice, Contents, Picture, gathered
-from pipeline.archives.tree import Place, Tree
+from pipeline.archives.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,20 +79,11 @@ def contents(
     order = ("train", "val", "test")
     ordered = sorted(found, key=lambda picture: order.index(picture.split))
     names = _names([picture.path for picture in ordered], short_names)
-    pictures = (_picture(name, picture, tree.files[picture.path]) for name, picture in zip(names, ordered, strict=True))
-    return gathered(pictures, tree.archives, words, tree.store, classes, notes=notes)
-
-
-def _picture(name: str, found: Found, place: Place) -> Picture:
-    return Picture(
-        id=name,
-        split=found.split,
-        wnid=found.wnid,
-        archive=place.archive,
-        offset=place.offset,
-        length=place.length,
-        crc32=place.crc32,
+    pictures = (
+        Picture.at(tree.files[each.path], name, each.split, each.wnid)
+        for name, each in zip(names, ordered, strict=True)
     )
+    return gathered(pictures, tree.archives, words, tree.where.root, classes, notes=notes)
 
 
 def _names(paths: list[str], short: bool) -> list[str]:

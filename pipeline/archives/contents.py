@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,18 @@ from pipeline.shards.tables import Synset
 
 Choice = Literal["all"] | int | tuple[str, ...]
 """Which classes of a set are taken: all, the first so many by rank of their id, or those of the ids given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ByteRange:
+    """Where the bytes of a file are: `archive[offset : offset + length]`."""
+
+    archive: str
+    """Path from the root of the data store."""
+    offset: int
+    length: int
+    crc32: int | None = None
+    """CRC-32 of these bytes; None for a file of its own that is not hashed yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +43,19 @@ class Picture:
     length: int
     crc32: int | None
     """CRC-32 of its bytes; None for a picture that is a file of its own, whose `Archive` has it."""
+
+    @classmethod
+    def at(cls, place: ByteRange, name: str, split: str, wnid: str) -> Self:
+        """The picture of that name, in its range of bytes."""
+        return cls(
+            id=name,
+            split=split,
+            wnid=wnid,
+            archive=place.archive,
+            offset=place.offset,
+            length=place.length,
+            crc32=place.crc32,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,21 +9,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pipeline.archives import bounds, matlab, published, repacked
-from pipeline.archives.contents import Archive, Choice, Contents, Picture, gathered
+from pipeline.archives.contents import Archive, ByteRange, Choice, Contents, Picture, gathered
+from pipeline.archives.published import PART
+from pipeline.archives.store import StorePath
 from pipeline.archives.tars import Hashed, hashed, members, reading
-from pipeline.archives.tree import Place
-from pipeline.runtime import paths
 from pipeline.runtime.fetch import Remote
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.tables import Synset
 
 META = "data/meta.mat"
-
-PART = "; or, if a part of the set is what you want, set params.yaml: source.complete: false"
 
 _TRAIN_TAR = re.compile(r"(n[0-9]{8})\.tar")
 _TRAIN_PICTURE = re.compile(r"((n[0-9]{8})_[0-9]+)\.JPEG")
@@ -42,6 +40,10 @@ class Year:
     test_truth: str = ""
     patch: str = ""
     """A tar of pictures that replace those of the same names, if it is there."""
+    remotes: tuple[Remote, ...] = ()
+    """The published archives, in the order in which they are fetched."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Classes, and pictures of each split, of the whole year."""
 
     @property
     def truth(self) -> str:
@@ -69,58 +71,58 @@ class Devkit:
 
 
 def contents(
-    folder: AnyPath, store: AnyPath, year: Year, classes: Choice = "all", *, complete: bool = True, drawn: bool = False
+    folder: StorePath, year: Year, classes: Choice = "all", *, complete: bool = True, drawn: bool = False
 ) -> Contents:
-    """Reads a year's archives in `folder`, below `store`, once from end to end: their checksums, and every picture.
+    """Reads a year's archives in a folder once from end to end: their checksums, and every picture.
 
     The pictures come as they lie: those of the training archive, of the validation archive and of the test archive.
     Raises `ValueError` that says archive, member and what to do if an archive is cut short or does not fit the devkit,
     and `FileNotFoundError` if one is missing. Unless `complete`, pictures may be missing, and so may the test archive.
     """
     for name in year.archives:
-        if not (folder / name).is_file() and (complete or name not in (year.test, year.test_truth)):
+        if not (folder / name).path.is_file() and (complete or name not in (year.test, year.test_truth)):
             raise FileNotFoundError(
                 f"{folder / name}: no such archive. ILSVRC-{year.number} comes as {', '.join(year.archives)}"
             )
-    known = devkit(folder / year.devkit, year)
-    archives = [hashed(folder / year.devkit, store)]
+    known = devkit((folder / year.devkit).path, year)
+    archives = [hashed(folder / year.devkit)]
     test_wnids: tuple[str, ...] = ()
-    if year.test_truth and (folder / year.test_truth).is_file():
+    if year.test_truth and (folder / year.test_truth).path.is_file():
         truth = folder / year.test_truth
-        test_wnids = _truth(bounds.small(truth), str(truth), known.wnids)
-        archives.append(hashed(truth, store))
-    patches: dict[str, Place] = {}
+        test_wnids = _truth(bounds.small(truth.path), str(truth), known.wnids)
+        archives.append(hashed(truth))
+    patches: dict[str, ByteRange] = {}
     notes: list[str] = []
 
     def pictures() -> Iterator[Picture]:
-        if year.patch and (folder / year.patch).is_file():
+        if year.patch and (folder / year.patch).path.is_file():
             with reading(folder / year.patch) as file:
-                patches.update(_patches(file, folder / year.patch, store))
-                archives.append(file.archive(paths.below(store, folder / year.patch)))
+                patches.update(_patches(file))
+                archives.append(file.archive())
         with reading(folder / year.train) as file:
-            yield from _train(file, folder / year.train, store, known, complete)
-            archives.append(file.archive(paths.below(store, folder / year.train)))
+            yield from _train(file, known, complete)
+            archives.append(file.archive())
         for split, name, wnids in (("val", year.val, known.val_wnids), ("test", year.test, test_wnids)):
-            if name and (folder / name).is_file():
+            if name and (folder / name).path.is_file():
                 with reading(folder / name) as file:
-                    yield from _numbered(file, folder / name, store, split, wnids, year, complete)
-                    archives.append(file.archive(paths.below(store, folder / name)))
+                    yield from _numbered(file, split, wnids, year, complete)
+                    archives.append(file.archive())
         if patches:
             notes.append(f"{folder / year.patch}: {len(patches):,} pictures that replace none")
 
     words = {synset.wnid: synset.words for synset in known.classes}
-    return gathered(_patched(pictures(), patches), lambda _: archives, words, store, classes, drawn=drawn, notes=notes)
+    return gathered(
+        _patched(pictures(), patches), lambda _: archives, words, folder.root, classes, drawn=drawn, notes=notes
+    )
 
 
-def official(
-    folder: AnyPath, store: AnyPath, year: Year, remotes: Iterable[Remote], counts: Mapping[str, int], classes: Choice
-) -> Contents:
+def official(folder: StorePath, year: Year, classes: Choice) -> Contents:
     """`contents` of the published archives, fetched if they are not there; `ValueError` if one has another MD5."""
     md5 = {}
-    for remote in remotes:
-        published.there(remote, folder / remote.name, complete=True)
+    for remote in year.remotes:
+        published.ensure(remote, folder / remote.name, complete=True)
         md5[remote.name] = remote.md5
-    known = devkit(folder / year.devkit, year)
+    known = devkit((folder / year.devkit).path, year)
     said = [
         (year.devkit, "classes", len(known.classes)),
         (year.devkit, "train", sum(known.train_images)),
@@ -128,15 +130,17 @@ def official(
     ]
     if year.test_truth:
         truth = folder / year.test_truth
-        said.append((year.test_truth, "test", len(_truth(bounds.small(truth), str(truth), known.wnids))))
+        said.append((year.test_truth, "test", len(_truth(bounds.small(truth.path), str(truth), known.wnids))))
     for name, what, count in said:
-        if count != counts[what]:
+        if count != year.counts[what]:
             raise ValueError(
-                f"{folder / name}: says {count:,} {what}, ILSVRC-{year.number} has {counts[what]:,}. Fetch it again{PART}"
+                f"{folder / name}: says {count:,} {what}, ILSVRC-{year.number} has {year.counts[what]:,}. "
+                f"Fetch it again; or, {PART}"
             )
-    found = contents(folder, store, year, classes)
+    found = contents(folder, year, classes)
     for archive in found.archives.to_pylist():
-        published.check(Archive(**archive), md5.get(PurePosixPath(archive["name"]).name), store)
+        file = StorePath(folder.root) / archive["name"]
+        published.check_md5(file, Archive(**archive), md5.get(file.path.name))
     return found
 
 
@@ -191,51 +195,49 @@ def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[S
     return [row[1] for row in rows], classes, tuple(row[3] for row in rows)
 
 
-def synset_tars(file: Hashed, path: AnyPath) -> Iterator[tuple[str, int, int]]:
-    """WordNet id, place and length of each tar in a tar of them."""
-    for outer in members(file, 0, file.bytes, str(path)):
-        yield _named(_TRAIN_TAR, outer.name, str(path), "n01440764.tar").group(1), outer.offset_data, outer.size
+def synset_tars(file: Hashed) -> Iterator[tuple[str, int, int]]:
+    """WordNet id, offset and length of each tar in a tar of them."""
+    where = str(file.path)
+    for outer in members(file, 0, file.bytes, where):
+        yield _named(_TRAIN_TAR, outer.name, where, "n01440764.tar").group(1), outer.offset_data, outer.size
 
 
-def synset_pictures(
-    file: Hashed, path: AnyPath, store: AnyPath, wnid: str, start: int, length: int
-) -> Iterator[tuple[str, Place]]:
-    """Name and place of each picture in a synset's tar, which is a range of a file or all of it."""
-    where = f"{path}: {wnid}.tar" if length < file.bytes else str(path)
+def synset_pictures(file: Hashed, wnid: str, start: int, length: int) -> Iterator[tuple[str, ByteRange]]:
+    """Name and bytes of each picture in a synset's tar, which is a range of a file or all of it."""
+    where = f"{file.path}: {wnid}.tar" if length < file.bytes else str(file.path)
     for member in members(file, start, length, where):
         name = _named(_TRAIN_PICTURE, member.name, where, f"{wnid}_10026.JPEG")
         if name.group(2) != wnid:
             raise ValueError(f"{where}: member {member.name} is of {name.group(2)}, not of {wnid}. Fetch it again")
-        yield name.group(1), _place(file, path, store, start + member.offset_data, member.size)
+        yield name.group(1), file.range(start + member.offset_data, member.size)
 
 
-def _train(file: Hashed, path: AnyPath, store: AnyPath, known: Devkit, complete: bool) -> Iterator[Picture]:
+def _train(file: Hashed, known: Devkit, complete: bool) -> Iterator[Picture]:
     wnids = {synset.wnid for synset in known.classes}
     counts = Counter[str]()
-    for wnid, start, length in synset_tars(file, path):
+    for wnid, start, length in synset_tars(file):
         if wnid not in wnids:
             raise ValueError(
-                f"{path}: {wnid}.tar: {wnid} is no class of the devkit. Archive and devkit have to be of one year"
+                f"{file.path}: {wnid}.tar: {wnid} is no class of the devkit. Archive and devkit have to be of one year"
             )
-        for name, place in synset_pictures(file, path, store, wnid, start, length):
+        for name, place in synset_pictures(file, wnid, start, length):
             counts[wnid] += 1
-            yield picture(name, "train", wnid, place)
+            yield Picture.at(place, name, "train", wnid)
     for synset, expected in zip(known.classes, known.train_images, strict=True):
         if complete and counts[synset.wnid] != expected:
             raise ValueError(
-                f"{path}: holds {counts[synset.wnid]} pictures of {synset.wnid}, the devkit says {expected}. "
-                f"Fetch the archive again, or the devkit that belongs to it{PART}"
+                f"{file.path}: holds {counts[synset.wnid]} pictures of {synset.wnid}, the devkit says {expected}. "
+                f"Fetch the archive again, or the devkit that belongs to it; or, {PART}"
             )
 
 
-def _numbered(
-    file: Hashed, path: AnyPath, store: AnyPath, split: str, wnids: tuple[str, ...], year: Year, complete: bool
-) -> Iterator[Picture]:
+def _numbered(file: Hashed, split: str, wnids: tuple[str, ...], year: Year, complete: bool) -> Iterator[Picture]:
     """The pictures of an archive whose labels are the lines of a list."""
+    path = str(file.path)
     named = re.compile(rf"(ILSVRC{year.number}_{split}_([0-9]{{8}}))\.JPEG")
     count = 0
-    for member in members(file, 0, file.bytes, str(path)):
-        name = _named(named, member.name, str(path), f"ILSVRC{year.number}_{split}_00000001.JPEG")
+    for member in members(file, 0, file.bytes, path):
+        name = _named(named, member.name, path, f"ILSVRC{year.number}_{split}_00000001.JPEG")
         count += 1
         number = int(name.group(2))
         if not 1 <= number <= len(wnids):
@@ -243,45 +245,27 @@ def _numbered(
                 f"{path}: member {member.name}: the {split} ground truth has no line {number}, it has {len(wnids)}. "
                 "Both have to be of one year"
             )
-        place = _place(file, path, store, member.offset_data, member.size)
-        yield picture(name.group(1), split, wnids[number - 1], place)
+        yield Picture.at(file.range(member.offset_data, member.size), name.group(1), split, wnids[number - 1])
     if complete and count != len(wnids):
         raise ValueError(
             f"{path}: holds {count} pictures, the {split} ground truth has {len(wnids)} lines. Fetch the archive "
-            f"again, or the ground truth that belongs to it{PART}"
+            f"again, or the ground truth that belongs to it; or, {PART}"
         )
 
 
-def _patches(file: Hashed, path: AnyPath, store: AnyPath) -> Iterator[tuple[str, Place]]:
-    """Name and place of the pictures that replace others."""
-    for member in members(file, 0, file.bytes, str(path)):
+def _patches(file: Hashed) -> Iterator[tuple[str, ByteRange]]:
+    """Name and bytes of the pictures that replace others."""
+    for member in members(file, 0, file.bytes, str(file.path)):
         name = PurePosixPath(member.name)
         if name.suffix == ".JPEG":
-            yield name.stem, _place(file, path, store, member.offset_data, member.size)
+            yield name.stem, file.range(member.offset_data, member.size)
 
 
-def _place(file: Hashed, path: AnyPath, store: AnyPath, start: int, length: int) -> Place:
-    return Place(archive=paths.below(store, path), offset=start, length=length, crc32=file.crc32(start, length))
-
-
-def _patched(pictures: Iterable[Picture], patches: dict[str, Place]) -> Iterator[Picture]:
-    """The pictures, those that were replaced in their new place; what replaces none stays in `patches`."""
+def _patched(pictures: Iterable[Picture], patches: dict[str, ByteRange]) -> Iterator[Picture]:
+    """The pictures, with the bytes of those that were replaced; what replaces none stays in `patches`."""
     for each in pictures:
         place = patches.pop(each.id, None)
-        yield each if place is None else picture(each.id, each.split, each.wnid, place)
-
-
-def picture(name: str, split: str, wnid: str, place: Place) -> Picture:
-    """A picture in its place."""
-    return Picture(
-        id=name,
-        split=split,
-        wnid=wnid,
-        archive=place.archive,
-        offset=place.offset,
-        length=place.length,
-        crc32=place.crc32,
-    )
+        yield each if place is None else Picture.at(place, each.id, each.split, each.wnid)
 
 
 def _named(pattern: re.Pattern[str], name: str, where: str, example: str) -> re.Match[str]:

@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pipeline.archives import repacked
+from pipeline.archives.class_folders import Found
 from pipeline.archives.contents import Archive
 from pipeline.archives.repacked import Members
+from pipeline.archives.store import StorePath
 from pipeline.archives.tars import hashed
 from pipeline.archives.tree import Tree
 from pipeline.runtime.fetch import Remote, fetch
-from pipeline.runtime.paths import AnyPath
+
+PART = "if a part of the set is what you want, set params.yaml: source.complete: false"
+"""What else can be done about a set that is not complete."""
 
 
-def opened(remote: Remote, folder: AnyPath, store: AnyPath, complete: bool, unpack: Callable[[Path], Members]) -> Tree:
+def opened(remote: Remote, folder: StorePath, complete: bool, unpack: Callable[[Path], Members]) -> Tree:
     """The files of the archive in a folder of the store, fetched if it is not there.
 
     Unless `complete`, it is not fetched, and may have another MD5.
     """
     file = folder / remote.name
-    there(remote, file, complete)
-    origin = hashed(file, store)
+    ensure(remote, file, complete)
+    origin = hashed(file)
     if complete:
-        check(origin, remote.md5, store)
-    return repacked.tree_of(origin, store, unpack)
+        check_md5(file, origin, remote.md5)
+    return repacked.tree_of(file, origin, unpack)
 
 
-def there(remote: Remote, file: AnyPath, complete: bool) -> None:
-    """Sees that the archive is there, or `FileNotFoundError`."""
-    if file.is_file():
+def ensure(remote: Remote, file: StorePath, complete: bool) -> None:
+    """Fetches the archive if it is not there; `FileNotFoundError` if it is not and the set need not be `complete`."""
+    if file.path.is_file():
         return
     if not complete:
         raise FileNotFoundError(
             f"{file}: not there, and with source.complete: false nothing is fetched. If its folder lies elsewhere, link "
-            f"it: ln -s /where/it/is {file.parent}"
+            f"it: ln -s /where/it/is {file.path.parent}"
         )
-    fetch(remote, file)
+    fetch(remote, file.path)
 
 
-def check(archive: Archive, md5: str | None, store: AnyPath) -> None:
+def check_md5(file: StorePath, archive: Archive, md5: str | None) -> None:
     """`ValueError` if the archive has another MD5 than it was published with, if it was with one."""
     if md5 is not None and archive.md5 != md5:
         raise ValueError(
-            f"{store / archive.name}: its MD5 is {archive.md5}, that of the published one {md5}. Fetch it again; or, if "
-            "it is a part of that, set params.yaml: source.complete: false"
+            f"{file}: its MD5 is {archive.md5}, that of the published one {md5}. Fetch it again; or, {PART}"
+        )
+
+
+def check_complete(
+    where: StorePath,
+    found: Collection[Found],
+    counts: Mapping[str, int],
+    classes: int | Collection[str] | None = None,
+    *,
+    in_each: bool = False,
+) -> None:
+    """`ValueError` unless the pictures that were found are all of the published set, and what to do.
+
+    `counts`: by split, its pictures, or with `in_each` those of each class. `classes`: how many there are, or their ids.
+    """
+    number = classes if isinstance(classes, int) or classes is None else len(classes)
+    for split, count in counts.items():
+        there = Counter(picture.wnid for picture in found if picture.split == split)
+        whole = set(there.values()) == {count} if in_each else there.total() == count
+        if number is not None:
+            whole = whole and len(there) == number and (isinstance(classes, int) or there.keys() == set(classes or ()))
+        if whole:
+            continue
+        of = "" if number is None else f" of {'each of ' * in_each}{number} classes"
+        odd = min((wnid for wnid in there if there[wnid] != count), default="") if in_each else ""
+        has = f"{there[odd]:,} of {odd}" if odd else f"{there.total():,} of {len(there)}"
+        raise ValueError(
+            f"{where}: {split} has to hold {count:,} pictures{of}, has {has}. Fetch or unpack it again; or, {PART}"
         )

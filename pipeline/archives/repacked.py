@@ -22,6 +22,7 @@ from typing import IO, cast
 
 from pipeline.archives import bounds
 from pipeline.archives.contents import Archive
+from pipeline.archives.store import StorePath
 from pipeline.archives.tars import CHUNK
 from pipeline.archives.tree import Tree, of_tar
 from pipeline.runtime import files
@@ -34,23 +35,23 @@ Members = Iterator[tuple[str, bytes]]
 """Name and bytes of each file in an archive."""
 
 
-def tree_of(origin: Archive, store: AnyPath, unpack: Callable[[Path], Members]) -> Tree:
-    """What `unpack` finds in a file of the store, from the tar that is made of it unless it is there and whole."""
-    file = store / origin.name
-    target = store / FOLDER / f"{file.name}-{origin.sha256[:16]}.tar"
+def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members]) -> Tree:
+    """What `unpack` finds in a file, from the tar that is made of it unless that is there and whole; `origin`: the file."""
+    tar = StorePath(file.root) / FOLDER / f"{file.path.name}-{origin.sha256[:16]}.tar"
+    target = tar.path
     record = target.with_name(target.name + ".sha256")
     with files.locked(target):
         if target.exists() and record.exists():
             with suppress(ValueError):
-                tree = of_tar(target, store)
+                tree = of_tar(tar)
                 if [archive.sha256 for archive in tree.tars] == record.read_text().split():
                     return dataclasses.replace(tree, origins=(origin,))
-        packed, made = files.on_disk(file), files.on_disk(target)
+        packed, made = files.on_disk(file.path), files.on_disk(target)
         with files.atomic(made) as part:
             files.check_room(made, _at_least(packed))
             with part.open("wb") as out:
                 _write(out, unpack(packed), packed, made)
-        tree = of_tar(target, store)
+        tree = of_tar(tar)
         with files.atomic(record) as part:
             part.write_text(f"{tree.tars[0].sha256}\n")
         return dataclasses.replace(tree, origins=(origin,))

@@ -14,9 +14,8 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, cast
 
 from pipeline.archives.bounds import Member
-from pipeline.archives.contents import Archive
-from pipeline.runtime import paths
-from pipeline.runtime.paths import AnyPath
+from pipeline.archives.contents import Archive, ByteRange
+from pipeline.archives.store import StorePath
 from pipeline.runtime.progress import Progress
 
 CHUNK = 2**20
@@ -53,25 +52,27 @@ def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tar
 
 
 @contextmanager
-def reading(file: AnyPath) -> Iterator[Hashed]:
+def reading(file: StorePath) -> Iterator[Hashed]:
     """The file, to be read from front to back; says how far that is, if it takes long."""
-    with file.open("rb") as handle, ExitStack() as stack:
+    with file.path.open("rb") as handle, ExitStack() as stack:
         size = handle.seek(0, os.SEEK_END)
-        progress = stack.enter_context(Progress(f"download: {file.name}", size >> 20, "MiB")) if size >= LONG else None
-        yield Hashed(handle, progress)
+        progress = (
+            stack.enter_context(Progress(f"download: {file.path.name}", size >> 20, "MiB")) if size >= LONG else None
+        )
+        yield Hashed(handle, file, progress)
 
 
-def hashed(file: AnyPath, store: AnyPath) -> Archive:
+def hashed(file: StorePath) -> Archive:
     """A file of the store with its checksums."""
     with reading(file) as whole:
-        return whole.archive(paths.below(store, file))
+        return whole.archive()
 
 
 class Hashed:
     """A file read from front to back, hashed on the way; what was skipped is hashed too, what is read again is not."""
 
-    def __init__(self, file: IO[bytes], progress: Progress | None = None) -> None:
-        self.bytes = file.seek(0, os.SEEK_END)
+    def __init__(self, file: IO[bytes], path: StorePath, progress: Progress | None = None) -> None:
+        self.path, self.bytes = path, file.seek(0, os.SEEK_END)
         self._file = file
         self._progress = progress
         self._seen = 0
@@ -93,11 +94,15 @@ class Hashed:
             start += len(part)
         return crc32
 
-    def archive(self, name: str) -> Archive:
+    def range(self, start: int, length: int) -> ByteRange:
+        """A range of its bytes with their checksum."""
+        return ByteRange(archive=self.path.inside, offset=start, length=length, crc32=self.crc32(start, length))
+
+    def archive(self) -> Archive:
         """The file's size and checksums, when the rest of it has been read."""
         self._advance(self.bytes)
         md5, sha256 = (digest.hexdigest() for digest in self._digests)
-        return Archive(name=name, bytes=self._seen, md5=md5, sha256=sha256)
+        return Archive(name=self.path.inside, bytes=self._seen, md5=md5, sha256=sha256)
 
     def _advance(self, end: int) -> None:
         self._file.seek(self._seen)

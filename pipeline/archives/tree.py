@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.archives import bounds
-from pipeline.archives.contents import Archive
+from pipeline.archives.contents import Archive, ByteRange
+from pipeline.archives.store import StorePath
 from pipeline.archives.tars import CHUNK, members, reading
-from pipeline.runtime import files, paths
-from pipeline.runtime.paths import AnyPath
+from pipeline.runtime import files
 from pipeline.runtime.progress import Progress
 
 ENDINGS = frozenset((".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -26,24 +26,12 @@ READERS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a file's bytes are: `archive[offset : offset + length]`."""
-
-    archive: str
-    offset: int
-    length: int
-    crc32: int | None = None
-    """CRC-32 of these bytes; None for a file of its own that is not hashed yet."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Tree:
     """Files by their path, with slashes, in the order of their paths."""
 
-    where: AnyPath
-    """What the user knows it by."""
-    store: AnyPath
-    files: dict[str, Place]
+    where: StorePath
+    """The folder, or the tar."""
+    files: dict[str, ByteRange]
     tars: tuple[Archive, ...] = ()
     """Those that hold them; none where each file is an archive by itself."""
     origins: tuple[Archive, ...] = ()
@@ -53,7 +41,7 @@ class Tree:
         """The bytes of a small file."""
         place = self.files[path]
         bounds.check_member(place.length, path, self.where, bounds.SMALL)
-        with files.opened(self.store / place.archive) as file:
+        with files.opened(self.where.root / place.archive) as file:
             return bytes(file.read_at(place.length, place.offset))
 
     def under(self, top: str) -> Tree:
@@ -96,7 +84,7 @@ class Tree:
 
     def _hashed(self, name: str) -> Archive:
         sha256, crc32, length = hashlib.sha256(), 0, 0
-        with (self.store / name).open("rb") as file:
+        with (self.where.root / name).open("rb") as file:
             while part := file.read(CHUNK):
                 sha256.update(part)
                 crc32 = zlib.crc32(part, crc32)
@@ -104,34 +92,33 @@ class Tree:
         return Archive(name=name, bytes=length, sha256=sha256.hexdigest(), md5=None, crc32=crc32)
 
 
-def of_folder(folder: AnyPath, store: AnyPath) -> Tree:
+def of_folder(folder: StorePath) -> Tree:
     """The files below a folder of the store; links are followed. `FileNotFoundError` if it is not there."""
-    if not folder.is_dir():
+    if not folder.path.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such folder in the data store. If it lies elsewhere, link it: ln -s /where/it/is {folder}"
         )
-    place = paths.below(store, folder)
-    found = files.listed(folder)
-    there = {path: Place(archive=f"{place}/{path}", offset=0, length=length) for path, length in found}
+    there = {
+        path: ByteRange(archive=(folder / path).inside, offset=0, length=length)
+        for path, length in files.listed(folder.path)
+    }
     for path in there:
         try:
             path.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{folder}: the name {os.fsencode(path)!r} is not UTF-8. Rename the file") from None
-    return Tree(where=folder, store=store, files=there)
+    return Tree(where=folder, files=there)
 
 
-def of_tar(file: AnyPath, store: AnyPath) -> Tree:
+def of_tar(file: StorePath) -> Tree:
     """The files in a tar of the store, read once from end to end."""
-    name = paths.below(store, file)
-    found: dict[str, Place] = {}
+    found: dict[str, ByteRange] = {}
     with reading(file) as whole:
         for member in members(whole, 0, whole.bytes, str(file)):
             path = PurePosixPath(member.name).as_posix()
             bounds.check_name(member.name, file)
             if path in found:
                 raise ValueError(f"{file}: member {path} is there twice. Fetch the archive again")
-            crc32 = whole.crc32(member.offset_data, member.size)
-            found[path] = Place(archive=name, offset=member.offset_data, length=member.size, crc32=crc32)
-        archive = whole.archive(name)
-    return Tree(where=file, store=store, files=dict(sorted(found.items())), tars=(archive,))
+            found[path] = whole.range(member.offset_data, member.size)
+        archive = whole.archive()
+    return Tree(where=file, files=dict(sorted(found.items())), tars=(archive,))

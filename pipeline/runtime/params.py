@@ -44,8 +44,8 @@ def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS)
 
 
 def _named(value: object, kinds: tuple[type[T], ...], file: Path, section: str) -> type[T]:
-    """The one of the dataclasses whose field `name` is the literal that stands in the section."""
-    by_name = {get_args(get_type_hints(kind)["name"])[0]: kind for kind in kinds}
+    """The one of the dataclasses whose field `name` takes the name that stands in the section."""
+    by_name = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["name"])}
     known = f". Known are {', '.join(by_name)}"
     if not isinstance(value, Mapping) or "name" not in value:
         raise ParamsError(f"{file}: {section}.name: is missing{known}")

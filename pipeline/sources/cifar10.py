@@ -6,7 +6,6 @@ Its 10,000 test pictures are what is measured on: the split `val` here, as there
 from __future__ import annotations
 
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import Literal
 
 from pipeline.archives import class_folders, published, repacked, tree
 from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.archives.store import StorePath
 from pipeline.runtime.fetch import Remote
 from pipeline.runtime.paths import AnyPath
 
@@ -52,22 +52,17 @@ class Cifar10:
 
     def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folders `train` and `test`, in the store's folder `cifar10`."""
-        folder = store / self.name
-        if (folder / "train").is_dir():
-            root = tree.of_folder(folder, store)
+        folder = StorePath(store) / self.name
+        if (folder / "train").path.is_dir():
+            root = tree.of_folder(folder)
         else:
-            root = published.opened(ARCHIVE, folder, store, self.complete, _pictures)
+            root = published.opened(ARCHIVE, folder, self.complete, _pictures)
         notes: list[str] = []
-        train = class_folders.found(root, "train", "train", notes)
-        test = class_folders.found(root, "test", "val", notes)
-        for split, found, each in (("train", train, TRAIN_IMAGES), ("test", test, TEST_IMAGES)):
-            counts = Counter(picture.wnid for picture in found)
-            if self.complete and (len(counts) != CLASSES or set(counts.values()) != {each}):
-                raise ValueError(
-                    f"{root.where}: {split} has to hold {each} pictures of each of {CLASSES} classes, has {dict(counts)}. "
-                    "If a part of it is what you want, set params.yaml: source.complete: false"
-                )
-        return class_folders.contents(root, [*train, *test], {}, self.classes, notes)
+        found = class_folders.found(root, "train", "train", notes) + class_folders.found(root, "test", "val", notes)
+        if self.complete:
+            counts = {"train": TRAIN_IMAGES, "val": TEST_IMAGES}
+            published.check_complete(root.where, found, counts, CLASSES, in_each=True)
+        return class_folders.contents(root, found, {}, self.classes, notes)
 
 
 def _pictures(origin: Path) -> Iterator[tuple[str, bytes]]:

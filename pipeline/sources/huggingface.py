@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.archives import bounds, class_folders, repacked
+from pipeline.archives import bounds, class_folders, published, repacked
 from pipeline.archives.apart import Apart
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
+from pipeline.archives.store import StorePath
 from pipeline.archives.tars import hashed
 from pipeline.archives.tree import Tree
 from pipeline.runtime import files
@@ -73,11 +74,13 @@ class HuggingFace:
 
     def contents(self, store: AnyPath) -> Contents:
         """What the Parquet files hold."""
-        folder = store / self.name / self.dataset
+        folder = StorePath(store) / self.name / self.dataset
         if self.complete:
-            self._fetch(folder)
-        files = sorted((path for path in folder.rglob("*.parquet") if _split(path)), key=lambda path: path.name)
-        if not files:
+            self._fetch(folder.path)
+        tables = sorted(
+            (file for file in folder.files("*.parquet") if _split(file.path)), key=lambda file: file.path.name
+        )
+        if not tables:
             raise FileNotFoundError(
                 f"{folder}: holds no file like train-00000-of-00294.parquet. If they lie elsewhere, link their folder: "
                 f"ln -s /where/they/are {folder}"
@@ -85,24 +88,20 @@ class HuggingFace:
         notes: list[str] = []
         trees = []
         with Apart() as apart:
-            for path in files:
-                [labelled] = apart.items(_labelled, path)
+            for file in tables:
+                [labelled] = apart.items(_labelled, file.path)
                 if labelled:
-                    unpack = partial(apart.items, _pictures, more=(_split(path),))
-                    trees.append(repacked.tree_of(hashed(path, store), store, unpack))
+                    unpack = partial(apart.items, _pictures, more=(_split(file.path),))
+                    trees.append(repacked.tree_of(file, hashed(file), unpack))
                 else:
-                    notes.append(f"{path}: its pictures have no labels")
-        whole = _joined(trees, folder, store)
+                    notes.append(f"{file}: its pictures have no labels")
+        whole = _joined(trees, folder)
         words = {wnid: word for tree in trees for wnid, word in json.loads(tree.read(LABELS)).items()}
         found = [
             picture for split in ("train", "val", "test") for picture in class_folders.found(whole, split, split, notes)
         ]
-        counts = {split: sum(picture.split == split for picture in found) for split in ("train", "val")}
-        if self.complete and counts != COUNTS.get(self.dataset, counts):
-            raise ValueError(
-                f"{folder}: {self.dataset} has {COUNTS[self.dataset]} labelled pictures, here are {counts}. If a part of "
-                "it is what you want, set params.yaml: source.complete: false"
-            )
+        if self.complete:
+            published.check_complete(folder, found, COUNTS.get(self.dataset, {}))
         return class_folders.contents(whole, found, words, self.classes, notes, short_names=True)
 
     def _fetch(self, folder: AnyPath) -> None:
@@ -250,13 +249,12 @@ def _name(path: str | None, otherwise: str, word: str) -> tuple[str, str]:
     return f"{otherwise}{ending}", re.sub(r"[/\0]", "_", word)
 
 
-def _joined(trees: list[Tree], folder: AnyPath, store: AnyPath) -> Tree:
+def _joined(trees: list[Tree], folder: StorePath) -> Tree:
     files = {path: place for tree in trees for path, place in tree.files.items() if path != LABELS}
     if len(files) != sum(len(tree.files) - 1 for tree in trees):
         raise ValueError(f"{folder}: a picture is in two files. Are they of one version of the set?")
     return Tree(
         where=folder,
-        store=store,
         files=dict(sorted(files.items())),
         tars=tuple(tar for tree in trees for tar in tree.tars),
         origins=tuple(origin for tree in trees for origin in tree.origins),

@@ -15,6 +15,7 @@ from typing import Literal
 from pipeline.archives import class_folders, tree
 from pipeline.archives.class_folders import Found
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
+from pipeline.archives.store import StorePath
 from pipeline.archives.tree import Tree
 from pipeline.runtime.paths import AnyPath
 
@@ -47,7 +48,7 @@ class ImageFolder:
 
     def contents(self, store: AnyPath) -> Contents:
         """What lies in the folder. `ValueError` or `FileNotFoundError` where it cannot be used, and why."""
-        root = tree.of_folder(store / self.folder, store)
+        root = tree.of_folder(StorePath(store) / self.folder)
         kaggle = any(path.startswith(f"{KAGGLE}/") for path in root.files)
         base = f"{KAGGLE}/" if kaggle else ""
         notes: list[str] = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.archives import class_folders, published, repacked, tree
 from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.archives.store import StorePath
 from pipeline.runtime.fetch import Remote
 from pipeline.runtime.paths import AnyPath
 
@@ -54,20 +54,14 @@ class Imagenette:
 
     def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folder unpacked from it, in the store's folder `imagenette`."""
-        folder, archive = store / self.name, ARCHIVES[self.size]
+        folder, archive = StorePath(store) / self.name, ARCHIVES[self.size]
         top = archive.name.removesuffix(".tgz")
-        if (folder / top).is_dir():
-            root = tree.of_folder(folder / top, store)
+        if (folder / top).path.is_dir():
+            root = tree.of_folder(folder / top)
         else:
-            root = published.opened(archive, folder, store, self.complete, repacked.untarred)
-            root = root.under(top)
+            root = published.opened(archive, folder, self.complete, repacked.untarred).under(top)
         notes: list[str] = []
         found = [picture for split in COUNTS for picture in class_folders.found(root, split, split, notes)]
-        counts = Counter(picture.split for picture in found)
-        if self.complete and (counts != COUNTS or {picture.wnid for picture in found} != set(WORDS)):
-            raise ValueError(
-                f"{root.where}: has to hold {COUNTS['train']} + {COUNTS['val']} pictures of the {len(WORDS)} classes, has "
-                f"{counts['train']} + {counts['val']}. If a part of it is what you want, set params.yaml: "
-                "source.complete: false"
-            )
+        if self.complete:
+            published.check_complete(root.where, found, COUNTS, WORDS)
         return class_folders.contents(root, found, WORDS, self.classes, notes, short_names=True)

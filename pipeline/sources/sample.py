@@ -26,9 +26,10 @@ from scipy.io import savemat
 from pipeline.archives import ilsvrc
 from pipeline.archives.contents import Contents
 from pipeline.archives.ilsvrc import META
+from pipeline.archives.store import StorePath
 from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
-from pipeline.sources.ilsvrc2012 import YEAR
+from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 
 DRAWING = 1
 """The version of this drawing. Raise it with each change of what is drawn: it is in the folder's name."""
@@ -59,9 +60,9 @@ class Sample:
 
     def contents(self, store: AnyPath) -> Contents:
         """What the archives in the store hold, drawn there if they are not."""
-        target = folder(store, self.seed, self.train_images, self.val_images)
-        make(target, self.seed, self.train_images, self.val_images)
-        return ilsvrc.contents(target, store, YEAR, drawn=True)
+        drawn = StorePath(store) / folder(self.seed, self.train_images, self.val_images)
+        make(drawn.path, self.seed, self.train_images, self.val_images)
+        return ilsvrc.contents(drawn, YEAR, drawn=True)
 
 
 Shape = Literal["disc", "ring", "star", "triangle", "wings"]
@@ -192,10 +193,10 @@ TRAIN_SPLIT, VAL_SPLIT, LABELS, ODDITIES = range(4)
 RECORD = "made.json"
 
 
-def folder(store: AnyPath, seed: int, train_images: int, val_images: int) -> AnyPath:
-    """The sample's folder in the store; its name stands for all that decides its bytes."""
+def folder(seed: int, train_images: int, val_images: int) -> str:
+    """The name of the sample's folder in the store, which stands for all that decides its bytes."""
     decides = json.dumps([DRAWING, seed, train_images, val_images])
-    return store / f"sample-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
+    return f"sample-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
 
 
 def make(target: AnyPath, seed: int, train_images: int, val_images: int) -> None:

@@ -14,8 +14,8 @@ from typing import Literal
 from pipeline.archives import bounds, ilsvrc
 from pipeline.archives.class_folders import drawn
 from pipeline.archives.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gathered
+from pipeline.archives.store import StorePath
 from pipeline.archives.tars import reading
-from pipeline.runtime import paths
 from pipeline.runtime.paths import AnyPath
 
 WORDS = "words.txt"
@@ -45,8 +45,8 @@ class Synsets:
 
     def contents(self, store: AnyPath) -> Contents:
         """What the tars of the folder hold, each read once from end to end."""
-        folder = store / self.folder
-        tars: list[AnyPath] = sorted(folder.glob("*.tar"), key=str)
+        folder = StorePath(store) / self.folder
+        tars = [folder / name for name in sorted(file.name for file in folder.path.glob("*.tar"))]
         if not tars:
             raise FileNotFoundError(f"{folder}: no such folder in the data store, or no tar in it")
         archives: list[Archive] = []
@@ -54,16 +54,16 @@ class Synsets:
         def pictures() -> Iterator[Picture]:
             for tar in tars:
                 with reading(tar) as file:
-                    alone = _SYNSET_TAR.fullmatch(tar.name)
-                    parts = [(alone.group(1), 0, file.bytes)] if alone else ilsvrc.synset_tars(file, tar)
+                    alone = _SYNSET_TAR.fullmatch(tar.path.name)
+                    parts = [(alone.group(1), 0, file.bytes)] if alone else ilsvrc.synset_tars(file)
                     for wnid, start, length in parts:
-                        found = dict(ilsvrc.synset_pictures(file, tar, store, wnid, start, length))
+                        found = dict(ilsvrc.synset_pictures(file, wnid, start, length))
                         out = drawn(found, self.val_share, self.seed)
                         for name, place in found.items():
-                            yield ilsvrc.picture(name, "val" if name in out else "train", wnid, place)
-                    archives.append(file.archive(paths.below(store, tar)))
+                            yield Picture.at(place, name, "val" if name in out else "train", wnid)
+                    archives.append(file.archive())
 
-        return gathered(pictures(), lambda _: archives, _words(folder), store, self.classes)
+        return gathered(pictures(), lambda _: archives, _words(folder.path), store, self.classes)
 
 
 def _words(folder: AnyPath) -> dict[str, str]:

@@ -5,13 +5,13 @@ Its 10,000 test pictures have no labels and are left out.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.archives import class_folders, published, repacked, tree
 from pipeline.archives.class_folders import Found
 from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.archives.store import StorePath
 from pipeline.archives.tree import Tree
 from pipeline.runtime.fetch import Remote
 from pipeline.runtime.paths import AnyPath
@@ -47,21 +47,20 @@ class TinyImageNet:
 
     def contents(self, store: AnyPath) -> Contents:
         """What the archive holds, or the folder `tiny-imagenet-200`, in the store's folder `tiny_imagenet`."""
-        folder = store / self.name
-        if (folder / TOP).is_dir():
-            root = tree.of_folder(folder / TOP, store)
+        folder = StorePath(store) / self.name
+        if (folder / TOP).path.is_dir():
+            root = tree.of_folder(folder / TOP)
         else:
-            root = published.opened(ARCHIVE, folder, store, self.complete, repacked.unzipped)
-            root = root.under(TOP)
+            root = published.opened(ARCHIVE, folder, self.complete, repacked.unzipped).under(TOP)
         notes: list[str] = []
-        train = class_folders.found(root, "train", "train", notes)
-        val = _annotated(root)
+        found = class_folders.found(root, "train", "train", notes) + _annotated(root)
         if self.complete:
-            _check(root, train, val)
+            counts = {"train": TRAIN_IMAGES, "val": VAL_IMAGES}
+            published.check_complete(root.where, found, counts, CLASSES, in_each=True)
         if test := len(root.under("test").pictures()[0]):
             notes.append(f"{root.where / 'test'}: {test:,} pictures without labels")
         words = dict(line.split("\t", 1) for line in _lines(root, "words.txt") if "\t" in line)
-        return class_folders.contents(root, [*train, *val], words, self.classes, notes, short_names=True)
+        return class_folders.contents(root, found, words, self.classes, notes, short_names=True)
 
 
 def _annotated(root: Tree) -> list[Found]:
@@ -82,17 +81,3 @@ def _lines(root: Tree, path: str) -> list[str]:
     if path not in root.files:
         raise ValueError(f"{root.where}: has no {path}. Is this {TOP}, unpacked whole?")
     return root.read(path).decode("utf-8", "replace").splitlines()
-
-
-def _check(root: Tree, train: list[Found], val: list[Found]) -> None:
-    """`ValueError` unless all 200 classes have their pictures."""
-    wnids = set(_lines(root, "wnids.txt"))
-    for split, found, each in (("train", train, TRAIN_IMAGES), ("val", val, VAL_IMAGES)):
-        counts = Counter(picture.wnid for picture in found)
-        wrong = sorted(wnid for wnid in wnids | set(counts) if counts[wnid] != (each if wnid in wnids else 0))
-        if wrong or len(wnids) != CLASSES:
-            first = f"{wrong[0]} has {counts[wrong[0]]}" if wrong else f"wnids.txt has {len(wnids)}"
-            raise ValueError(
-                f"{root.where}: {split} has to hold {each} pictures of each of {CLASSES} classes, but {first}. Unpack it "
-                "again; or, if a part of it is what you want, set params.yaml: source.complete: false"
-            )

@@ -27,6 +27,7 @@ from scipy.io import loadmat
 
 from pipeline.archives import apart, bounds, ilsvrc, matlab, repacked, tars, tree
 from pipeline.archives.apart import Apart
+from pipeline.archives.store import StorePath
 from pipeline.runtime import fetch
 from pipeline.sources import cifar10, huggingface, imagefolder
 from tests import fuzz
@@ -75,8 +76,9 @@ def test_a_packed_tar_that_claims_too_much_or_leads_out_is_refused(tmp_path: Pat
     data, said = BAD_TARS[case]
     file = tmp_path / "a.tgz"
     file.write_bytes(gzip.compress(data + END, 9))
+    stored = StorePath(tmp_path) / file.name
     with pytest.raises(ValueError, match=said) as caught:
-        repacked.tree_of(tars.hashed(file, tmp_path), tmp_path, repacked.untarred)
+        repacked.tree_of(stored, tars.hashed(stored), repacked.untarred)
     assert str(file) in str(caught.value)
 
 
@@ -88,10 +90,10 @@ def test_so_is_a_tar_that_is_read_where_it_is(tmp_path: Path, case: str) -> None
     file = tmp_path / "a.tar"
     file.write_bytes(data + END)
     if case == "a tail of noughts":
-        assert tree.of_tar(file, tmp_path).files.keys() == {"a"}
+        assert tree.of_tar(StorePath(tmp_path) / file.name).files.keys() == {"a"}
         return
     with pytest.raises(ValueError, match=said) as caught:
-        tree.of_tar(file, tmp_path)
+        tree.of_tar(StorePath(tmp_path) / file.name)
     assert str(file) in str(caught.value)
 
 
@@ -126,8 +128,9 @@ def test_a_zip_that_claims_too_much_or_leads_out_is_refused(tmp_path: Path, case
     make, said = BAD_ZIPS[case]
     file = tmp_path / "a.zip"
     file.write_bytes(make())
+    stored = StorePath(tmp_path) / file.name
     with pytest.raises(ValueError, match=said) as caught:
-        repacked.tree_of(tars.hashed(file, tmp_path), tmp_path, repacked.unzipped)
+        repacked.tree_of(stored, tars.hashed(stored), repacked.unzipped)
     assert str(file) in str(caught.value)
 
 
@@ -161,7 +164,7 @@ def test_a_list_of_words_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"member 'words\.txt' has 101 bytes, more than 100"):
         bounds.small(tmp_path / "words.txt")
     with pytest.raises(ValueError, match=r"member 'words\.txt' has 101 bytes, more than 100"):
-        tree.of_folder(tmp_path, tmp_path.parent).read("words.txt")
+        tree.of_folder(StorePath(tmp_path.parent) / tmp_path.name).read("words.txt")
 
 
 @pytest.mark.parametrize(("limit", "said"), [("MOST_ROWS", "claims 9 rows"), ("GROUP", "row group 0 claims")])
@@ -295,4 +298,4 @@ def test_a_list_of_kaggle_s_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"LOC_val_solution\.csv: no list of pictures and their classes \(field larger"
     ):
-        imagefolder._solved(tree.of_folder(tmp_path / "set", tmp_path), "val")
+        imagefolder._solved(tree.of_folder(StorePath(tmp_path) / "set"), "val")

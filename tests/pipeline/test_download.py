@@ -21,7 +21,7 @@ from pipeline import download
 from pipeline.runtime import digests, params
 from pipeline.shards import tables
 from pipeline.sources import sample
-from pipeline.sources.ilsvrc2012 import YEAR
+from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 
 TRAIN, VAL, DEVKIT = YEAR.archives
 

@@ -18,7 +18,8 @@ from scipy.io import savemat
 
 from pipeline.archives import ilsvrc, tars
 from pipeline.archives.contents import Archive, Contents
-from pipeline.sources.ilsvrc2012 import YEAR
+from pipeline.archives.store import StorePath
+from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 
 TRAIN, VAL, DEVKIT = YEAR.archives
 
@@ -102,7 +103,7 @@ class Store:
         (self.folder / name).write_bytes(data)
 
     def contents(self) -> Contents:
-        return ilsvrc.contents(self.folder, self.path, YEAR)
+        return ilsvrc.contents(StorePath(self.path) / self.folder.relative_to(self.path).as_posix(), YEAR)
 
     def pictures(self) -> list[Any]:
         return [SimpleNamespace(**row) for row in self.contents().pictures.to_pylist()]
@@ -321,7 +322,7 @@ def test_a_tar_too_large_for_ustar_s_numbers_is_indexed(tmp_path: Path) -> None:
             handle.seek(-(-length // 512) * 512, io.SEEK_CUR)
         handle.write(bytes(1024))
     with file.open("rb") as opened:
-        hashed = tars.Hashed(opened)
+        hashed = tars.Hashed(opened, StorePath(Path("here")))
         hashed._seen = hashed.bytes  # nothing left to hash: it is the offsets that are looked at
         found = [(member.name, member.offset_data) for member in tars.members(hashed, 0, hashed.bytes, "here")]
     assert found == [("first", 512), ("second", 512 + size + 512)]
@@ -331,11 +332,11 @@ def test_a_window_reads_as_a_file_of_its_own(tmp_path: Path) -> None:
     data = bytes(range(256)) * 20
     (tmp_path / "file").write_bytes(data)
     with (tmp_path / "file").open("rb") as opened:
-        hashed = tars.Hashed(opened)
+        hashed = tars.Hashed(opened, StorePath(Path("here")))
         window = tars.Window(hashed, 100, 1000)
         for place, length in ((0, 10), (500, 100), (20, 30), (990, 50), (2000, 10), (999, 1)):
             window.seek(place)
             assert window.read(length) == data[100:1100][place : place + length]
             assert window.tell() == min(place + length, max(place, 1000))
-        assert hashed.archive("file").sha256 == hashlib.sha256(data).hexdigest()
-        assert hashed.archive("file").bytes == len(data)
+        assert hashed.archive().sha256 == hashlib.sha256(data).hexdigest()
+        assert hashed.archive().bytes == len(data)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.archives import repacked, tars
+from pipeline.archives.store import StorePath
 from pipeline.runtime import fetch as fetching
 from pipeline.runtime.fetch import Remote, fetch
 from pipeline.sources import huggingface, sample
@@ -79,7 +80,8 @@ def zipped(file: Path, names: int = 1) -> Path:
 
 
 def repack(file: Path, unpack: Callable[[Path], repacked.Files]) -> None:
-    repacked.tree_of(tars.hashed(file, file.parent), file.parent, unpack)
+    stored = StorePath(file.parent) / file.name
+    repacked.tree_of(stored, tars.hashed(stored), unpack)
 
 
 def files(folder: Path) -> set[str]:

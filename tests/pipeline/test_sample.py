@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from scipy.io import loadmat
 
 from pipeline.sources import sample
-from pipeline.sources.ilsvrc2012 import YEAR
+from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 
 TRAIN, VAL, DEVKIT = YEAR.archives
 
@@ -203,9 +203,9 @@ def test_training_and_validation_share_no_picture(made: Path) -> None:
 
 
 def test_the_folder_s_name_stands_for_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {sample.folder(Path(), *three).name for three in ((0, 30, 10), (1, 30, 10), (0, 31, 10), (0, 30, 11))}
+    names = {sample.folder(*three) for three in ((0, 30, 10), (1, 30, 10), (0, 31, 10), (0, 30, 11))}
     monkeypatch.setattr(sample, "DRAWING", sample.DRAWING + 1)
-    names.add(sample.folder(Path(), 0, 30, 10).name)
+    names.add(sample.folder(0, 30, 10))
     assert len(names) == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -17,11 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import download
-from pipeline.archives import tars, tree
+from pipeline.archives import published, tars, tree
+from pipeline.archives.class_folders import Found
 from pipeline.archives.contents import Archive, Contents
+from pipeline.archives.store import StorePath
 from pipeline.runtime import fetch, params
 from pipeline.runtime.fetch import Remote
-from pipeline.sources import cifar10, huggingface, ilsvrc2010, ilsvrc2012, imagenette, tiny_imagenet
+from pipeline.sources import cifar10, huggingface, ilsvrc, imagenette, tiny_imagenet
 from tests.pipeline import layouts
 from tests.pipeline.layouts import Layout
 from tests.pipeline.miniature import jpeg
@@ -218,19 +221,21 @@ def test_ilsvrc_is_fetched_and_has_to_be_the_published_one(
 ) -> None:
     layout = layouts.ilsvrc(tmp_path / "theirs", 2012)
     remotes = []
-    for remote in ilsvrc2012.REMOTES:
+    for remote in ilsvrc.YEAR_2012.remotes:
         file = tmp_path / "theirs/ilsvrc2012" / remote.name
         remotes.append(Remote(url=f"{server.url}/{remote.name}", md5=md5(file)))
         server.files[f"/{remote.name}"] = File(file.read_bytes(), cut=lambda _: 7000)
     section = layout.section | {"complete": True}
-    monkeypatch.setattr(ilsvrc2012, "REMOTES", tuple(remotes))
+    year = dataclasses.replace(ilsvrc.YEAR_2012, remotes=tuple(remotes))
+    monkeypatch.setitem(ilsvrc.YEARS, "ilsvrc2012", year)
     with pytest.raises(
         ValueError, match=r"devkit_t12\.tar\.gz: says 3 classes, ILSVRC-2012 has 1,000\. Fetch it again; or"
     ):
         contents(store, section)
-    monkeypatch.setattr(ilsvrc2012, "COUNTS", {"classes": 3, "train": 12, "val": 6})
+    year = dataclasses.replace(year, counts={"classes": 3, "train": 12, "val": 6})
+    monkeypatch.setitem(ilsvrc.YEARS, "ilsvrc2012", year)
     assert rows(contents(store, section), store) == layout.rows
-    val = store / "ilsvrc2012" / ilsvrc2012.YEAR.val
+    val = store / "ilsvrc2012" / ilsvrc.YEAR_2012.val
     val.write_bytes(val.read_bytes() + b"\0")
     with pytest.raises(ValueError, match=r"img_val\.tar: its MD5 is .*complete: false"):
         contents(store, section)
@@ -245,7 +250,7 @@ def test_a_part_of_ilsvrc_is_counted_and_its_labels_are_ranked(store: Path) -> N
         )
         for wnid in (wnids[0], wnids[2])
     }
-    (store / "ilsvrc2012" / ilsvrc2012.YEAR.train).write_bytes(layouts.tar(train))
+    (store / "ilsvrc2012" / ilsvrc.YEAR_2012.train).write_bytes(layouts.tar(train))
     found = contents(store, layout.section)
     assert [synset.wnid for synset in found.classes] == [wnids[0], wnids[2]]
     assert Counter(found.pictures["split"].to_pylist()) == {"train": 8, "val": 4}
@@ -267,12 +272,13 @@ def test_all_test_pictures_of_2010_have_to_be_there(store: Path, monkeypatch: py
     section = layout.section | {"complete": True}
     test = layouts.TEST * len(layouts.WNIDS)
     counts = {"classes": 3, "train": 12, "val": 6, "test": 7}
-    monkeypatch.setattr(ilsvrc2010, "COUNTS", counts)
+    monkeypatch.setitem(ilsvrc.YEARS, "ilsvrc2010", dataclasses.replace(ilsvrc.YEAR_2010, counts=counts))
     with pytest.raises(
         ValueError, match=rf"ILSVRC2010_test_ground_truth\.txt: says {test} test, ILSVRC-2010 has 7\. Fetch it"
     ):
         contents(store, section)
-    monkeypatch.setattr(ilsvrc2010, "COUNTS", counts | {"test": test})
+    year = dataclasses.replace(ilsvrc.YEAR_2010, counts=counts | {"test": test})
+    monkeypatch.setitem(ilsvrc.YEARS, "ilsvrc2010", year)
     assert rows(contents(store, section), store) == layout.rows
 
 
@@ -329,9 +335,7 @@ def test_pictures_that_are_missing_from_a_complete_set_are_counted(
     store: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = layouts.huggingface(store)
-    with pytest.raises(
-        ValueError, match=r"has \{'train': 1281167, 'val': 50000\} labelled pictures, here are \{'train': 12"
-    ):
+    with pytest.raises(ValueError, match=r"train has to hold 1,281,167 pictures, has 12 of 3\. .*complete: false"):
         contents(store, layout.section | {"complete": True})
     for make in (layouts.cifar10, lambda store: layouts.tiny_imagenet(store, unpacked=True)):
         layout = make(store)
@@ -339,6 +343,25 @@ def test_pictures_that_are_missing_from_a_complete_set_are_counted(
             layouts.write({"train/bird/0.png": b"", "test/bird/0.png": b""}, store / "cifar10")
         with pytest.raises(ValueError, match=r"has to hold \d+ pictures of each of \d+ classes.*complete: false"):
             contents(store, layout.section | {"complete": True})
+
+
+def test_a_set_is_complete_if_each_class_has_its_pictures() -> None:
+    where = StorePath(Path("store"), "set")
+    pictures = [Found(path="", split=split, wnid=wnid) for split in ("train", "val") for wnid in "aabb"]
+    published.check_complete(where, pictures, {"train": 2, "val": 2}, 2, in_each=True)
+    published.check_complete(where, pictures, {"train": 4, "val": 4}, ("b", "a"))
+    published.check_complete(where, pictures, {})
+    for each, said in (
+        ({"counts": {"train": 2, "val": 3}, "classes": 2, "in_each": True}, "val .* 3 pictures of each .* has 2 of a"),
+        ({"counts": {"train": 2}, "classes": 3, "in_each": True}, "train .* 3 classes, has 4 of 2"),
+        ({"counts": {"train": 4}, "classes": ("a", "c")}, "train .* 4 pictures of 2 classes, has 4 of 2"),
+        ({"counts": {"val": 5}}, "val .* 5 pictures, has 4 of 2"),
+    ):
+        with pytest.raises(ValueError, match=rf"^store/set: {said}.*source\.complete: false$"):
+            published.check_complete(where, pictures, **each)  # type: ignore[arg-type]
+    uneven = [*pictures, Found(path="", split="train", wnid="a")]
+    with pytest.raises(ValueError, match="has 3 of a"):
+        published.check_complete(where, uneven, {"train": 2}, 2, in_each=True)
 
 
 def without(folder: Path, *names: str) -> None:
@@ -522,7 +545,7 @@ def test_of_a_large_archive_it_is_said_how_far_it_was_read(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = layouts.ilsvrc(store, 2012)
-    val = store / "ilsvrc2012" / ilsvrc2012.YEAR.val
+    val = store / "ilsvrc2012" / ilsvrc.YEAR_2012.val
     val.write_bytes(val.read_bytes() + bytes(5 * 2**20))
     contents(store, layout.section)
     assert "MiB" not in capsys.readouterr().err

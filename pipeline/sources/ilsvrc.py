@@ -1,0 +1,82 @@
+"""ILSVRC-2010 and ILSVRC-2012, the challenges of 1,000 classes: their official archives (§2).
+
+2012: 1,281,167 + 50,000 pictures. 2010, the only year whose test labels are public: 1,261,406 + 50,000 + 150,000; its
+`patch_images.tar`, with pictures that replace some that are blank, is used if it is there, and one of its pictures is
+gzipped and so is rejected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.archives import ilsvrc
+from pipeline.archives.contents import Choice, Contents, check_choice
+from pipeline.archives.ilsvrc import Year
+from pipeline.archives.store import StorePath
+from pipeline.runtime.fetch import Remote
+from pipeline.runtime.paths import AnyPath
+
+URL = "https://image-net.org/data/ILSVRC"
+
+YEAR_2012 = Year(
+    number=2012,
+    train="ILSVRC2012_img_train.tar",
+    val="ILSVRC2012_img_val.tar",
+    devkit="ILSVRC2012_devkit_t12.tar.gz",
+    remotes=(
+        Remote(url=f"{URL}/2012/ILSVRC2012_devkit_t12.tar.gz", md5="fa75699e90414af021442c21a62c3abf"),
+        Remote(url=f"{URL}/2012/ILSVRC2012_img_val.tar", bytes=6_744_924_160, md5="29b22e2961454d5413ddabcf34fc5622"),
+        Remote(
+            url=f"{URL}/2012/ILSVRC2012_img_train.tar", bytes=147_897_477_120, md5="1d675b47d978889d74fa0da5fadfb00e"
+        ),
+    ),
+    counts={"classes": 1000, "train": 1_281_167, "val": 50_000},
+)
+
+YEAR_2010 = Year(
+    number=2010,
+    train="ILSVRC2010_images_train.tar",
+    val="ILSVRC2010_images_val.tar",
+    devkit="ILSVRC2010_devkit-1.0.tar.gz",
+    test="ILSVRC2010_images_test.tar",
+    test_truth="ILSVRC2010_test_ground_truth.txt",
+    patch="patch_images.tar",
+    remotes=(  # without checksums, which were not published
+        Remote(url=f"{URL}/2010/ILSVRC2010_devkit-1.0.tar.gz"),
+        Remote(url=f"{URL}/2010/ILSVRC2010_test_ground_truth.txt"),
+        Remote(url=f"{URL}/2010/ILSVRC2010_images_val.tar"),
+        Remote(url=f"{URL}/2010/ILSVRC2010_images_test.tar"),
+        Remote(url=f"{URL}/2010/ILSVRC2010_images_train.tar"),
+    ),
+    counts={"classes": 1000, "train": 1_261_406, "val": 50_000, "test": 150_000},
+)
+
+YEARS = {"ilsvrc2012": YEAR_2012, "ilsvrc2010": YEAR_2010}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ilsvrc:
+    """params.yaml, `source:` with `name: ilsvrc2012` or `name: ilsvrc2010`."""
+
+    name: Literal["ilsvrc2012", "ilsvrc2010"]
+    classes: Choice
+    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    complete: bool
+    """Whether the archives have to be the official ones, by their counts and where it was published their MD5; false: what
+    is there is taken."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.classes)
+
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """The archives that are fetched if they are not in the store."""
+        return YEARS[self.name].remotes if self.complete else ()
+
+    def contents(self, store: AnyPath) -> Contents:
+        """What the archives hold, in the store's folder of the source's name; they are fetched if they are not there."""
+        folder, year = StorePath(store) / self.name, YEARS[self.name]
+        if self.complete:
+            return ilsvrc.official(folder, year, self.classes)
+        return ilsvrc.contents(folder, year, self.classes, complete=False)
