@@ -14,10 +14,11 @@ RECIPE ?=
 SOURCE ?=
 ONLY ?=
 FAULTS ?=
-EXPERIMENT ?= ablations
+NAME :=
+ON := dvc
 PORT ?= 5000
 
-.PHONY: help repro test fast lint mutants kills faults fuzz whole compare ablations ui audit licences lock clean
+.PHONY: help repro test fast lint mutants kills faults fuzz whole study ui audit licences lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -53,11 +54,8 @@ fuzz: .venv/installed ## 20,000 damaged pictures, archives, tables, networks and
 whole: .venv/installed ## the whole workflow with each recipe at full width, and on a small set of each source
 	@pytest tests/test_whole.py --whole
 
-compare: .venv/installed ## EXPERIMENT=plateau: the variants in experiments/plateau.yaml beside each other
-	@python -m pipeline.compare "experiments/$(EXPERIMENT).yaml" $(ONLY)
-
-ablations: .venv/installed ## §3, §4 and §7 taken apart, or ONLY="one-column no-dropout" of it; what is in records/ is not run again
-	@python -m pipeline.compare experiments/ablations.yaml $(ONLY)
+study: .venv/installed ## NAME=ablations: makes the runs that a study lacks, and prints its table; ONLY="one-column no-dropout"; ON=memory
+	@python -m studies $(NAME) $(ONLY) --on $(ON)
 
 ui: .venv/installed ## MLflow's pages on the runs, at http://127.0.0.1:$(PORT)
 	@python -m pipeline tracking ui --port $(PORT)
@@ -83,7 +81,7 @@ lock: ## requirements.lock anew, from pyproject.toml (needs uv)
 clean: ## the environment and the work in progress; no archive, no run
 	@rm -rf .venv work
 
-repro fast lint mutants kills faults fuzz whole compare ablations ui licences: .venv/ready
+repro fast lint mutants kills faults fuzz whole study ui licences: .venv/ready
 
 .venv/ready: .venv/installed .dvc/site.pth .dvc/rwlock.py
 	@packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -1,12 +1,10 @@
 """The house: README, dvc.yaml, settings and imports say the same as the code."""
 
 import ast
-import csv
 import dataclasses
 import functools
 import hashlib
 import json
-import math
 import re
 import subprocess
 import tomllib
@@ -27,7 +25,8 @@ README = (ROOT / "README.md").read_text()
 DOCS = {file.name: file.read_text() for file in (ROOT / "docs").glob("*.md")}
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
 PAGES |= {f"docs/{name}": text for name, text in DOCS.items()}
-RECORDS = (ROOT / "records/README.md").read_text()
+PAGES |= {str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / "studies").rglob("README.md")}
+STUDIES = (ROOT / "studies/README.md").read_text()
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
@@ -36,7 +35,11 @@ IDLE = ("pipeline/runtime/", "pipeline/supervision/", "pipeline/tracking/", "pip
 
 
 def modules():
-    return [file for room in ("alexnet", "pipeline", "benchmarks") for file in sorted((ROOT / room).rglob("*.py"))]
+    return [
+        file
+        for room in ("alexnet", "pipeline", "studies", "benchmarks")
+        for file in sorted((ROOT / room).rglob("*.py"))
+    ]
 
 
 @functools.cache
@@ -51,7 +54,7 @@ def imported(file):
             names = [alias.name for alias in node.names]
         for name in names:
             path = ROOT / (name.replace(".", "/") + ".py")
-            if name.split(".")[0] in ("alexnet", "pipeline") and path.exists():
+            if name.split(".")[0] in ("alexnet", "pipeline", "studies") and path.exists():
                 found.add(path)
     return found
 
@@ -132,7 +135,7 @@ def test_no_docstring_dangles():
 def test_the_tree_of_files_is_the_first_line_of_every_module():
     for file in modules():
         first = ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip(".")
-        if file.name != "__init__.py" or file.parent.name in ("alexnet", "pipeline", "sources"):
+        if file.name != "__init__.py" or file.parent.name in ("alexnet", "pipeline", "sources", "studies", "figure_1"):
             name = f"{file.parent.name}/" if file.name == "__init__.py" else file.name
             assert re.search(rf"^\s*{re.escape(name)} +{re.escape(first)}\.?$", DOCS["inside.md"], re.M), (
                 f"{name}  {first}"
@@ -149,7 +152,12 @@ def test_the_tree_of_files_names_nothing_that_is_not_there():
 
 def test_every_command_of_make_on_a_page_is_a_target():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    quoted = [part for text in PAGES.values() for part in re.findall(r"`[^`]+`|```.*?```", text, re.S)]
+    quoted = [
+        part
+        for page, text in PAGES.items()
+        if not page.startswith("studies/")
+        for part in re.findall(r"`[^`]+`|```.*?```", text, re.S)
+    ]
     named = set(re.findall(r"\bmake ([a-z]+)\b", " ".join(quoted)))
     assert named
     assert named <= targets
@@ -237,7 +245,9 @@ def test_every_link_and_every_module_on_a_page_is_there(page):
             re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", there, re.M)
         }
         assert not heading or heading in headings, link
-    for module in re.findall(r"python -m ((?:pipeline|alexnet)[\w.]*)", text):
+    if page.startswith("studies/"):
+        return  # commands there are those of the commit that was measured
+    for module in re.findall(r"python -m ((?:pipeline|alexnet|studies)[\w.]*)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
@@ -253,7 +263,7 @@ def test_every_number_of_the_results_is_in_the_study_that_its_row_links_to():
     assert len(rows) > 5
     for row in rows:
         *_, here, _, seeds, study = [cell.strip() for cell in row.strip("|").split(" |")]
-        (folder,) = re.findall(r"\((records/[^)]+)/\)", study)
+        (folder,) = re.findall(r"\((studies/[^)]+)/\)", study)
         text = (ROOT / folder / "README.md").read_text()
         assert f"n = {seeds}" in text
         numbers = re.findall(
@@ -272,40 +282,33 @@ def test_every_row_of_the_ledger_has_its_test():
 
 
 @pytest.mark.parametrize(
-    "folder", sorted(each for each in (ROOT / "records").iterdir() if each.is_dir()), ids=lambda folder: folder.name
+    "folder", sorted(file.parent for file in (ROOT / "studies").glob("*/README.md")), ids=lambda folder: folder.name
 )
-def test_a_record_is_dated_listed_and_whole(folder):
-    assert re.match(r"20\d\d-\d\d-\d\d-", folder.name)
-    (row,) = re.findall(rf"^\| \[{folder.name}\]\({folder.name}/\) \| (.*) \|$", RECORDS, re.M)
-    assert {"README.md", "params.yaml", "log.txt"} <= {file.name for file in folder.iterdir()}
-    assert [*folder.glob("*.csv"), *folder.glob("*.json")]
+def test_a_study_is_listed_and_whole(folder):
+    (row,) = re.findall(rf"^\| \[{folder.name}\]\({folder.name}/\) \| (.*) \|$", STUDIES, re.M)
+    files = {file.name for file in folder.iterdir()}
+    assert "log.txt" in files
+    assert {"base.yaml", "params.yaml"} & files
+    assert [*folder.glob("*.csv")]
+    if "study.yaml" in files:
+        assert {"base.yaml", "runs.csv", "curves.csv", "table.md", "losses.png"} <= files
     text = (folder / "README.md").read_text()
     numbers = re.findall(r"(?<![\w.,])(?:\d*\.\d+|\d{1,3}(?:,\d{3})+|\d+(?= %))", row)
     missing = [
         number for number in numbers if not re.search(rf"(?<![\d.,])0?{re.escape(number.lstrip('0'))}(?!\d)", text)
     ]
-    assert missing == [], "the row says what the record does not"
-    for words in (r"\*\*Question\.\*\*", r"\*\*Verdict", r"\*\*Commands?\*\*", r"\*\*Machine\*\*", "commit"):
+    assert missing == [], "the row says what the study does not"
+    for words in (
+        r"\*\*Question\.\*\*",
+        r"\*\*Verdict",
+        r"\*\*Measured\*\*",
+        r"\*\*Commands?\*\*",
+        r"\*\*Machine\*\*",
+        "commit",
+    ):
         assert re.search(words, text), words
-    assert not re.search(r"/(work|root|home|tmp)/", text + (folder / "log.txt").read_text())
-
-
-def test_the_plateaus_that_are_told_are_those_of_the_record():
-    folder, learned = ROOT / "records/2026-11-26-plateau", {}
-    for name in ("paper", "original-2012"):
-        for file in folder.glob(f"{name}-[0-9]-steps.csv"):
-            with file.open(newline="") as handle:
-                losses = {int(row["step"]): float(row["loss"]) for row in csv.DictReader(handle)}
-            first = next(step for step, loss in losses.items() if loss < math.log(200) - 0.1)
-            learned.setdefault(name, []).append(first)
-    printed, run = sorted(learned["paper"]), sorted(learned["original-2012"])
-    assert len(printed) == len(run) == 3
-    said = re.search(
-        r"`paper` learned nothing\nfor its first ([\d,]+) to ([\d,]+) steps.*`original-2012` for (\d+)",
-        DOCS["changing.md"],
-    )
-    assert [int(number.replace(",", "")) for number in said.groups()] == [printed[0], printed[-1], run[0]]
-    assert run[0] == run[-1]
+    logs = "".join(file.read_text() for file in folder.glob("log*.txt"))
+    assert not re.search(r"/(work|root|home|tmp)/", text.replace("work/studies/", "") + logs)
 
 
 def test_every_program_that_a_page_says_to_run_is_there():
@@ -328,7 +331,7 @@ def test_every_test_that_a_page_names_exists():
 
 def test_no_docstring_begins_with_of():
     """It says nothing without the name above it."""
-    folders = ("alexnet", "pipeline", "benchmarks", "experiments", "docs")
+    folders = ("alexnet", "pipeline", "studies", "benchmarks", "docs")
     found = [
         f"{file.relative_to(ROOT)}: {text}"
         for folder in folders

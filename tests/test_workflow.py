@@ -1,6 +1,7 @@
 """The whole workflow, as a user runs it: a fresh copy, a tiny sample, the real dvc, Ray, MLflow and job server."""
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
@@ -203,33 +204,37 @@ def test_a_recipe_runs_beside_the_working_copy(workflow):
 
 def test_variants_are_run_once_recorded_and_compared(workflow):
     seed = YAML(typ="safe").load(workflow.folder / "params.yaml")["learning"]["seed"]
-    file = workflow.folder / "experiments/two.yaml"
-    lines = ["record: two", "base: params.yaml", "target: evaluate", f"seeds: [{seed}]", "variants:"]
+    file = workflow.folder / "studies/two/study.yaml"
+    file.parent.mkdir()
+    shutil.copy(workflow.folder / "params.yaml", file.with_name("base.yaml"))
+    lines = ["target: evaluate", f"seeds: [{seed}]", "variants:"]
     for name, number in (("one", 8), ("other", 9)):  # what does not touch the training takes no time
         lines.append(f'  - {{name: {name}, section: "", changes: {{report.seed: {number}}}, paper: ""}}')
     file.write_text("\n".join(lines) + "\n")
     workflow.run("git", "add", "-A")
-    workflow.run("git", "commit", "-qm", "a comparison")
+    workflow.run("git", "commit", "-qm", "a study")
     shutil.move(workflow.folder / ".dvc/cache", workflow.folder / "away")
-    code, said_too = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml", check=False)
+    code, said_too = workflow.run(sys.executable, "-m", "studies", "two", check=False)
     shutil.move(workflow.folder / "away", workflow.folder / ".dvc/cache")
     assert code == 1
     assert "not in DVC's cache. Run first: make repro, or dvc pull" in said_too
-    said = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml", "other")
-    assert "compare: other, seed" in said and "compare: one, seed" not in said
-    said = workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml")
-    assert "compare: one, seed" in said and "compare: other, seed" not in said
+    said = workflow.run(sys.executable, "-m", "studies", "two", "other")
+    assert "studies: other, seed" in said and "studies: one, seed" not in said
+    said = workflow.run(sys.executable, "-m", "studies", "two")
+    assert "studies: one, seed" in said and "studies: other, seed" not in said
     error = 100 * json.loads((workflow.folder / "metrics.json").read_text())["ten_views"]["top1_error"]
     assert f"| other |  | 1 | {error:.2f} |" in said
     assert "| +0.00 |" in said
-    record = workflow.folder / "records/two"
-    assert (record / "table.md").read_text().strip() in said
-    assert all((record / f"{name}.png").stat().st_size > 1000 for name in ("losses", "differences"))
-    assert (record / f"one-{seed}-steps.csv").read_bytes() == (workflow.folder / "data/history/steps.csv").read_bytes()
-    (record / "losses.png").unlink()
-    assert workflow.run(sys.executable, "-m", "pipeline.compare", "experiments/two.yaml").strip() in said
-    assert not (record / "losses.png").exists(), "a finished record is printed, not written"
-    shutil.rmtree(record)
+    assert file.with_name("table.md").read_text().strip() in said
+    assert all(file.with_name(f"{name}.png").stat().st_size > 1000 for name in ("losses", "differences"))
+    with file.with_name("curves.csv").open() as handle, (workflow.folder / "data/history/steps.csv").open() as history:
+        points = [row for row in csv.DictReader(handle) if (row["variant"], row["per"]) == ("one", "step")]
+        steps = [*csv.DictReader(history)]
+    assert [{name: point[name] for name in steps[0]} for point in points] == steps
+    file.with_name("losses.png").unlink()
+    assert workflow.run(sys.executable, "-m", "studies", "two").strip() in said
+    assert not file.with_name("losses.png").exists(), "a finished study is printed, not written"
+    shutil.rmtree(file.parent)
     workflow.run("git", "reset", "-q", "--hard", "HEAD~1")
 
 

@@ -44,18 +44,6 @@ def names(folder: Path) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
-def compare() -> argparse.ArgumentParser:
-    """`python -m pipeline.compare`."""
-    return _comparison("compare")
-
-
-def resident() -> argparse.ArgumentParser:
-    """`python -m pipeline.resident`."""
-    parser = _comparison("resident")
-    parser.add_argument("--at-once", type=_from_one, default=1, help="runs that learn at the same time")
-    return parser
-
-
 def tracking() -> argparse.ArgumentParser:
     """`python -m pipeline.tracking`."""
     parser = parser_of("tracking")
@@ -64,13 +52,6 @@ def tracking() -> argparse.ArgumentParser:
     sending.add_argument("--limit", type=float, default=3600, metavar="SECONDS", help="how long it may take (3600)")
     pages = given.add_parser("ui", help="MLflow's pages on the runs, at 127.0.0.1", allow_abbrev=False)
     pages.add_argument("--port", type=int, default=5000, help="where they are (5000)")
-    return parser
-
-
-def _comparison(name: str) -> argparse.ArgumentParser:
-    parser = parser_of(name)
-    parser.add_argument("file", type=there, metavar="FILE", help="such as experiments/full-width.yaml")
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all if none is named")
     return parser
 
 
@@ -95,12 +76,6 @@ def _network(word: str) -> str:
             if name and subprocess.run(["git", *asked], capture_output=True, check=False).stdout:
                 return word
     raise argparse.ArgumentTypeError(f"{word}: no path, no experiment and no revision. See: dvc exp list")
-
-
-def _from_one(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"has to be at least 1, is {word}")
-    return int(word)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -131,4 +106,4 @@ def head(file: Path) -> str:
     return "\n\n".join((ast.get_docstring(ast.parse(file.read_bytes())) or "").split("\n\n")[:2])
 
 
-PROGRAMS = {each.__name__: each for each in (ensemble, recipe, compare, resident, tracking)}
+PROGRAMS = {each.__name__: each for each in (ensemble, recipe, tracking)}

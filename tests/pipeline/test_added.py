@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from alexnet.learning import Learning
-from pipeline import compare, recipe
-from pipeline.resident import check_pictures
+from pipeline import recipe
 from pipeline.runtime import added, params
+from studies import rows
+from studies.study import read
 
 ROOT = Path(__file__).parents[2]
 
 KEY = "learning.warm_up"
-COMPARISONS = ("plateau", "full-width")
+STUDIES = ("plateau", "ablations")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,19 +34,15 @@ def add(file: Path, value: object) -> None:
 
 
 def missing() -> int:
-    found = [compare.read(Path(f"experiments/{name}.yaml")) for name in COMPARISONS]
-    return sum(len(compare.missing(dataclasses.replace(each, seeds=(1,)), each.variants)) for each in found)
+    found = [read(name) for name in STUDIES]
+    return sum(len(rows.missing(dataclasses.replace(each, seeds=(1,)), each.variants)) for each in found)
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what is kept, in which params.yaml has a key more than all of it."""
-    for folder in ("experiments", "recipes"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    for file in (ROOT / "records").glob("*/*.*"):
-        if file.name in ("runs.csv", "params.yaml"):
-            (tmp_path / file.relative_to(ROOT).parent).mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, tmp_path / file.relative_to(ROOT))
+    for folder in ("studies", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.py", "*.png", "curves.csv"))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(added, "ADDED", {**added.ADDED, KEY: 0})
@@ -55,28 +52,27 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_no_recorded_run_is_missing_for_a_key_that_says_as_before(here: Path) -> None:
     assert missing() == 0
     add(here / "params.yaml", 0)
-    for name in COMPARISONS:
-        add(here / f"experiments/bases/{name}.yaml", 0)
+    for name in STUDIES:
+        add(here / f"studies/{name}/base.yaml", 0)
     assert missing() == 0
-    for name in COMPARISONS:
-        file = here / f"experiments/bases/{name}.yaml"
+    for name in STUDIES:
+        file = here / f"studies/{name}/base.yaml"
         file.write_text(file.read_text().replace("warm_up: 0", "warm_up: 5"))
-    whole = sum(len(compare.read(Path(f"experiments/{name}.yaml")).variants) for name in COMPARISONS)
+    whole = sum(len(read(name).variants) for name in STUDIES)
     assert missing() == whole, "runs of another value are taken for those that were recorded"
 
 
 def test_a_variant_may_change_a_key_that_its_base_does_not_have(here: Path) -> None:
-    plateau = compare.read(Path("experiments/plateau.yaml"))
+    plateau = read("plateau")
     warm, same = (dataclasses.replace(plateau.variants[0], changes={KEY: value}) for value in (5, 0))
-    assert compare.missing(plateau, [same]) == []
-    assert [document["learning"]["warm_up"] for _, _, document in compare.missing(plateau, [warm])] == [5, 5, 5]
+    assert rows.missing(plateau, [same]) == []
+    assert [run.parameters["learning"]["warm_up"] for run in rows.missing(plateau, [warm])] == [5, 5, 5]
 
 
 def test_recipes_and_bases_and_recorded_files_stay_valid(here: Path) -> None:
     add(here / "params.yaml", 0)
-    kept = [*Path("recipes").glob("*.yaml"), *Path("experiments/bases").glob("*.yaml")]
-    kept += [file.with_name("params.yaml") for file in Path("records").glob("*/runs.csv")]
-    assert len(kept) > 12
+    kept = [*Path("recipes").glob("*.yaml"), *Path("studies").glob("*/base*.yaml")]
+    assert len(kept) >= 11
     for file in kept:
         read = params.read("learning", Later, file)
         assert read.warm_up == 0
@@ -85,23 +81,10 @@ def test_recipes_and_bases_and_recorded_files_stay_valid(here: Path) -> None:
     add(here / "recipes/paper.yaml", 7)
     paper = Path("recipes/paper.yaml")
     assert "learning.warm_up=7" in recipe.command(paper, params.load(paper), "x")
-    # and where params.yaml is a recorded file, as README has it copied, that is older than the recipe
-    shutil.copy("experiments/bases/full-width.yaml", "params.yaml")
+    # and where params.yaml is a study's base that is older than the recipe
+    shutil.copy("studies/ablations/base.yaml", "params.yaml")
     assert "+learning.warm_up=7" in recipe.command(paper, params.load(paper), "x")
     assert params.read("learning", Later).warm_up == 0
-
-
-def test_pictures_of_a_base_are_the_same_for_a_key_that_says_as_before(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(added, "ADDED", {"resize.gamma": 1.0})
-    base = Path("experiments/bases/full-width.yaml")
-    text = base.read_text().replace("\nresize:\n", "\nresize:\n  gamma: 1.0\n")
-    Path("params.yaml").write_text(text)
-    check_pictures(base)
-    Path("params.yaml").write_text(text.replace("gamma: 1.0", "gamma: 2.2"))
-    with pytest.raises(ValueError, match=r"params.yaml: resize: is not that of"):
-        check_pictures(base)
 
 
 def test_a_key_that_was_not_added_later_is_still_refused(here: Path) -> None:

@@ -17,9 +17,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import compare, download, ensemble, evaluate, report, resize
+from pipeline import download, ensemble, evaluate, report, resize
 from pipeline.archives.contents import Contents
-from pipeline.compare import Comparison, Variant
 from pipeline.evaluation import trained, vectors
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests, fetch, params, said, stage
@@ -30,6 +29,8 @@ from pipeline.shards.census import Census
 from pipeline.shards.tables import Manifest, Shard, Synset
 from pipeline.sources import huggingface
 from pipeline.tracking import runs
+from studies.study import Study, Variant
+from studies.table import cell as markdown
 from tests.names import NASTY, UNUSABLE
 from tests.pipeline import layouts
 from tests.pipeline.miniature import jpeg
@@ -240,7 +241,7 @@ def test_a_summary_of_the_store_is_a_line_for_each_note(capsys: pytest.CaptureFi
 
 def test_tables_on_a_terminal_and_in_markdown_keep_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NASTY:
-        cell = compare._cell(name)
+        cell = markdown(name)
         assert cell.isprintable()
         assert cell.replace("\\\\", "").replace("\\|", "").count("|") == 0
         assert "<" not in cell
@@ -256,18 +257,18 @@ ERRORS = tuple(f"top{top}_{what}" for top in (1, 5) for what in ("error", "low",
 @pytest.mark.parametrize(
     "name", ["../x", "a/b", "", " ", "-x", "a b", "a|b", "x" * 101, "a..b", "x.lock", "a\n", "猫", "~", "a:b"]
 )
-def test_a_variant_or_record_that_could_be_no_file_is_refused_before_it_runs(name: str) -> None:
+def test_a_variant_or_study_that_could_be_no_file_is_refused_before_it_runs(name: str) -> None:
     with pytest.raises(ValueError, match="name: has to be made of letters, digits"):
         Variant(name=name, changes={}, section="", paper="")
     good = Variant(name="paper-with-0.3_x", changes={}, section="", paper="a | b")
-    with pytest.raises(ValueError, match="record: has to be made of letters, digits"):
-        Comparison(record=name, base="", target="train", seeds=(0,), variants=(good,))
+    with pytest.raises(ValueError, match="name: has to be made of letters, digits"):
+        Study(name=name, target="train", seeds=(0,), variants=(good,))
 
 
 def test_two_variants_of_one_name_are_refused() -> None:
     twice = tuple(Variant(name=name, changes={}, section="", paper="") for name in ("Base", "base"))
-    with pytest.raises(ValueError, match="two variants 'base'"):
-        Comparison(record="x", base="", target="train", seeds=(0,), variants=twice)
+    with pytest.raises(ValueError, match="two variants are called 'base'"):
+        Study(name="x", target="train", seeds=(0,), variants=twice)
 
 
 # What the store may be called, and what is refused before anything is trained

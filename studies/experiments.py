@@ -1,0 +1,81 @@
+"""A study's runs as DVC experiments, one after another: each can be listed, compared and applied like any other."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import recipe
+from pipeline.runtime import params
+from pipeline.runtime.said import say
+from studies import rows
+from studies.rows import Result
+from studies.study import Run, Study
+
+
+def run(study: Study, missing: Sequence[Run]) -> None:
+    """Makes the runs and records each; `ValueError` at the end if some of them failed."""
+    check_cache()
+    faults = []
+    for each in missing:
+        try:
+            rows.record(study, each, experiment(study, each))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def check_cache() -> None:
+    """`ValueError` if DVC's cache lacks what dvc.lock names.
+
+    `dvc exp run` with a stage to stop at fails for want of it, and only at its end, when the training is done.
+    """
+    recipe.keep_here()
+    asked = subprocess.run(["dvc", "cache", "dir"], check=True, capture_output=True, text=True)
+    cache = Path(asked.stdout.strip()) / "files/md5"
+    for name, made in params.load(Path("dvc.lock"))["stages"].items():
+        for out in made["outs"]:
+            kept = (cache / out["md5"][:2] / out["md5"][2:]).exists()
+            if not kept and not Path(out["path"]).is_file():  # metrics.json is in git, not in the cache
+                raise ValueError(
+                    f"dvc.lock names {out['path']} of {name}, which is not in DVC's cache. Run first: make repro, or dvc pull"
+                )
+
+
+def experiment(study: Study, run: Run) -> Result:
+    """Makes one run as a DVC experiment."""
+    name = recipe.unused(f"{study.name}-{run.variant.name}-{run.seed}")
+    command = recipe.command(study.base, run.parameters, name, study.target)
+    say(f"studies: {run}: {' '.join(command)}")
+    began = time.monotonic()
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise ValueError(f"{run}: dvc exp run ended with {done.returncode}; finished stages are kept")
+    return result(study, name, (time.monotonic() - began) / 60)
+
+
+def result(study: Study, name: str, minutes: float) -> Result:
+    """What a finished experiment measured."""
+    import dvc.api
+
+    recipe.keep_here()
+    read = functools.partial(dvc.api.read, rev=name)
+    steps, epochs = (
+        list(csv.DictReader(io.StringIO(read(f"data/history/{curve}.csv")))) for curve in ("steps", "epochs")
+    )
+    classes = len(json.loads(read("data/shards/manifest.json"))["classes"])
+    cells: dict[str, Any] = {"experiment": name, "minutes": f"{minutes:.1f}", "classes": classes}
+    if study.target == "evaluate":
+        metrics = json.loads(read("metrics.json"))
+        cells["images"] = metrics["images"]
+        cells |= {f"top{top}_error": metrics["ten_views"][f"top{top}_error"] for top in (1, 5)}
+        cells |= {f"centre_top{top}_error": metrics["centre"][f"top{top}_error"] for top in (1, 5)}
+    return Result(steps=steps, epochs=epochs, cells=cells)

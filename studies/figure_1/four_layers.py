@@ -1,0 +1,247 @@
+"""A convolutional network of four layers, and one run of its learning until the training error has come down (§3.1).
+
+Nothing regularizes: no weight decay, no dropout, no change of the pictures but that their mean is subtracted. In shapes:
+N pictures of the training set, B of a batch, C kernels or colours, H×W places, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet import draws, errors
+from pipeline.runtime import files
+from pipeline.sources.cifar10 import CLASSES, SIDE
+from studies.figure_1.pictures import Cifar
+
+Activation = Literal["relu", "tanh"]
+Start = Literal["scaled", "original"]
+ACTIVATIONS: tuple[Activation, ...] = ("relu", "tanh")
+STARTS: tuple[Start, ...] = ("scaled", "original")
+"""Where learning begins, the same rule for both activations.
+
+scaled: pixels divided by their standard deviation, weights of a spread that keeps the signal's in this activation
+(torch.nn.init.calculate_gain), so that neither begins with an advantage. original: pixels on the scale 0–255 and
+weights of `ORIGINAL_STD`, as a network for CIFAR-10 was begun in 2012.
+"""
+
+ORIGINAL_STD = (0.0001, 0.01, 0.04, 0.01)
+"""By layer, of the authors' example for CIFAR-10 with 13 % test error (layers-conv-local-13pct.cfg)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """params.yaml, `training:` — what all runs have in common."""
+
+    kernels: tuple[int, ...]
+    """Kernels of the three convolutional layers."""
+    batch_size: int
+    """Pictures per update. The paper: 128."""
+    momentum: float
+    """The paper: .9."""
+    precision: Literal["float32", "bfloat16"]
+    """Precision of the convolutions and products; weights and velocities are float32 in both."""
+    target: float
+    """The training error to reach. The paper: .25."""
+    measured: int
+    """Training pictures, always the same, whose error is measured after each epoch."""
+
+    def __post_init__(self) -> None:
+        if len(self.kernels) != 3 or min(self.kernels) < 1:
+            raise ValueError(f"kernels has to be three numbers of at least 1, is {list(self.kernels)}")
+        for name in ("batch_size", "measured"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} has to be at least 1, is {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum has to be in [0, 1), is {self.momentum}")
+        if not 0 < self.target < 1:
+            raise ValueError(f"target has to be in (0, 1), is {self.target}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What one run has of its own."""
+
+    start: Start
+    activation: Activation
+    rate: float
+    seed: int
+    """Seed of the first weights and the order of the pictures: the same draws for both activations."""
+
+    def __str__(self) -> str:
+        return f"{self.start} {self.activation}, rate {self.rate:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Where a run is after an epoch; epoch 0 is before the first step. NaN: it diverged, or was not measured."""
+
+    epoch: int
+    running_error: float
+    """Error of all pictures as they were learned from: what the weights were worth half an epoch ago, on the mean."""
+    training_error: float
+    """Error of the `measured` pictures, with the weights as they are now."""
+
+
+def epochs_to(target: float, epochs: list[float], errors: list[float]) -> float:
+    """When the error first is at or below `target`, on straight lines between the points; infinite if it never is."""
+    below = np.flatnonzero(np.asarray(errors) <= target)
+    if not len(below):
+        return math.inf
+    last = int(below[0])
+    if last == 0:
+        return epochs[0]
+    share = (errors[last - 1] - target) / (errors[last - 1] - errors[last])
+    return epochs[last - 1] + share * (epochs[last] - epochs[last - 1])
+
+
+def reached(target: float, history: list[Epoch]) -> float:
+    """Epochs to the target by the training error measured after each epoch."""
+    return epochs_to(target, [row.epoch for row in history], [row.training_error for row in history])
+
+
+def reached_running(target: float, history: list[Epoch]) -> float:
+    """Epochs to the target by the running error, which stands for the middle of its epoch."""
+    return epochs_to(target, [row.epoch - 0.5 for row in history[1:]], [row.running_error for row in history[1:]])
+
+
+def network(training: Training, setting: Setting) -> nn.Sequential:
+    """Three layers of convolution and one fully connected, B×3×32×32 → B×10.
+
+    As in the paper's own first layer, the first kernels move by more than a pixel, which halves the work. The activation
+    stands behind the pooling: both rise, so that the order does not matter but for the work.
+    """
+    k1, k2, k3 = training.kernels
+    activation = nn.ReLU if setting.activation == "relu" else nn.Tanh
+    # fmt: off
+    made = nn.Sequential(
+        nn.Conv2d(3,  k1, 5, stride=2, padding=2),                  activation(),  # 32 × 16 × 16
+        nn.Conv2d(k1, k2, 3, padding=1),           nn.MaxPool2d(2), activation(),  # 64 × 8 × 8
+        nn.Conv2d(k2, k3, 3, padding=1),           nn.MaxPool2d(2), activation(),  # 128 × 4 × 4
+        nn.Flatten(), nn.Linear(k3 * (SIDE // 8) ** 2, CLASSES),              # 10
+    )
+    # fmt: on
+    weighted = [layer for layer in made if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        for place, layer in enumerate(weighted):
+            weight = layer.weight
+            if setting.start == "scaled":
+                gain = nn.init.calculate_gain("linear" if isinstance(layer, nn.Linear) else setting.activation)
+                std = gain / math.sqrt(weight[0].numel())
+            else:
+                std = ORIGINAL_STD[place]
+            drawn = draws.normal("figure 1 weights", setting.seed, place, torch.arange(weight.numel()))
+            weight.copy_(drawn.reshape(weight.shape) * std)
+            assert layer.bias is not None
+            layer.bias.zero_()
+    return made.to(memory_format=torch.channels_last)
+
+
+class Run:
+    """One run. It can be taken further; its epochs survive a kill in `folder`, in a file named by all that decides it."""
+
+    def __init__(self, training: Training, setting: Setting, cifar: Cifar, folder: Path) -> None:
+        self.training, self.setting, self.cifar = training, setting, cifar
+        decides = [asdict(training), asdict(setting), cifar.sha256, _code(), torch.__version__]
+        name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        self.checkpoint = folder / f"{name}.pt"
+        self.history: list[Epoch] = []
+        self.unit = cifar.spread if setting.start == "scaled" else 1.0
+        chance = draws.bits("figure 1 measured", torch.arange(len(cifar.labels_N)))
+        self.measured = chance.argsort()[: training.measured]
+
+    def advance(self, epochs: int) -> list[Epoch]:
+        """Goes on until `epochs` are done, unless it has diverged or both errors are at the target; gives the history."""
+        state = self._load()
+        if self._over(epochs):
+            return self.history
+        self.network = network(self.training, self.setting)
+        # at a constant rate and without decay, torch's rule is the paper's (§5)
+        self.rule = torch.optim.SGD(self.network.parameters(), self.setting.rate, momentum=self.training.momentum)
+        if state:
+            self.network.load_state_dict(state["network"])
+            self.rule.load_state_dict(state["rule"])
+        else:
+            self.history = [Epoch(0, math.nan, self._measure())]
+        while not self._over(epochs):
+            began = time.monotonic()
+            running = self._learn(len(self.history))
+            error = math.nan if math.isnan(running) else self._measure()
+            self.history.append(Epoch(len(self.history), running, error))
+            self._save()
+            seconds = time.monotonic() - began
+            print(
+                f"{self.setting}, epoch {len(self.history) - 1}: training error {error:.2%}, "
+                f"running {running:.2%}, {seconds:.1f} s",
+                flush=True,
+            )
+        return self.history
+
+    def _over(self, epochs: int) -> bool:
+        if not self.history:
+            return False
+        diverged = math.isnan(self.history[-1].training_error)
+        there = max(reached(self.training.target, self.history), reached_running(self.training.target, self.history))
+        return len(self.history) > epochs or diverged or math.isfinite(there)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        pictures_BHWC = (self.cifar.pictures_NHWC[rows].float() - self.cifar.mean_HWC) / self.unit
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training.precision == "bfloat16"):
+            logits_BK: Tensor = self.network(pictures_BHWC.permute(0, 3, 1, 2))  # channels last in memory
+        return logits_BK.float()
+
+    def _learn(self, epoch: int) -> float:
+        """One time through all pictures; the running error, or NaN as soon as the loss is no finite number."""
+        pictures = len(self.cifar.labels_N)
+        right = 0.0
+        order = draws.bits("figure 1 order", self.setting.seed, epoch, torch.arange(pictures)).argsort()
+        for rows in order.split(self.training.batch_size):  # type: ignore[no-untyped-call]
+            labels_B = self.cifar.labels_N[rows]
+            logits_BK = self._logits(rows)
+            loss = F.cross_entropy(logits_BK, labels_B)
+            if not math.isfinite(loss.item()):
+                return math.nan
+            self.rule.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.rule.step()
+            right += errors.topk_credit(logits_BK.detach(), labels_B, 1).sum().item()
+        return 1 - right / pictures
+
+    @torch.inference_mode()
+    def _measure(self) -> float:
+        right = 0.0
+        for rows in self.measured.split(1000):  # type: ignore[no-untyped-call]
+            right += errors.topk_credit(self._logits(rows), self.cifar.labels_N[rows], 1).sum().item()
+        return 1 - right / len(self.measured)
+
+    def _load(self) -> dict[str, Any]:
+        if not self.checkpoint.exists():
+            return {}
+        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
+        self.history = [Epoch(*row) for row in state["history"]]
+        return state
+
+    def _save(self) -> None:
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        made = self.checkpoint.with_suffix(".part")
+        history = [(row.epoch, row.running_error, row.training_error) for row in self.history]
+        state = {"network": self.network.state_dict(), "rule": self.rule.state_dict(), "history": history}
+        torch.save(state, made)
+        files.put(made, self.checkpoint)
+
+
+def _code() -> str:
+    """Digest of the modules that decide a run: after an edit it begins anew."""
+    here = Path(__file__)
+    files = [here, here.with_name("pictures.py"), Path(draws.__file__), Path(errors.__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,58 @@
+"""What a study has found so far: its table on the terminal, and, when a run has come, table.md and the figures anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pipeline.runtime import files
+from pipeline.runtime.said import say
+from studies import rows
+from studies.rows import Row
+from studies.study import Study
+from studies.table import ONE_VIEW, ONE_VIEW_ADDS, differences, interval, table, view_differences
+
+
+def show(study: Study) -> None:
+    """Prints the table, and draws the figures if a row has come since table.md was written."""
+    said, file = table(study), study.folder / "table.md"
+    say(*said.split("\n"))
+    if not file.exists() or file.read_text(encoding="utf-8") != f"{said}\n":
+        draw(study)
+
+
+def draw(study: Study) -> None:
+    """Writes losses.png, differences.png if the runs were evaluated, and last table.md. Nothing if no run is finished."""
+    from alexnet import figures
+
+    measured, points = rows.by_variant(study), rows.curves(study)
+    if not measured:
+        return
+    losses: dict[str, list[tuple[list[float], list[float]]]] = {}
+    classes = 0
+    for row in (row for by_seed in measured.values() for row in by_seed.values()):
+        steps = points[row["key"]]
+        curve = [float(point["step"]) for point in steps], [float(point["loss"]) for point in steps]
+        losses.setdefault(row["variant"], []).append(curve)
+        classes = int(row["classes"])
+    with files.atomic(study.folder / "losses.png") as made:
+        made.write_bytes(figures.losses(losses, math.log(classes)))
+    if study.target != "train":
+        with files.atomic(study.folder / "differences.png") as made:
+            made.write_bytes(_differences(study, measured))
+    with files.atomic(study.folder / "table.md") as made:
+        made.write_text(table(study) + "\n", encoding="utf-8")
+
+
+def _differences(study: Study, measured: Mapping[str, Mapping[str, Row]]) -> bytes:
+    from alexnet import figures
+
+    base, *others = (variant.name for variant in study.variants)
+    tested = {
+        name: differences(measured[name], measured.get(base, {}), "top1_error") for name in others if name in measured
+    }
+    if base in measured:
+        tested[ONE_VIEW] = view_differences(measured[base])
+    intervals = {name: ends for name, values in tested.items() if (ends := interval(values)) is not None}
+    printed = {variant.name: variant.adds for variant in study.variants if variant.adds is not None}
+    return figures.differences(tested, intervals, printed | {ONE_VIEW: ONE_VIEW_ADDS})

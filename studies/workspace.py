@@ -1,0 +1,97 @@
+"""The pictures of a study's base, made by DVC in a copy of the code: the working copy and its params.yaml stay as they are.
+
+The copy is work/studies/NAME. Its data store and DVC's cache are those of the working copy, so nothing is fetched or made
+twice; what was made there is used again by the next call. Git is not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from pipeline import recipe
+from pipeline.runtime import files, machine, stage
+from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.said import say
+from pipeline.shards import artifacts
+from pipeline.shards.tables import Manifest
+from studies.study import Study
+
+WORKSPACES = stage.WORK / "studies"
+
+CODE = ("alexnet", "pipeline")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """The pictures of a study."""
+
+    manifest: Manifest
+    shards: AnyPath
+    """Their folder, absolute."""
+    mean: Path
+    """data/mean.npz, absolute."""
+
+
+def prepare(study: Study) -> Prepared:
+    """Sees that the shards and the mean of the study's base are made; `ValueError` if DVC could not make them."""
+    folder = (WORKSPACES / study.name).absolute()
+    with stage.alone(f"studies-{study.name}"):
+        settings = fill(folder, study.base)
+        say(f"studies: the pictures of {study.base}, in {folder}: dvc repro mean")
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        environment = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
+        environment |= {"PATH": path, "ALEXNET_MACHINE": str(settings)}
+        recipe.keep_here()
+        site = os.environ["DVC_SITE_CACHE_DIR"]
+        done = subprocess.run(
+            ["dvc", "repro", "mean"], cwd=folder, env=environment | {"DVC_SITE_CACHE_DIR": site}, check=False
+        )
+        if done.returncode:
+            raise ValueError(f"{folder}: dvc repro mean ended with {done.returncode}; what it said is above")
+        return read(folder)
+
+
+def read(folder: Path) -> Prepared:
+    """The shards and the mean in a workspace."""
+    with contextlib.chdir(folder):
+        settings = machine.read()
+        manifest, mean = artifacts.inputs(settings)
+        return Prepared(manifest=manifest, shards=artifacts.locate(manifest, settings), mean=mean.absolute())
+
+
+def fill(folder: Path, base: Path) -> Path:
+    """Brings the code and the base into the workspace, and says where store and cache are; gives its machine.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CODE:
+        files.discard(folder / name)
+        shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copyfile(name, folder / name)
+    shutil.copyfile(base, folder / "params.yaml")
+    config = folder / ".dvc/config"
+    config.parent.mkdir(exist_ok=True)
+    shutil.copyfile(".dvc/config", config)
+    config.with_name("config.local").write_text(f"[core]\n    no_scm = true\n[cache]\n    dir = {cache()}\n")
+    ours = machine.read()
+    settings = dataclasses.asdict(ours) | {"store": str(machine.store(ours))}
+    file = folder / "machine.yaml"
+    with file.open("w", encoding="utf-8") as handle:
+        YAML(typ="safe").dump(settings, handle)
+    return file
+
+
+def cache() -> Path:
+    """DVC's cache of the working copy, absolute; it has to be asked without git."""
+    from dvc.config import Config
+
+    named = Config(dvc_dir=".dvc").get("cache", {}).get("dir")
+    return Path(named or ".dvc/cache").absolute()
