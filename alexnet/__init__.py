@@ -1,1 +1,1 @@
-"""The paper: the network of 2012, its data, its rule and its measures. Knows torch, and nothing of the pipeline."""
+"""The paper: the network of 2012, its data, its update rule and its error rates. Imports torch, nothing of the pipeline."""

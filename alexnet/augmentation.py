@@ -1,7 +1,7 @@
-"""§4.1 Patches, reflections and the colour of light, and the ten views of testing; on batches, on the device.
+"""§4.1 Random patches, reflections and colour for training, and the ten views for testing; batched, on the device.
 
-Pictures come as bytes, B×3×256×256, and leave as patches of floats, B×3×224×224, the mean subtracted. 224 stands for
-`side`, the side of a network's patches.
+Pictures are uint8, B×3×256×256; patches are floats, B×3×224×224, with the mean subtracted. 224 stands for `side`, the
+side of a network's input.
 """
 
 from __future__ import annotations
@@ -19,62 +19,64 @@ PATCH = 224
 """Side of a patch in the paper, in pixels."""
 
 AREAS, RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
-"""The range of a resized patch: its share of the picture's area, and its width by its height (RandomResizedCrop)."""
+"""Ranges for resized patches, those of RandomResizedCrop: fraction of the picture's area, and width / height."""
 
 CENTRE = 2
-"""Which of the ten views is the centre patch, not reflected."""
+"""Index of the unreflected centre patch among the ten views."""
 
 
-Subtracted = Literal["centre", "patch", "channels"]
+MeanKind = Literal["centre", "patch", "channels"]
 """See `Augmentation.mean`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """params.yaml, `augmentation:` — §4.1, and the mean of §2; of these, testing takes the mean alone."""
+    """params.yaml, `augmentation:` — §4.1, and the mean of §2. Testing uses only `mean`."""
 
     patches: Literal["random", "centre", "resized"]
-    """Where the 224×224 patch of a training picture lies. resized: a part of any size and shape, made 224×224, as usual
-    since 2014 (torchvision's RandomResizedCrop, here of the stored picture)."""
+    """How a training patch of 224×224 is cut out. random: at a random position. centre: at the centre. resized: a part of
+    random size and aspect ratio, scaled to 224×224 (torchvision's RandomResizedCrop, here of the stored picture)."""
     chunk: int
-    """So many pictures in a row share one place and one reflection. The paper says nothing; run in 2012: 32."""
+    """Consecutive pictures that share one patch position and one reflection. The paper says nothing; run in 2012: 32."""
     reflections: bool
-    """Whether half of the patches are reflected, left to right."""
-    mean: Subtracted
-    """What is subtracted: the mean image's centre, as run in 2012, its part at the patch's place, or one number for each
-    colour."""
+    """Whether half of the patches are reflected horizontally."""
+    mean: MeanKind
+    """What is subtracted. centre: the centre of the mean image, as run in 2012. patch: the mean image at the patch's
+    position. channels: one number per colour."""
     colour: Literal["none", "eigenvalues", "deviations"]
-    """Light added along the principal components of colour. eigenvalues: as printed, α times λ of pixels in 0–1.
-    deviations: as run in 2012, α times √λ, then the patch shrunk by 1 + colour_std."""
+    """Colour added along the principal components. eigenvalues: as printed, α times λ for pixels in 0–1. deviations: as run
+    in 2012, α times √λ, and then the patch divided by 1 + colour_std."""
     colour_std: float
     """Standard deviation of α. The paper: .1."""
     colour_epochs: int
-    """Colour is added in so many epochs, then no more. 2012: off for about the last 25 of 90."""
+    """Epochs, from the first, in which colour is added. In 2012 it was off for about the last 25 of 90."""
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"chunk has to be at least 1, is {self.chunk}")
         if self.patches == "resized" and self.mean == "patch":
-            raise ValueError("mean cannot be 'patch' where patches is 'resized': such a patch has no place in the mean")
+            raise ValueError(
+                "mean cannot be 'patch' where patches is 'resized': no part of the mean matches such a patch"
+            )
         if self.colour_std < 0:
             raise ValueError(f"colour_std has to be 0 or more, is {self.colour_std}")
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What §2 and §4.1 take from the training set, on the device that computes."""
+    """The training set's mean (§2) and colour covariance (§4.1), as tensors on the device."""
 
     mean_CHW: Tensor
-    """The mean picture, 3×256×256, 0–255."""
+    """The mean image, 3×256×256, 0–255."""
     eigenvalues_C: Tensor
-    """Eigenvalues of the covariance of RGB, 0–255 squared, falling."""
+    """Eigenvalues of the covariance of RGB for pixels in 0–255, descending."""
     eigenvectors_CC: Tensor
-    """In its columns."""
+    """The eigenvectors, as columns."""
 
 
 def training_patches(
     images_BCHW: Tensor,
-    places_B: Tensor,
+    positions_B: Tensor,
     statistics: Statistics,
     section: Augmentation,
     seed: int,
@@ -82,8 +84,11 @@ def training_patches(
     dtype: torch.dtype = torch.float32,
     side: int = PATCH,
 ) -> Tensor:
-    """Patches B×3×224×224 of pictures B×3×S×S, uint8. `places_B`: each one's place in the epoch, which keys its draws."""
-    chunks = places_B // section.chunk
+    """Pictures uint8 B×3×S×S → training patches B×3×224×224 of `dtype`, augmented, with the mean subtracted.
+
+    `positions_B`: each picture's position in the epoch, int64; together with seed and epoch it keys the random draws.
+    """
+    chunks = positions_B // section.chunk
     if section.patches == "resized":
         patches = _resized(images_BCHW, side, seed, epoch, chunks).to(dtype)
     else:
@@ -102,18 +107,18 @@ def training_patches(
         # after the reflection and itself not reflected, as in 2012 (convdata.py)
         patches = patches.to(dtype) - centre(statistics.mean_CHW, side).to(dtype)
     if section.colour != "none" and epoch < section.colour_epochs:
-        patches = add_colour(patches, statistics, section, seed, epoch, places_B)
+        patches = add_colour(patches, statistics, section, seed, epoch, positions_B)
     return patches
 
 
 def add_colour(
-    patches_BCHW: Tensor, statistics: Statistics, section: Augmentation, seed: int, epoch: int, places_B: Tensor
+    patches_BCHW: Tensor, statistics: Statistics, section: Augmentation, seed: int, epoch: int, positions_B: Tensor
 ) -> Tensor:
-    """The patches, each under another light: [p1 p2 p3][α1 λ1, α2 λ2, α3 λ3]ᵀ added to its pixels."""
-    components = torch.arange(3, device=places_B.device)
-    alpha_BC = section.colour_std * draws.normal("colour", seed, epoch, places_B[:, None], components)
+    """Adds [p1 p2 p3][α1 λ1, α2 λ2, α3 λ3]ᵀ to all pixels of each patch (§4.1), with one draw of α per patch."""
+    components = torch.arange(3, device=positions_B.device)
+    alpha_BC = section.colour_std * draws.normal("colour", seed, epoch, positions_B[:, None], components)
     values_C = statistics.eigenvalues_C.clamp(min=0)
-    # as printed: λ of pixels in 0–1, where the covariance is 255² times smaller, and then back to 0–255
+    # as printed, λ is for pixels in 0–1, 255² times smaller; the offset is then scaled back to 0–255
     size_C = values_C / 255 if section.colour == "eigenvalues" else values_C.sqrt()
     light_BC = (alpha_BC * size_C.to(alpha_BC.dtype)) @ statistics.eigenvectors_CC.to(alpha_BC.dtype).T
     patches_BCHW = patches_BCHW + light_BC.to(patches_BCHW.dtype)[:, :, None, None]
@@ -123,28 +128,28 @@ def add_colour(
 
 
 def mean_to_subtract(mean_CHW: Tensor, section: Augmentation) -> Tensor:
-    """What is subtracted of pictures, 3×256×256: the mean image, or the same number everywhere for each colour."""
+    """The mean to subtract, 3×256×256: the mean image, or, for `channels`, each channel's mean at every pixel."""
     if section.mean != "channels":
         return mean_CHW
     return mean_CHW.mean((1, 2), keepdim=True).expand_as(mean_CHW).contiguous()
 
 
 def centre(images: Tensor, side: int = PATCH) -> Tensor:
-    """The 224×224 at the centre of …×H×W."""
+    """The central square: …×H×W → …×224×224."""
     top, left = ((length - side) // 2 for length in images.shape[-2:])
     return images[..., top : top + side, left : left + side]
 
 
 def centre_view(images_BCHW: Tensor, mean_CHW: Tensor, side: int = PATCH) -> Tensor:
-    """The centre patch of each picture, B×3×224×224, the mean subtracted."""
+    """The centre patch of each picture, B×3×224×224, with the mean subtracted."""
     return centre(images_BCHW, side).to(mean_CHW.dtype) - centre(mean_CHW, side)
 
 
-def ten_views(images_BCHW: Tensor, mean_CHW: Tensor, side: int = PATCH, kind: Subtracted = "centre") -> Tensor:
-    """The four corner patches and the centre, then the same reflected: B×10×3×224×224, the mean subtracted.
+def ten_views(images_BCHW: Tensor, mean_CHW: Tensor, side: int = PATCH, kind: MeanKind = "centre") -> Tensor:
+    """The four corner patches and the centre patch, then their reflections: B×10×3×224×224, with the mean subtracted.
 
-    In the order of 2012 (convdata.py): upper left, upper right, centre, lower left, lower right. What is subtracted is the
-    centre of the mean, not reflected, for a reflected view too; or, as in training, the mean at the view's own place.
+    The order is that of 2012 (convdata.py): upper left, upper right, centre, lower left, lower right. Subtracted is the
+    centre of the mean, unreflected also for reflected views; for kind "patch", the mean at the view's position.
     """
     last = images_BCHW.shape[-1] - side
     middle = last // 2
@@ -158,16 +163,16 @@ def ten_views(images_BCHW: Tensor, mean_CHW: Tensor, side: int = PATCH, kind: Su
 
 
 def _cut(images_BCHW: Tensor, y_B: Tensor, x_B: Tensor, side: int) -> Tensor:
-    """From each picture the 224×224 at its own place."""
+    """Cuts a patch of side×side out of each picture, with its upper left corner at (y, x): B×C×H×W → B×C×side×side."""
     windows = images_BCHW.unfold(2, side, 1).unfold(3, side, 1)  # a view: B×C×Y×X×224×224
     return windows[torch.arange(len(y_B), device=y_B.device), :, y_B, x_B]
 
 
 def _resized(images_BCHW: Tensor, side: int, seed: int, epoch: int, chunks_B: Tensor) -> Tensor:
-    """From each picture a part of its own, made 224×224 with antialiasing, in floats.
+    """A random part of each picture, resized with antialiasing to side×side, float32.
 
-    As torchvision does: an area uniform in `AREAS`, a shape uniform in the logarithm of `RATIOS`, at a place where it
-    fits; after ten draws that do not fit, all of the (square) picture.
+    As in torchvision: the area is uniform in `AREAS`, the aspect ratio log-uniform in `RATIOS`, the position uniform where
+    the part fits; if ten draws do not fit, the whole (square) picture.
     """
     whole = images_BCHW.shape[-1]
     attempts = torch.arange(10, device=chunks_B.device)
@@ -181,10 +186,10 @@ def _resized(images_BCHW: Tensor, side: int, seed: int, epoch: int, chunks_B: Te
     first_B = fits_BA.int().argmax(1)
     chosen_B2 = size_BA2[torch.arange(len(first_B)), first_B]
     chosen_B2 = torch.where(fits_BA.any(1)[:, None], chosen_B2, whole)
-    place_B2 = torch.stack([draws.uniform(f"resized {axis}", seed, epoch, chunks_B) for axis in "yx"], -1)
-    place_B2 = (place_B2 * (whole - chosen_B2 + 1)).long()
+    corner_B2 = torch.stack([draws.uniform(f"resized {axis}", seed, epoch, chunks_B) for axis in "yx"], -1)
+    corner_B2 = (corner_B2 * (whole - chosen_B2 + 1)).long()
     parts = []
-    for image_CHW, (y, x), (high, wide) in zip(images_BCHW, place_B2.tolist(), chosen_B2.tolist(), strict=True):
+    for image_CHW, (y, x), (high, wide) in zip(images_BCHW, corner_B2.tolist(), chosen_B2.tolist(), strict=True):
         part = image_CHW[None, :, y : y + high, x : x + wide].float()
         parts.append(F.interpolate(part, (side, side), mode="bilinear", antialias=True))
     return torch.cat(parts)

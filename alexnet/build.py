@@ -1,4 +1,4 @@
-"""A network built by its name, saved, loaded, and with the mean inside for those who have only pictures."""
+"""Networks built by name, saved and loaded, and a classifier that includes the mean image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from alexnet.model import AlexNet
 from alexnet.network import Model, Network
 
 SAVED = frozenset(("model", "classes", "weights", "facts"))
-"""What `save` writes, beside its digest."""
+"""The keys that `save` writes."""
 
 
 class Classifier(nn.Module):
-    """Raw patches to probabilities: the mean is subtracted inside. What is served to those who have only pictures."""
+    """Raw patches to probabilities: a network that subtracts the mean image itself. This is the model that is served."""
 
     mean_CHW: Tensor
 
@@ -30,12 +30,12 @@ class Classifier(nn.Module):
         self.register_buffer("mean_CHW", mean_CHW[:, top : top + side, top : top + side].clone())
 
     def forward(self, patches_BCHW: Tensor) -> Tensor:
-        """B×3×224×224, RGB, 0–255 → probabilities B×K."""
+        """Patches B×3×224×224, RGB, 0–255 → probabilities B×K."""
         return torch.softmax(self.network(patches_BCHW - self.mean_CHW), dim=1)
 
 
 def build(model: Model, classes: int, link: Link | None = None) -> Network:
-    """The network that `model.network` names; its first weights are still to be drawn."""
+    """Builds the network that `model.network` names. Call `draw_first_weights` or `load_state_dict` on it next."""
     if model.network == "alexnet":
         return AlexNet(model, classes, link)
     from alexnet.peers import Peer  # torchvision's models take two seconds to import
@@ -44,7 +44,7 @@ def build(model: Model, classes: int, link: Link | None = None) -> Network:
 
 
 def save(handle: BinaryIO, network: Network, **facts: Any) -> None:
-    """Writes a whole network and facts about it (tensors, numbers, words and lists of them); equal bytes for equal."""
+    """Writes a whole network and facts about it (tensors, numbers, strings, lists of these); equal input, equal bytes."""
     assert network.fraction == 1, "only a whole network is saved"
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     contents = {"model": _plain(network.model), "classes": network.classes, "weights": weights, "facts": facts}
@@ -52,23 +52,21 @@ def save(handle: BinaryIO, network: Network, **facts: Any) -> None:
 
 
 def load(handle: BinaryIO, name: str = "") -> tuple[Network, dict[str, Any]]:
-    """Reads what `save` wrote: the network, in evaluation mode on the CPU, and the facts. Runs no code of the file.
+    """Reads a file that `save` wrote: the network, in eval mode on the CPU, and the facts. Runs no code from the file.
 
-    `ValueError` if it is damaged, or of another version of this code. `name` stands for it where the handle has none.
+    `ValueError` if it is damaged or from another version of this code. `name`: what messages call a handle without a name.
     """
     name = name or str(getattr(handle, "name", "model.pt"))
     try:
         contents = sealed.read(handle, SAVED, name=name)
     except ValueError as error:
-        raise ValueError(
-            f"{error}. Bring back a whole copy: DVC has one of data/model.pt, dvc checkout --force"
-        ) from None
+        raise ValueError(f"{error}. Restore a whole copy; DVC has one of data/model.pt: dvc checkout --force") from None
     try:
         network = build(Model(**_tuples(contents["model"])), contents["classes"])
         network.load_state_dict(contents["weights"])
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         why = str(error).splitlines()[0]
-        raise ValueError(f"{name}: no network of this version of the code ({type(error).__name__}: {why})") from None
+        raise ValueError(f"{name}: not a network of this version of the code ({type(error).__name__}: {why})") from None
     return network.eval(), contents["facts"]
 
 

@@ -1,4 +1,4 @@
-"""torchvision's JPEG codec, loaded as two operators of torch: the one place that depends on how torchvision is built."""
+"""torchvision's JPEG codec as two torch operators: the only module that depends on how torchvision is built."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 RGB = 3
-"""`torchvision.io.ImageReadMode.RGB`: three channels, whatever the file has."""
+"""`torchvision.io.ImageReadMode.RGB`: three channels, however many the file has."""
 
 
 def _load() -> None:
     """Loads the library that holds the codec.
 
-    `import torchvision` would bring all its models and half a compiler along: two seconds for every process that decodes
-    a picture. torchvision's own functions for this warn at every call that TorchCodec will replace them.
+    `import torchvision` also imports all of its models and half a compiler: two seconds in every process that decodes a
+    picture. torchvision's own Python functions warn at every call that TorchCodec will replace them.
     """
     spec = find_spec("torchvision")
     folder = Path(spec.origin).parent if spec and spec.origin else Path("torchvision")
@@ -30,13 +30,13 @@ _load()
 
 
 def decode_jpeg(data: bytes) -> Tensor:
-    """The pixels of a JPEG file, uint8 3×H×W in red, green, blue. `RuntimeError` where libjpeg gives up."""
+    """Decodes a JPEG file to uint8 3×H×W in red, green, blue. `RuntimeError` if libjpeg cannot."""
     file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     picture_CHW: Tensor = torch.ops.image.decode_jpeg(file, RGB)
     return picture_CHW
 
 
 def encode_jpeg(picture_CHW: Tensor, quality: int) -> bytes:
-    """A JPEG file of uint8 3×H×W, with its colours at half the resolution (4:2:0). `quality` is libjpeg's, 1 to 100."""
+    """Encodes uint8 3×H×W as a JPEG file with 4:2:0 chroma subsampling. `quality` is libjpeg's, 1 to 100."""
     data: Tensor = torch.ops.image.encode_jpeg(picture_CHW, quality)
     return data.numpy().tobytes()

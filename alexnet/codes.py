@@ -1,7 +1,7 @@
-"""§6.1 Short binary codes in place of the 4096 numbers: the autoencoder that makes them, and the pictures nearest by them.
+"""§6.1 Short binary codes instead of features: the autoencoder that makes them, and the nearest pictures by them.
 
-The paper only suggests them, after Krizhevsky and Hinton (2011), who gave pictures codes of 28 and 256 bits. In shapes:
-N and Q rows of the base and of the queries, F features, D hidden units, Y bytes of a code.
+The paper only suggests them, after Krizhevsky and Hinton (2011), who gave pictures codes of 28 and 256 bits. Axes: N rows
+of the base, Q queries, F features, D hidden units, U bits and Y bytes of a code.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from alexnet import draws
 
 Floats = NDArray[np.floating[Any]]
 Codes = NDArray[np.uint8]
-"""Eight bits to a byte, the first the highest: a row is the code of a picture."""
+"""Codes, a row per picture: eight bits a byte, the first bit the most significant."""
 
 ROWS = 2**40
-"""More rows than any base has: a distance times this, plus the row, is one number that sorts by both."""
+"""More rows than any base has: distance · ROWS + row is a single key that sorts by both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """F features → D hidden units, rectified → a bit for each code unit that is above 0; all numbers float32."""
+    """The encoder: F features → D hidden ReLUs → U code units, each giving the bit 1 if it is above 0. Float32 weights."""
 
     mean_F: NDArray[np.float32]
+    """Subtracted from the features."""
     scale: float
-    """One for all features, so that which rows are near each other stays as it was."""
+    """Divisor of all features; a single one, so that nearest rows stay nearest."""
     hidden_FD: NDArray[np.float32]
     hidden_bias_D: NDArray[np.float32]
     code_DU: NDArray[np.float32]
     code_bias_U: NDArray[np.float32]
 
     def encode(self, features_NF: Floats) -> Codes:
-        """The codes N×Y. In float64: only of a unit within some 1e-12 of 0 could the rows beside it decide the bit."""
+        """Features N×F → codes N×Y.
+
+        In float64, so that a code does not depend on which rows share its batch (except within 1e-12 of the threshold).
+        """
         mean_F, hidden_FD, hidden_bias_D, code_DU, code_bias_U = (
             torch.from_numpy(each).double()
             for each in (self.mean_F, self.hidden_FD, self.hidden_bias_D, self.code_DU, self.code_bias_U)
@@ -50,7 +54,7 @@ class Encoder:
         return np.packbits((torch.addmm(code_bias_U, hidden_ND, code_DU) > 0).numpy(), axis=1)
 
     def save(self, file: Path | BinaryIO) -> None:
-        """Writes an .npz, the same bytes for the same numbers."""
+        """Writes an .npz file; equal numbers give equal bytes."""
         np.savez(
             file,
             mean=self.mean_F,
@@ -63,7 +67,7 @@ class Encoder:
 
     @classmethod
     def load(cls, file: Path) -> Encoder:
-        """Reads what `save` wrote."""
+        """Reads a file that `save` wrote."""
         with np.load(file) as arrays:
             names = ("mean", "scale", "hidden", "hidden_bias", "code", "code_bias")
             mean, scale, hidden, hidden_bias, code, code_bias = (arrays[name] for name in names)
@@ -80,17 +84,17 @@ def train(
     rate: float,
     seed: int,
 ) -> tuple[Encoder, list[float]]:
-    """Learns to code rows so that they can be restored; gives the encoder and the error of each epoch.
+    """Trains an autoencoder on rows of features; returns its encoder and the reconstruction error of each epoch.
 
-    F → `hidden` → `bits` → `hidden` → F, learned by Adam (Kingma and Ba, 2015) on the squared error. A code unit is
-    rounded to 0 or 1 on the way forward, and its gradient is that of the logistic unit without the rounding (the
-    straight-through rule: Bengio, Léonard and Courville, 2013), so that what is learned is what is stored. The error is
-    the share of the rows' variance that is not restored, averaged over an epoch in which the weights change.
+    F → `hidden` → `bits` → `hidden` → F, trained by Adam (Kingma and Ba, 2015) on the squared error. In the forward pass a
+    code unit is rounded to 0 or 1; its gradient is that of the logistic unit without rounding (straight-through estimator:
+    Bengio, Léonard and Courville, 2013). The error is the fraction of the rows' variance that is not reconstructed,
+    averaged over an epoch while the weights change.
 
-    `blocks()` gives the rows N×F, float16 or float32, block after block, the same at each call: one pass measures, then
-    there is one for each epoch; one block is in memory at a time. In each block the rows are shuffled by (seed, epoch,
-    row) and parted in batches. On one thread, so that the number of cores changes no bit. A row that is not finite is
-    left out; `ValueError` if there is no other.
+    `blocks()` gives the rows, N×F, float16 or float32, in blocks, the same at each call. It is called once for mean and
+    scale, and once per epoch; one block is in memory at a time. Rows are shuffled within a block by (seed, epoch, row).
+    Training uses one thread, so that the number of cores does not change any bit. Rows that are not finite are skipped;
+    `ValueError` if no finite row remains, or if `bits` is not a positive multiple of 8.
     """
     if bits < 8 or bits % 8:
         raise ValueError(f"bits has to be a multiple of 8, at least 8, is {bits}")
@@ -99,33 +103,33 @@ def train(
         sizes = (len(mean_F), hidden, bits, hidden, len(mean_F))
         weights = [_first_weights(layer, sizes[layer], sizes[layer + 1], seed) for layer in range(4)]
         biases = [torch.zeros(units, requires_grad=True) for units in sizes[1:]]
-        rule = torch.optim.Adam([*weights, *biases], lr=rate)
+        optimizer = torch.optim.Adam([*weights, *biases], lr=rate)
         errors = []
         for epoch in range(epochs):
             error_sum, rows = 0.0, 0
             for block_NF in _finite(blocks):
                 rows_NF = (block_NF.float() - mean_F) / scale
-                lots_N = draws.bits("order of the codes' rows", seed, epoch, rows + torch.arange(len(rows_NF)))
-                for batch_B in torch.split(torch.argsort(lots_N, stable=True), batch_size):
+                keys_N = draws.bits("order of the codes' rows", seed, epoch, rows + torch.arange(len(rows_NF)))
+                for batch_B in torch.split(torch.argsort(keys_N, stable=True), batch_size):
                     error = _error(rows_NF[batch_B], weights, biases)
-                    rule.zero_grad()
+                    optimizer.zero_grad()
                     error.backward()  # type: ignore[no-untyped-call]
-                    rule.step()
+                    optimizer.step()
                     error_sum += error.item() * len(batch_B)
                 rows += len(rows_NF)
             errors.append(error_sum / rows)
-    kept = [each.detach().numpy() for pair in zip(weights[:2], biases[:2], strict=True) for each in pair]
-    return Encoder(mean_F.numpy(), scale, *kept), errors
+    encoder = [each.detach().numpy() for pair in zip(weights[:2], biases[:2], strict=True) for each in pair]
+    return Encoder(mean_F.numpy(), scale, *encoder), errors
 
 
 def _error(rows_BF: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """The mean squared error of the rows, coded and restored."""
+    """The mean squared reconstruction error of the rows."""
     hidden_BD = torch.relu(torch.addmm(biases[0], rows_BF, weights[0]))
-    shares_BU = torch.sigmoid(torch.addmm(biases[1], hidden_BD, weights[1]))
-    bits_BU = shares_BU + ((shares_BU > 0.5).float() - shares_BU).detach()
+    units_BU = torch.sigmoid(torch.addmm(biases[1], hidden_BD, weights[1]))
+    bits_BU = units_BU + ((units_BU > 0.5).float() - units_BU).detach()
     hidden_BD = torch.relu(torch.addmm(biases[2], bits_BU, weights[2]))
-    restored_BF = torch.addmm(biases[3], hidden_BD, weights[3])
-    error: Tensor = (restored_BF - rows_BF).square().mean()
+    output_BF = torch.addmm(biases[3], hidden_BD, weights[3])
+    error: Tensor = (output_BF - rows_BF).square().mean()
     return error
 
 
@@ -144,11 +148,13 @@ def _finite(blocks: Callable[[], Iterable[Floats]]) -> Iterator[Tensor]:
 
 
 def _tensor(array: Floats) -> Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch has no strides below 0, no read-only
+    return torch.from_numpy(
+        np.require(array, requirements=["C", "W"])
+    )  # torch takes no negative strides and no read-only array
 
 
 def _mean_and_scale(blocks: Callable[[], Iterable[Floats]]) -> tuple[Tensor, float]:
-    """The mean of each feature, and the standard deviation of all around their means."""
+    """The mean of each feature, and one standard deviation of all features about their means (1 if that is 0)."""
     rows, sum_F, squares = 0, torch.zeros(()), 0.0
     for block_NF in _finite(blocks):
         wide_NF = block_NF.double()
@@ -157,7 +163,7 @@ def _mean_and_scale(blocks: Callable[[], Iterable[Floats]]) -> tuple[Tensor, flo
         squares += wide_NF.square().sum().item()
     if not rows:
         raise ValueError(
-            "there is no row of finite features to learn codes from: the network has diverged. Train it at a smaller rate"
+            "no row of features is finite, so codes cannot be learned: the network has diverged. Lower learning.rate"
         )
     mean_F = sum_F / rows
     variance = squares / rows / len(mean_F) - mean_F.square().mean().item()
@@ -175,10 +181,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def nearest(queries_QY: Codes, base: Iterable[Codes], number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The `number` rows of the base nearest to each query by Hamming distance, and those distances, both Q×number.
+    """The `number` rows of the base nearest to each query by Hamming distance, and their distances, both Q×number.
 
-    `base` comes in blocks of rows N×Y, counted on from block to block. All are compared: the result is exact. Of equal
-    distances, of which there are many, the lower row comes first. Where there are fewer rows, both are -1.
+    `base` gives blocks of rows, N×Y; rows are numbered through all blocks. All are compared, so the result is exact. Ties,
+    which are frequent, are ordered by row. If the base has fewer than `number` rows, the rest are row -1, distance -1.
     """
     if number < 1:
         raise ValueError(f"number has to be at least 1, is {number}")
@@ -189,8 +195,8 @@ def nearest(queries_QY: Codes, base: Iterable[Codes], number: int) -> tuple[NDAr
         if block_NY.shape[1] != queries_QY.shape[1]:
             raise ValueError(f"the base has codes of {block_NY.shape[1]} bytes, the queries of {queries_QY.shape[1]}")
         distances_QN = np.zeros((len(queries_QY), len(block_NY)), np.int64)
-        for mine_Q, theirs_N in zip(queries_QW.T, _words(block_NY).T, strict=True):
-            distances_QN += np.bitwise_count(mine_Q[:, None] ^ theirs_N[None, :])
+        for query_Q, row_N in zip(queries_QW.T, _words(block_NY).T, strict=True):
+            distances_QN += np.bitwise_count(query_Q[:, None] ^ row_N[None, :])
         keys_QN = distances_QN * ROWS + np.arange(first, first + len(block_NY))
         best_QK = np.partition(np.concatenate([best_QK, keys_QN], axis=1), number - 1, axis=1)[:, :number]
         first += len(block_NY)
@@ -199,6 +205,6 @@ def nearest(queries_QY: Codes, base: Iterable[Codes], number: int) -> tuple[NDAr
 
 
 def _words(codes_NY: Codes) -> NDArray[np.uint64]:
-    """The codes in words of eight bytes, the last filled up with zeros."""
+    """Codes as 64-bit words, the last padded with zeros."""
     filled = np.pad(codes_NY, ((0, 0), (0, -codes_NY.shape[1] % 8)))
     return np.ascontiguousarray(filled).view(np.uint64)

@@ -1,7 +1,7 @@
 """§3.2 The two columns on two processes: what crosses between them, and its gradient.
 
-Each process holds one half of the kernels. Before the third convolution and the fully-connected layers each sends the
-other its maps; elsewhere nothing crosses. In one process that holds both columns, crossing is doing nothing.
+Each process holds half of the kernels. Before the third convolution and the fully connected layers each process sends the
+other its maps; nowhere else does anything cross. In one process that holds both columns, crossing does nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 
 class Link(Protocol):
-    """How the columns held here reach the others."""
+    """The connection between the columns in this process and the others."""
 
     held: slice
-    """Which of the columns this process holds."""
+    """The columns that this process holds."""
 
     def cross(self, maps: Tensor) -> Tensor:
-        """B×C… of the columns here → B×C'… of all columns, in their order. Every process uses them differently."""
+        """B×C… of this process's columns → B×C'… of all columns, in order, before a layer divided between them."""
 
     def cross_last(self, units: Tensor) -> Tensor:
-        """Likewise, before a layer that every process computes whole."""
+        """B×C… of this process's columns → B×C'… of all columns, before a layer that every process computes whole."""
 
 
 class Together:
@@ -34,16 +34,16 @@ class Together:
         self.held = slice(0, columns)
 
     def cross(self, maps: Tensor) -> Tensor:
-        """The maps as they are."""
+        """Returns the maps unchanged."""
         return maps
 
     def cross_last(self, units: Tensor) -> Tensor:
-        """The units as they are."""
+        """Returns the units unchanged."""
         return units
 
 
 class Apart:
-    """One of two columns, the other in the process with rank `peer` (of the default group)."""
+    """One of two columns in this process; the other is in the process of rank `peer` in the default group."""
 
     def __init__(self, column: int, peer: int) -> None:
         if column not in (0, 1):
@@ -52,12 +52,12 @@ class Apart:
         self.held = slice(column, column + 1)
 
     def cross(self, maps: Tensor) -> Tensor:
-        """Gives and takes maps; backward, gives and takes the gradients that each has of the other's."""
+        """Exchanges maps; backward, exchanges the gradients that each process has for the other's maps."""
         result: Tensor = _Cross.apply(maps, self, True)
         return result
 
     def cross_last(self, units: Tensor) -> Tensor:
-        """Gives and takes units; backward nothing crosses, since both sides have the same gradient of all of them."""
+        """Exchanges units; backward, nothing crosses, since both processes compute the same gradient of all units."""
         result: Tensor = _Cross.apply(units, self, False)
         return result
 
@@ -66,7 +66,7 @@ class _Cross(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, link: Apart, sum_backward: bool) -> Tensor:
         ctx.link, ctx.sum_backward = link, sum_backward
-        own = own.movedim(1, -1)  # channels last is how the maps lie in memory, so that this costs nothing
+        own = own.movedim(1, -1)  # free: the maps are channels-last in memory
         halves = [own, _swap(own, link.peer)]
         return torch.cat(halves if link.column == 0 else halves[::-1], dim=-1).movedim(-1, 1)
 
@@ -81,9 +81,9 @@ class _Cross(torch.autograd.Function):
 
 
 def gather(parts: dict[str, Tensor], link: Link, whole: Container[str]) -> dict[str, Tensor]:
-    """Tensors divided by rows between the columns, put together, in both processes; those named in `whole` are so already.
+    """Concatenates, in both processes, tensors whose rows are divided between the columns.
 
-    Raises `RuntimeError` if the columns disagree about one that both compute whole.
+    Tensors named in `whole` are held whole by both; `RuntimeError` if the two copies differ.
     """
     if not isinstance(link, Apart):
         return {name: part.detach() for name, part in parts.items()}
@@ -96,14 +96,16 @@ def gather(parts: dict[str, Tensor], link: Link, whole: Container[str]) -> dict[
         elif torch.equal(own, other):
             tensors[name] = own
         else:
-            raise RuntimeError(f"{name}: both columns compute it and do not agree. Are their devices of one kind?")
+            raise RuntimeError(
+                f"{name}: both columns compute it, with different results. Are their devices of one kind?"
+            )
     return tensors
 
 
-def _swap(given: Tensor, peer: int) -> Tensor:
-    """Sends `given` to the peer and returns what it sends, of the same shape."""
-    given = given.contiguous()
-    taken = torch.empty_like(given)
-    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, given, peer), dist.P2POp(dist.irecv, taken, peer)]):
+def _swap(sent: Tensor, peer: int) -> Tensor:
+    """Sends a tensor to the peer and returns the tensor of the same shape that the peer sends."""
+    sent = sent.contiguous()
+    received = torch.empty_like(sent)
+    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]):
         work.wait()
-    return taken
+    return received

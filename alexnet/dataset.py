@@ -26,11 +26,12 @@ Fit = Literal["crop", "warp"]
 
 
 def resize(picture_CHW: Tensor, side: int, how: Filter, fit: Fit = "crop") -> Tensor:
-    """Rescales so that the shorter side is `side` and takes the central patch (§2): uint8 3 x H x W -> 3 x side x side.
+    """Rescales the shorter side to `side` and cuts out the central square (§2): uint8 3×H×W → uint8 3×side×side.
 
-    bilinear and bicubic widen with the reduction (antialiasing), as Pillow's do, to within rounding. area is what the
-    authors' later program does (cuda-convnet2, make-data): the mean of the pixels covered where the picture shrinks,
-    bicubic interpolation where it grows. To warp is to make both sides `side`, whatever the shape; `area` cannot.
+    `how`: bilinear and bicubic are antialiased, equal to Pillow's to within rounding. area is what the authors' later
+    program does (cuda-convnet2, make-data): the mean of the covered pixels where the picture shrinks, bicubic
+    interpolation where it grows. `fit`: crop as in §2; warp scales both sides to `side` and changes the aspect ratio
+    (not with area).
     """
     if fit == "warp":
         assert how != "area", "area keeps the shape"
@@ -45,16 +46,16 @@ def resize(picture_CHW: Tensor, side: int, how: Filter, fit: Fit = "crop") -> Te
             return _centre(picture_CHW, side)
     size = (side, side * width // height) if height <= width else (side * height // width, side)
     mode, antialias = ("bicubic", False) if how == "area" else (how, True)
-    # Said to lie as rows of pixels, which it does, the picture is not copied to planes and back: a quarter of the time
+    # The pixels lie in memory as H×W×C. Strides that say so spare two copies between layouts: a quarter of the time
     picture_BCHW = picture_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     resized_BCHW = functional.interpolate(picture_BCHW, size=size, mode=mode, antialias=antialias)
     return _centre(resized_BCHW[0], side)
 
 
 def _without_far_ends(picture_CHW: Tensor) -> Tensor:
-    """Cuts whole squares off both ends of a picture five times as long as wide or more; none comes into the patch.
+    """Cuts whole squares, outside the central one, off both ends of a picture at least five times as long as wide.
 
-    For memory: a strip of 2 x 20,000 pixels would else be resized to 256 x 2,560,000.
+    This bounds memory: a strip of 2 × 20,000 pixels would otherwise be resized to 256 × 2,560,000.
     """
     height, width = picture_CHW.shape[1:]
     shorter = min(height, width)
@@ -68,11 +69,11 @@ def _centre(picture_CHW: Tensor, side: int) -> Tensor:
 
 
 def _area(picture_CHW: Tensor, side: int) -> Tensor:
-    """Means over the cells of a grid of side x side laid over the central square, in exact integers."""
+    """Means over the cells of a side×side grid on the central square, in exact integer arithmetic."""
     square = min(picture_CHW.shape[1:])
-    whole = (2 * square) ** 2  # a cell is square / side pixels long, and counted in units of 1 / (2 side)
+    whole = (2 * square) ** 2  # the area of a cell: its length is square / side pixels, in units of 1 / (2 side) pixel
     means = []
-    rows = max(1, limits.STRIP // picture_CHW.shape[2])  # at a time: in int64 a large picture takes gigabytes
+    rows = max(1, limits.STRIP // picture_CHW.shape[2])  # strips, because in int64 a large picture takes gigabytes
     for channel_HW in picture_CHW.numpy():
         bands = (channel_HW[top : top + rows].astype(np.int64) for top in range(0, len(channel_HW), rows))
         sums_HW = np.concatenate([_sums_between(band_HW, square, side, axis=1) for band_HW in bands])
@@ -82,11 +83,11 @@ def _area(picture_CHW: Tensor, side: int) -> Tensor:
 
 
 def _sums_between(values: NDArray[np.int64], square: int, side: int, axis: int) -> NDArray[np.int64]:
-    """Sums of `values` along `axis` over `side` equal cells that part its central `square`, times 2 * side."""
+    """Sums of `values` along `axis` over the `side` equal cells of its central `square`, multiplied by 2·side."""
     length = values.shape[axis]
     before = np.zeros_like(values, shape=[1 if a == axis else n for a, n in enumerate(values.shape)])
     running = np.concatenate([before, values.cumsum(axis)], axis)
-    # Edges of the cells in units of 1 / (2 side) of a pixel: half pixels where an odd number is cut off
+    # Edges of the cells in units of 1 / (2 side) pixel, so that they are whole numbers even when an odd number is cut off
     edges = (length - square) * side + 2 * square * np.arange(side + 1)
     pixel, part = np.divmod(edges, 2 * side)
     shape = [-1 if a == axis else 1 for a in range(values.ndim)]
@@ -97,21 +98,22 @@ def _sums_between(values: NDArray[np.int64], square: int, side: int, axis: int) 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Sums over pictures in whole numbers: exact, so that any parting of the pictures gives the same."""
+    """Sums over pictures, in exact integers, so that the result does not depend on how the pictures are divided up."""
 
     images: int
+    """Number of pictures."""
     pixels_CHW: NDArray[np.int64]
     """Sum of the pictures."""
     products_CC: NDArray[np.int64]
-    """Sum over pictures and places of one channel times another."""
+    """Sum, over all pixels of all pictures, of one channel times another."""
 
     @classmethod
     def none(cls, side: int) -> Sums:
-        """The sums over no picture."""
+        """Sums over zero pictures."""
         return cls(0, np.zeros((3, side, side), np.int64), np.zeros((3, 3), np.int64))
 
     def add(self, images_BCHW: NDArray[np.uint8]) -> Sums:
-        """The sums with further pictures, uint8 B x 3 x side x side."""
+        """These sums plus those of further pictures, uint8 B×3×side×side."""
         assert images_BCHW.dtype == np.uint8, images_BCHW.dtype
         products = np.zeros((3, 3), np.int64)
         for picture_CHW in images_BCHW:
@@ -120,7 +122,7 @@ class Sums:
         return self.merge(Sums(len(images_BCHW), images_BCHW.sum(axis=0, dtype=np.int64), products))
 
     def merge(self, other: Sums) -> Sums:
-        """The sums over the pictures of both."""
+        """The sums over both sets of pictures."""
         return Sums(
             self.images + other.images, self.pixels_CHW + other.pixels_CHW, self.products_CC + other.products_CC
         )
@@ -128,20 +130,22 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """What the training pictures have in common: the mean image (§2) and how their colours vary (§4.1); 0 to 255."""
+    """The mean image of the training pictures (§2) and the covariance of their colours (§4.1), for pixels in 0–255."""
 
     image_CHW: NDArray[np.float32]
+    """The mean image."""
     covariance_CC: NDArray[np.float64]
-    """Covariance of red, green and blue over all pixels, about their mean over all places."""
+    """Covariance of red, green and blue over all pixels, about each channel's mean over all pixels."""
     eigenvalues_C: NDArray[np.float64]
     """Eigenvalues of the covariance, the largest first."""
     eigenvectors_CC: NDArray[np.float64]
-    """In columns, in the order of the eigenvalues; the largest entry of each is positive."""
+    """The eigenvectors as columns, in the order of the eigenvalues; the largest entry of each is positive."""
     images: int
+    """Number of training pictures."""
 
     @classmethod
     def of(cls, sums: Sums) -> Mean:
-        """From the sums over the training pictures; `ValueError` if there are none."""
+        """Computes the mean from sums over the training pictures; `ValueError` if there are no pictures."""
         if sums.images == 0:
             raise ValueError("the mean of no pictures")
         covariance_CC = _covariance(sums)
@@ -150,13 +154,13 @@ class Mean:
         return cls(
             image_CHW=(sums.pixels_CHW / sums.images).astype(np.float32),
             covariance_CC=covariance_CC,
-            eigenvalues_C=np.maximum(values, 0.0),  # rounding makes a zero negative, and roots are drawn of these
+            eigenvalues_C=np.maximum(values, 0.0),  # rounding can make a zero negative, and their roots are needed
             eigenvectors_CC=vectors * np.sign(largest),
             images=sums.images,
         )
 
     def save(self, file: Path | BinaryIO) -> None:
-        """Writes an .npz, the same bytes for the same numbers."""
+        """Writes an .npz file; equal numbers give equal bytes."""
         np.savez(
             file,
             mean=self.image_CHW,
@@ -168,7 +172,7 @@ class Mean:
 
     @classmethod
     def load(cls, file: Path) -> Mean:
-        """Reads what `save` wrote; `ValueError` if a byte is another: equal numbers have equal bytes."""
+        """Reads a file that `save` wrote. `ValueError` if any byte differs: its numbers, saved again, must give it."""
         data, again = file.read_bytes(), io.BytesIO()
         try:
             with np.load(io.BytesIO(data)) as arrays:
@@ -181,14 +185,14 @@ class Mean:
                 )
             mean.save(again)
         except Exception as error:  # a broken zip can raise anything
-            raise ValueError(f"{file}: damaged, or no mean of ours: {error}") from None
+            raise ValueError(f"{file}: damaged, or not a file of the stage mean: {error}") from None
         if again.getvalue() != data:
             raise ValueError(f"{file}: damaged, or written by another version of numpy")
         return mean
 
 
 def _covariance(sums: Sums) -> NDArray[np.float64]:
-    """In fractions, since E[xy] - E[x]E[y] in floating point loses the digits that matter."""
+    """The covariance, in exact fractions: in floating point, E[xy] - E[x]E[y] loses the digits that matter."""
     count = sums.images * sums.pixels_CHW[0].size
     totals = [int(total) for total in sums.pixels_CHW.sum(axis=(1, 2))]
     rows = [
@@ -199,10 +203,10 @@ def _covariance(sums: Sums) -> NDArray[np.float64]:
 
 
 def eigen(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues of a small symmetric matrix, falling, and its eigenvectors in columns: Jacobi's rotations (1846).
+    """Eigenvalues of a small symmetric matrix in descending order, and its eigenvectors as columns, by Jacobi's rotations.
 
-    In Python's own arithmetic, the same to the last bit on every machine. LAPACK's is not: its last bits differ between
-    processors, and with them went the hash of data/mean.npz and all that is made of it.
+    Jacobi (1846). Python's floats give the same bits on every machine. LAPACK's results differ in their last bits between
+    processors, and so would the hash of data/mean.npz and of everything computed from it.
     """
     size = len(symmetric)
     a = [[float(value) for value in row] for row in symmetric]
@@ -222,6 +226,6 @@ def eigen(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
                     (i, j), (m, n) = ((p, k), (q, k)) if columns else ((k, p), (k, q))
                     one, other = rows[i][j], rows[m][n]
                     rows[i][j], rows[m][n] = cosine * one - sine * other, sine * one + cosine * other
-            a[p][q] = a[q][p] = 0.0  # which it is but for rounding
-    order = sorted(range(size), key=lambda place: -a[place][place])
-    return np.array([a[place][place] for place in order]), np.array(vectors)[:, order]
+            a[p][q] = a[q][p] = 0.0  # exactly; the rotation leaves a rounding error
+    order = sorted(range(size), key=lambda index: -a[index][index])
+    return np.array([a[index][index] for index in order]), np.array(vectors)[:, order]

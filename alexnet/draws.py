@@ -1,8 +1,8 @@
 """Random numbers by key: the same on every device, in any order, for any slice of a batch or a layer.
 
-A number is a pure function of its key, such as (seed, epoch, picture) or (seed, step, layer, row, unit), so it does not
-matter which process asks for it. The function is the finalizer of splitmix64 (Steele, Lea and Flood, 2014), applied
-once for each part of the key.
+A number is a pure function of its key, such as (seed, epoch, picture) or (seed, step, layer, row, unit), so that it does
+not depend on which process computes it. The function is the finalizer of splitmix64 (Steele, Lea and Flood, 2014),
+applied once for each part of the key.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ FACTOR_2 = 0x94D049BB133111EB - 2**64
 
 
 def bits(purpose: str, *key: int | Tensor) -> Tensor:
-    """63 random bits for each key, as int64 ≥ 0; the parts of the key are broadcast against each other.
+    """63 random bits per key, int64 ≥ 0; the parts of the key are broadcast against each other.
 
-    `purpose` keeps the draws of one kind apart from those of another under the same numbers.
+    `purpose` is part of the key: equal numbers under different purposes give independent draws.
     """
     hashed = torch.tensor(zlib.crc32(purpose.encode()), dtype=torch.int64)
     for part in key:
@@ -31,17 +31,17 @@ def bits(purpose: str, *key: int | Tensor) -> Tensor:
 
 
 def uniform(purpose: str, *key: int | Tensor) -> Tensor:
-    """Numbers uniform in [0, 1), float64."""
+    """Uniform numbers in [0, 1), float64."""
     return _shift(bits(purpose, *key), 10).to(torch.float64) * 2.0**-53
 
 
 def integers(below: int, purpose: str, *key: int | Tensor) -> Tensor:
-    """Whole numbers uniform in 0 … below - 1, int64; exact to 2^-53 for each."""
+    """Uniform integers in 0 … below - 1, int64; probabilities are exact to 2^-53."""
     return (uniform(purpose, *key) * below).to(torch.int64)
 
 
 def normal(purpose: str, *key: int | Tensor) -> Tensor:
-    """Numbers of the standard normal distribution, float64, by the method of Box and Muller."""
+    """Standard normal numbers, float64, by the Box–Muller method."""
     radius = torch.sqrt(-2 * torch.log1p(-uniform(purpose + " radius", *key)))
     return radius * torch.cos(2 * math.pi * uniform(purpose + " angle", *key))
 
@@ -52,6 +52,6 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
-def _shift(z: Tensor, places: int) -> Tensor:
-    # the sign is a bit like the others: torch's own shift would copy it
-    return (z >> places) & ((1 << (64 - places)) - 1)
+def _shift(z: Tensor, count: int) -> Tensor:
+    # a logical shift; torch's own is arithmetic and copies the sign bit
+    return (z >> count) & ((1 << (64 - count)) - 1)

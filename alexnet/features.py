@@ -1,4 +1,4 @@
-"""§6.1 The 4096 numbers of the last hidden layer, and the pictures nearest by them."""
+"""§6.1 Features: the 4096 activations of the last hidden layer, and the nearest pictures by them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from alexnet.network import Network
 Floats = NDArray[np.floating[Any]]
 
 ROWS = 2048
-"""Rows whose exact distances are computed at once."""
+"""Rows whose exact distances are computed at a time."""
 
 
 @torch.inference_mode()
 def features_and_logits(network: Network, patches_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The last hidden layer's numbers B×4096 and the logits B×K, in one pass through a whole network in eval mode."""
-    assert network.fraction == 1, "features are taken of a whole network"
-    assert not network.training, "features are taken in eval mode"
+    """Features B×4096 and logits B×K of patches, in one forward pass. The network must be whole and in eval mode."""
+    assert network.fraction == 1, "features need a whole network"
+    assert not network.training, "features need eval mode"
     features_BF = network.features(patches_BCHW)
     logits_BK: Tensor = network.classify(features_BF)
     return features_BF, logits_BK
 
 
 def nearest(queries_QF: Floats, base: Iterable[Floats], number: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The `number` rows of the base nearest to each query by Euclidean distance, and those distances, both Q×number.
+    """The `number` rows of the base nearest to each query by Euclidean distance, and their distances, both Q×number.
 
-    `base` comes in blocks of rows N×F, float16 or float32, counted on from block to block; the next is asked for when
-    one is done with, so only one need be in memory: it takes some 40·Q·N bytes and 4·N·F. The result is exact
-    and does not depend on the blocks: a product of matrices tells which rows can be among the nearest, whatever its
-    rounding; their distances are then computed from the differences in float64. Of equal distances the lower row comes
-    first. Where fewer rows have a finite distance (NaN has none) the row is -1 and the distance infinite.
+    `base` gives blocks of rows, N×F, float16 or float32; rows are numbered through all blocks. Blocks are requested one at
+    a time; one takes about 40·Q·N + 4·N·F bytes. The result is exact and does not depend on the blocks: a matrix product
+    with an error bound selects candidates, and their distances are computed from differences in float64. Ties are ordered
+    by row. If fewer than `number` rows have a finite distance, the rest are row -1 with infinite distance.
     """
     if number < 1:
         raise ValueError(f"number has to be at least 1, is {number}")
@@ -50,23 +49,23 @@ def nearest(queries_QF: Floats, base: Iterable[Floats], number: int) -> tuple[ND
         block_NF = torch.from_numpy(np.require(block, requirements=["C", "W"])).float().numpy()
         candidates_QN = _candidates(queries, block_NF, squares)
         for query in np.flatnonzero(candidates_QN.any(axis=1)):
-            found = np.flatnonzero(candidates_QN[query])
-            distances = _squares(queries[query], block_NF, found)
-            all_rows = np.concatenate([rows[query], first + found])
+            candidates = np.flatnonzero(candidates_QN[query])
+            distances = _squares(queries[query], block_NF, candidates)
+            all_rows = np.concatenate([rows[query], first + candidates])
             all_squares = np.concatenate([squares[query], distances])
             order = np.lexsort((all_rows, all_squares))[:number]
-            # an empty place has row -1 and distance infinity: it sorts behind all that is finite
+            # unfilled entries have row -1 and an infinite distance: they sort after all finite ones
             rows[query], squares[query] = all_rows[order], all_squares[order]
         first += len(block_NF)
     return rows, np.sqrt(squares)
 
 
 def _candidates(queries_QF: Floats, block_NF: Floats, squares_QK: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows of the block may be among the nearest, Q×N: none that is gets lost to the product's rounding."""
+    """Rows of the block that may be among the nearest, bool Q×N: a superset, whatever the rounding of the product."""
     q = np.einsum("qf,qf->q", queries_QF, queries_QF, dtype=np.float64)[:, None]
     n = np.einsum("nf,nf->n", block_NF, block_NF, dtype=np.float64)[None, :]
     near_QN = q + n - 2 * (queries_QF @ block_NF.T).astype(np.float64)
-    # a sum of F products in float32, in whatever order, is off by at most F·ε·|q|·|n|, here doubled
+    # the error of a float32 sum of F products, in any order, is at most F·ε·|q|·|n|; here doubled
     slack_QN = 2 * (queries_QF.shape[1] + 2) * np.finfo(np.float32).eps * np.sqrt(q * n)
     number = squares_QK.shape[1]
     limit_Q = squares_QK.max(axis=1)
@@ -79,7 +78,7 @@ def _candidates(queries_QF: Floats, block_NF: Floats, squares_QK: NDArray[np.flo
 
 
 def _squares(query_F: Floats, block_NF: Floats, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Squared distances of some rows of the block to the query."""
+    """Squared distances, in float64, of the given rows of the block to the query."""
     parts = []
     for start in range(0, len(rows), ROWS):
         differences = block_NF[rows[start : start + ROWS]].astype(np.float64) - query_F

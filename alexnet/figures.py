@@ -1,8 +1,8 @@
-"""Figures 1, 3 and 4 of the paper, the curves and the confusion, as PNG from data they are given.
+"""Figures as PNG: Figures 1, 3 and 4 of the paper, learning curves and the confusion matrix.
 
-Pictures are uint8, N×H×W×3. Every function returns the bytes of a PNG, the same for the same data: no date or version
-is stored, fonts are matplotlib's own, and a user's matplotlibrc is not read. Names may be anything: no text is read as TeX,
-what the font lacks is a □, and names that look the same when they are cut get their places behind them.
+Pictures are uint8, N×H×W×3. Every function returns the bytes of a PNG, equal for equal data: no date or version is
+stored, the fonts are matplotlib's own, and the user's matplotlibrc is not read. Names may be any text: none is read as
+TeX, characters that the font lacks become □, and names that look the same when cut get their index appended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pictures = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 
 RIGHT, WRONG, INK, PALE = "#c8442b", "#5b7ea4", "#222222", "#8a8a8a"
-"""The colour of the true class, of the others, of words, and of what stands back."""
+"""Colours of the true class, of other classes, of text, and of axes and notes."""
 
 FONT = "DejaVu Sans"
 
@@ -55,10 +55,10 @@ STYLE = {
 
 
 def _as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
-    """Lets a function that makes a figure return its PNG, in our style; the process's settings stay as they are."""
+    """Decorates a function that returns a figure to return its PNG, in `STYLE`; matplotlib's global settings are restored."""
 
     @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
+    def as_png(*args: P.args, **kwargs: P.kwargs) -> bytes:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
@@ -67,18 +67,19 @@ def _as_png(draw: Callable[P, Figure]) -> Callable[P, bytes]:
             figure.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
         return file.getvalue()
 
-    return drawn
+    return as_png
 
 
 @_as_png
 def relu_and_tanh(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], target: float) -> Figure:
-    """Figure 1: the training error after 0, 1, … epochs, a panel for each title, a name's runs in one kind of line.
+    """Figure 1: the training error after 0, 1, … epochs. `panels`: title → name of a network → runs → errors, 0–1.
 
-    The first name is solid, the second dashed, as in the paper; a line at `target`. A curve ends where it is NaN.
+    The runs of a panel's first name are solid lines, of its second dashed, as in the paper; a grey line marks `target`. A
+    curve ends at its first NaN.
     """
     figure = Figure(figsize=(4.1 * max(1, len(panels)), 3.3), layout="constrained")
-    for place, (title, names) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), place + 1)
+    for index, (title, names) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), index + 1)
         axes.axhline(target, color=PALE, lw=0.8)
         handles = {}
         for (name, runs), colour, dashes in zip(names.items(), (RIGHT, WRONG), ("-", "--"), strict=False):
@@ -95,22 +96,22 @@ def relu_and_tanh(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
 
 @_as_png
 def first_layer(kernels_CKHW: Floats, columns: int = 2) -> Figure:
-    """Figure 3: the kernels of layer 1, C×3×11×11, those of the first column above, those of the second below.
+    """Figure 3: the kernels of layer 1, C×3×11×11, the first column's above the second's.
 
-    Each is scaled by its largest magnitude, so that 0 is mid-grey in all and a kernel without colour looks grey.
+    Each kernel is divided by its largest magnitude, so that 0 is mid-grey and a colourless kernel looks grey.
     """
     peak = np.abs(kernels_CKHW).max(axis=(1, 2, 3), keepdims=True)
     shown = np.moveaxis(0.5 + 0.5 * kernels_CKHW / np.where(peak > 0, peak, 1), 1, -1)
     groups = np.array_split(np.nan_to_num(shown, nan=1.0), columns)
     across = min(16, max(len(group) for group in groups))
     sheets = [_sheet(group, across) for group in groups]
-    inch = 7.6 / max(sheets[0].shape[1], 90)  # for a pixel of a kernel
+    inch = 7.6 / max(sheets[0].shape[1], 90)  # per pixel of a kernel
     left, gap = (0.3, 0.1) if columns > 1 else (0.05, 0)
     wide = left + sheets[0].shape[1] * inch + 0.05
     tall = sum(sheet.shape[0] * inch + gap for sheet in sheets) - gap + 0.1
     figure = Figure(figsize=(wide, tall))
     bottom = tall - 0.05
-    for place, sheet in enumerate(sheets):
+    for column, sheet in enumerate(sheets):
         high = sheet.shape[0] * inch
         bottom -= high
         axes = figure.add_axes((left / wide, bottom / tall, sheet.shape[1] * inch / wide, high / tall))
@@ -118,36 +119,36 @@ def first_layer(kernels_CKHW: Floats, columns: int = 2) -> Figure:
         axes.set_axis_off()
         if columns > 1:
             middle = (bottom + high / 2) / tall
-            figure.text(0.14 / wide, middle, f"column {place + 1}", rotation=90, ha="center", va="center")
+            figure.text(0.14 / wide, middle, f"column {column + 1}", rotation=90, ha="center", va="center")
         bottom -= gap
     return figure
 
 
 def _sheet(tiles_NHWC: Floats, across: int) -> Floats:
-    """The tiles in rows of `across`, with a white pixel around each."""
+    """One picture of all tiles, `across` in a row, with a white pixel around each."""
     down = math.ceil(len(tiles_NHWC) / across)
     high, wide = tiles_NHWC.shape[1] + 1, tiles_NHWC.shape[2] + 1
     sheet = np.ones((down * high + 1, across * wide + 1, 3))
-    for place, tile in enumerate(tiles_NHWC):
-        y, x = divmod(place, across)
+    for index, tile in enumerate(tiles_NHWC):
+        y, x = divmod(index, across)
         sheet[1 + y * high : (y + 1) * high, 1 + x * wide : (x + 1) * wide] = tile
     return sheet
 
 
 @_as_png
 def guesses(pictures: Pictures, labels: Sequence[int], probabilities_NK: Floats, names: Sequence[str]) -> Figure:
-    """Figure 4, left: pictures, the true class under each, and its five most probable classes as bars."""
+    """Figure 4, left: pictures, with the true class and bars of the five most probable classes under each."""
     across = min(4, max(1, len(pictures)))
     down = max(1, math.ceil(len(pictures) / across))
     figure, short = Figure(figsize=(2.6 * across, 4.3 * down)), _labels(names, 24, _short)
     grid = figure.add_gridspec(down, across, hspace=0.08, wspace=0.1, left=0.01, right=0.99, top=0.995, bottom=0.01)
-    for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        cell = grid[divmod(place, across)].subgridspec(2, 1, height_ratios=[3, 2], hspace=0.16)
+    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        cell = grid[divmod(index, across)].subgridspec(2, 1, height_ratios=[3, 2], hspace=0.16)
         above = figure.add_subplot(cell[0])
         above.imshow(picture)
         above.set_axis_off()
         above.text(0.5, -0.03, short[label], ha="center", va="top", weight="bold", transform=above.transAxes)
-        _bars(figure.add_subplot(cell[1]), probabilities_NK[place], label, short)
+        _bars(figure.add_subplot(cell[1]), probabilities_NK[index], label, short)
     return figure
 
 
@@ -157,13 +158,13 @@ def _bars(axes: Axes, probabilities_K: Floats, label: int, names: Sequence[str])
         axes.text(0.5, 0.9, "no answer: NaN", ha="center", va="top", color=PALE, transform=axes.transAxes)
         axes.set_axis_off()
         return
-    shares = probabilities_K[order]
-    places = np.arange(len(order))
-    axes.barh(places, np.ones(len(order)), color="#f1f1f1", height=0.86)
-    axes.barh(places, shares, color=[RIGHT if k == label else WRONG for k in order], height=0.86, alpha=0.55)
-    for place, k in enumerate(order):
-        axes.text(0.02, place, names[k], va="center", fontsize=8, weight="bold" if k == label else "normal")
-        axes.text(0.985, place, f"{100 * shares[place]:.0f} %", va="center", ha="right", fontsize=7.5)
+    best = probabilities_K[order]
+    ranks = np.arange(len(order))
+    axes.barh(ranks, np.ones(len(order)), color="#f1f1f1", height=0.86)
+    axes.barh(ranks, best, color=[RIGHT if k == label else WRONG for k in order], height=0.86, alpha=0.55)
+    for rank, k in enumerate(order):
+        axes.text(0.02, rank, names[k], va="center", fontsize=8, weight="bold" if k == label else "normal")
+        axes.text(0.985, rank, f"{100 * best[rank]:.0f} %", va="center", ha="right", fontsize=7.5)
     axes.set(xlim=(0, 1), ylim=(4.55, -0.55))
     axes.set_axis_off()
 
@@ -172,9 +173,9 @@ def _bars(axes: Axes, probabilities_K: Floats, label: int, names: Sequence[str])
 def saliency(
     pictures: Pictures, maps_NHW: Floats, labels: Sequence[int], guesses: Sequence[int], names: Sequence[str]
 ) -> Figure:
-    """Pictures, each beside itself with what speaks for its guess laid over, brightest where the map is largest.
+    """Pictures, each beside a copy overlaid with its saliency map, brightest where the map is largest.
 
-    Under it stands the guess, in the colour of the true class where it is that; a guess of -1 is none.
+    Under each copy stands the guess, in the colour of the true class if it is right; -1 means no guess.
     """
     across = min(4, max(1, len(pictures)))
     down = max(1, math.ceil(len(pictures) / across))
@@ -182,60 +183,62 @@ def saliency(
     grid = figure.add_gridspec(
         down, across, hspace=0.16, wspace=0.06, left=0.005, right=0.995, top=0.99, bottom=0.12 / down
     )
-    for place, (picture, map_HW, guess) in enumerate(zip(pictures, maps_NHW, guesses, strict=True)):
-        cell = grid[divmod(place, across)].subgridspec(1, 2, wspace=0.02)
+    for index, (picture, map_HW, guess) in enumerate(zip(pictures, maps_NHW, guesses, strict=True)):
+        cell = grid[divmod(index, across)].subgridspec(1, 2, wspace=0.02)
         name = short[guess] if guess >= 0 else "no answer: NaN"
-        colour = PALE if guess < 0 else RIGHT if guess == labels[place] else WRONG
+        colour = PALE if guess < 0 else RIGHT if guess == labels[index] else WRONG
         _named(figure.add_subplot(cell[0]), picture, "", INK)
-        _named(figure.add_subplot(cell[1]), _laid_over(picture, map_HW), name, colour)
+        _named(figure.add_subplot(cell[1]), _overlay(picture, map_HW), name, colour)
     return figure
 
 
-def _laid_over(picture: Pictures, map_HW: Floats) -> Pictures:
-    """The picture in dim grey where the map is 0, in a bright colour where it is largest."""
+def _overlay(picture: Pictures, map_HW: Floats) -> Pictures:
+    """The picture with the map over it: dim grey where the map is 0, a bright colour where it is largest."""
     peak = map_HW.max()
     colours = matplotlib.colormaps["inferno"](map_HW / peak if peak > 0 else np.zeros_like(map_HW))[..., :3]
     grey = 0.1 + 0.5 * picture.mean(axis=-1, keepdims=True) / 255
-    # as light on a screen: nothing gets darker, so that more is brighter everywhere
-    laid_over: Pictures = np.round(255 * (1 - (1 - grey) * (1 - 0.9 * colours))).astype(np.uint8)
-    return laid_over
+    # "screen" blending never darkens, so that a larger value of the map is brighter on any picture
+    overlay: Pictures = np.round(255 * (1 - (1 - grey) * (1 - 0.9 * colours))).astype(np.uint8)
+    return overlay
 
 
 @_as_png
-def note(said: str) -> Figure:
-    """No figure, but a word on why there is none."""
+def note(text: str) -> Figure:
+    """A line of text in place of a figure that cannot be drawn."""
     figure = Figure(figsize=(5, 0.6))
-    figure.text(0.5, 0.5, said, ha="center", va="center", color=PALE)
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=PALE)
     return figure
 
 
 @_as_png
 def neighbours(
-    queries: Pictures, found: Sequence[Pictures], query_names: Sequence[str], found_names: Sequence[Sequence[str]]
+    queries: Pictures, nearest: Sequence[Pictures], query_names: Sequence[str], nearest_names: Sequence[Sequence[str]]
 ) -> Figure:
-    """Figure 4, right: in the first column a picture of the test, beside it the nearest of the training, nearest first.
+    """Figure 4, right: a test picture in each row's first column, then the training pictures nearest to it, nearest first.
 
-    A name is printed in the colour of the true class where it is the query's.
+    A neighbour's name has the colour of the true class if it is the query's class.
     """
-    across, down = 1 + max((len(row) for row in found), default=0), max(1, len(queries))
+    across, down = 1 + max((len(row) for row in nearest), default=0), max(1, len(queries))
     figure = Figure(figsize=(1.45 * across + 0.2, 1.68 * down + 0.25))
-    known = list(dict.fromkeys([*query_names, *(name for row in found_names for name in row)]))
-    short = dict(zip(known, _labels(known, 20, _short), strict=True))
-    # the queries stand apart by a narrow empty column
+    names = list(dict.fromkeys([*query_names, *(name for row in nearest_names for name in row)]))
+    short = dict(zip(names, _labels(names, 20, _short), strict=True))
+    # a narrow empty column separates the queries from their neighbours
     grid = figure.add_gridspec(
         down, across + 1, width_ratios=[1, 0.12, *[1] * (across - 1)], hspace=0.2, wspace=0.06,
         left=0.01, right=0.99, top=1 - 0.26 / (1.68 * down + 0.25), bottom=0.22 / (1.68 * down + 0.25),
     )  # fmt: skip
     for row, query in enumerate(queries):
         _named(figure.add_subplot(grid[row, 0]), query, short[query_names[row]], INK)
-        for place, picture in enumerate(found[row]):
-            name = found_names[row][place]
+        for index, picture in enumerate(nearest[row]):
+            name = nearest_names[row][index]
             colour = RIGHT if name == query_names[row] else PALE
-            _named(figure.add_subplot(grid[row, 2 + place]), picture, short[name], colour)
-    for column, said in ((0, "test"), (2, "nearest in training →")):
+            _named(figure.add_subplot(grid[row, 2 + index]), picture, short[name], colour)
+    for column, heading in ((0, "test"), (2, "nearest in training →")):
         if column < across + 1 and len(queries):
             corner = grid[0, column].get_position(figure).get_points()
-            figure.text(corner[0, 0], corner[1, 1] + 0.03 / down, said, ha="left", va="bottom", fontsize=9, color=PALE)
+            figure.text(
+                corner[0, 0], corner[1, 1] + 0.03 / down, heading, ha="left", va="bottom", fontsize=9, color=PALE
+            )
     return figure
 
 
@@ -249,16 +252,19 @@ def _named(axes: Axes, picture: Pictures, name: str, colour: str) -> None:
 def curves(
     epochs: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]], logarithmic: Sequence[str] = ()
 ) -> Figure:
-    """Learning over the epochs: a panel for each title, with its lines by name; NaN, what was not measured, is left out."""
+    """Learning curves over the epochs. `panels`: title → name of a line → values, one per entry of `epochs`.
+
+    NaN values are skipped; panels named in `logarithmic` have a logarithmic axis.
+    """
     figure = Figure(figsize=(4.1 * max(1, len(panels)), 3.1), layout="constrained")
-    for place, (title, lines) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), place + 1)
+    for index, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), index + 1)
         handles = {}
         for number, (name, values) in enumerate(lines.items()):
             colour = (WRONG, RIGHT, "#6f9f58", "#a1779f")[number % 4]
-            kept = np.isfinite(values)
-            marker = "o" if kept.sum() <= 40 else None
-            x, y = np.asarray(epochs)[kept], np.asarray(values)[kept]
+            finite = np.isfinite(values)
+            marker = "o" if finite.sum() <= 40 else None
+            x, y = np.asarray(epochs)[finite], np.asarray(values)[finite]
             steps = "steps-mid" if title in logarithmic else "default"
             (handles[name],) = axes.plot(x, y, color=colour, lw=1.4, marker=marker, ms=2.5, drawstyle=steps)
         axes.set_title(_seen(title), loc="left")
@@ -268,7 +274,7 @@ def curves(
         axes.set_axisbelow(True)
         if title in logarithmic:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(LogFormatter())  # the scale's own writes TeX
+            axes.yaxis.set_major_formatter(LogFormatter())  # the scale's default formatter writes TeX
             axes.yaxis.set_minor_formatter(LogFormatter())
         else:
             axes.set_ylim(bottom=0)
@@ -279,7 +285,7 @@ def curves(
 
 @_as_png
 def losses(runs: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], level: float) -> Figure:
-    """The training loss by step, (steps, losses) for each run of a name; a line at `level`, where nothing is known."""
+    """The training loss by step. `runs`: name → runs → (steps, losses); a dotted line marks `level`, the loss of guessing."""
     figure = Figure(figsize=(7.6, max(4.2, 0.18 * len(runs) + 0.6)), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(level, color=PALE, lw=0.8, ls=":")
@@ -300,9 +306,9 @@ def losses(runs: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
 def differences(
     runs: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple[float, float]], printed: Mapping[str, float]
 ) -> Figure:
-    """What each variant adds to an error, in points: a dot for a run, a bar for an interval, a diamond as the paper has it.
+    """Differences of the variants' top-1 errors from the base's, in percentage points: a dot for each run.
 
-    A name that has no interval, or is not in the paper, has none drawn.
+    Where a variant is in `intervals` it has a bar, the 95 % interval; where it is in `printed`, a diamond, the paper's value.
     """
     names = [*runs]
     figure = Figure(figsize=(6.4, 0.9 + 0.32 * max(1, len(names))), layout="constrained")
@@ -331,9 +337,9 @@ def differences(
 
 @_as_png
 def confusion(matrix_KK: NDArray[np.integer[Any]], names: Sequence[str]) -> Figure:
-    """How often pictures of a class (row) were taken for a class (column), as shares of the row.
+    """The confusion matrix: true classes in rows, answers in columns, as fractions of the row.
 
-    Up to 30 classes are named, up to 16 with their percentages; of more, only the picture is readable.
+    `matrix_KK` has counts. Up to 30 classes are named, and up to 16 also have percentages.
     """
     totals = matrix_KK.sum(axis=1, keepdims=True)
     shares = matrix_KK / np.where(totals > 0, totals, 1)
@@ -360,18 +366,18 @@ def confusion(matrix_KK: NDArray[np.integer[Any]], names: Sequence[str]) -> Figu
     return figure
 
 
-def _legend(axes: Axes, handles: Mapping[str, Artist], **place: Any) -> None:
-    """A legend of these names; matplotlib's own leaves out one that is empty or begins with an underscore."""
-    axes.legend([*handles.values()], _labels([*handles]), fontsize=8, **place)
+def _legend(axes: Axes, handles: Mapping[str, Artist], **options: Any) -> None:
+    """A legend of these names. By default matplotlib omits names that are empty or begin with an underscore."""
+    axes.legend([*handles.values()], _labels([*handles]), fontsize=8, **options)
 
 
 def _labels(names: Sequence[str], most: int = 40, look: Callable[[str, int], str] | None = None) -> list[str]:
-    """The names as they look in a figure, no two the same."""
+    """The names as they look in a figure, no two alike."""
     return words.told_apart(names, most, look or _seen)
 
 
 def _short(name: str, most: int = 24) -> str:
-    """The first of a class's synonyms, cut to `most` letters that the font has."""
+    """The first of a class's synonyms, cut to `most` characters, all of them in the font."""
     return _drawable(words.short(name, most))
 
 
@@ -385,7 +391,7 @@ def _drawable(text: str) -> str:
 
 @functools.cache
 def _letters() -> frozenset[int]:
-    """What the font has, in both weights that are used."""
+    """Code points of the characters that the font has in both of its weights in use."""
     fonts = [FontProperties(family=FONT, weight=weight) for weight in ("normal", "bold")]
     normal, bold = (get_font(findfont(font)).get_charmap().keys() for font in fonts)
     return frozenset(normal & bold)

@@ -1,4 +1,4 @@
-"""§5 The update rule, the falling rate and one step of learning."""
+"""§5 The update rule, the learning rate schedule, and one training step."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from alexnet.errors import topk_credit
 from alexnet.network import LAYERS, Dropout, Network
 
 Reduce = Callable[[list[Tensor]], None]
-"""Adds up tensors in place over the replicas that share a step."""
+"""Sums tensors over the replicas of a step, in place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateChange:
-    """From an epoch on, other rates for some layers: what no common fall can say."""
+    """Separate learning rates for some layers, from an epoch on."""
 
     epoch: int
-    """At its start, counted from 0."""
+    """The first epoch of these rates, counted from 0."""
     layers: tuple[str, ...]
-    """The layers, by their names in `LAYERS`; none: all of them."""
+    """The layers, by their names in `LAYERS`. Empty: all layers."""
     weights: float | None
-    """The rate of their weights; none: as it was. 0: they stay as they are, without decay too."""
+    """The learning rate of their weights. null: unchanged. 0: the weights stay fixed, without decay too."""
     biases: float | None
-    """The rate of their biases, likewise."""
+    """The learning rate of their biases. null: unchanged. 0: the biases stay fixed."""
 
     def __post_init__(self) -> None:
         if self.epoch < 0:
@@ -48,46 +48,46 @@ class Learning:
     """params.yaml, `learning:` — §5."""
 
     seed: int
-    """Seed of the first weights, the order of the pictures, the patches, the colour and the dropout."""
+    """Seed of the initial weights, the order of the pictures, the patches, the colour and the dropout."""
     batch_size: int
-    """Pictures per update, over all workers together. The paper: 128."""
+    """Pictures per update, over all replicas together. The paper: 128."""
     epochs: int
-    """Times through the training set. The paper: about 90."""
+    """Passes over the training set. The paper: about 90."""
     rate: float
-    """The learning rate ε at the start. The paper: .01."""
+    """The initial learning rate ε. The paper: .01."""
     bias_rate: float
-    """What the biases' rate is of the weights'. The paper: 1; run in 2012: 2."""
+    """Ratio of the biases' learning rate to the weights'. The paper: 1; run in 2012: 2."""
     rate_falls: tuple[int, ...]
-    """The epochs, counted from 0, at whose start the rate is divided by `rate_divisor`. Run in 2012: by hand, three times
-    (layer-params-145-2010.cfg)."""
+    """Epochs, counted from 0, at whose start the rate is divided by `rate_divisor`. In 2012 this was done by hand, three
+    times (layer-params-145-2010.cfg)."""
     rate_divisor: float
-    """The paper: 10."""
+    """The factor by which the rate falls. The paper: 10."""
     plateau_epochs: int
-    """The rate falls as well when the watched top-1 error has found no new low for so many epochs, as printed; 0: never."""
+    """The rate also falls when the watched top-1 error has had no new minimum for this many epochs, as printed; 0: never."""
     plateau_falls: int
-    """It does so this often at most. The paper: three times."""
+    """Most falls of that kind. The paper: three."""
     watched: Literal["validation", "held_out"]
     """The pictures whose error is watched."""
     held_out: float
-    """Share of the training pictures that is never learned from, in [0, 1), so that it can be watched."""
+    """Fraction of the training pictures, in [0, 1), that is held out of training so that its error can be watched."""
     rate_changes: tuple[RateChange, ...]
-    """Exceptions for single layers, which hold whatever falls afterwards; of two for a layer the later one."""
+    """Separate rates for single layers. They are not divided by later falls; the later of two changes of a layer holds."""
     momentum: float
     """The paper: .9."""
     velocity: Literal["with rate", "without rate"]
-    """with rate: it is inside the velocity, as printed and as run. without rate: outside, as in torch.optim.SGD."""
+    """with rate: the rate is inside the velocity, as printed and as run. without rate: outside, as in torch.optim.SGD."""
     decay: float
     """Weight decay. The paper: .0005."""
     bias_decay: float
-    """Weight decay of the biases. The paper does not set them apart; run in 2012: 0."""
+    """Weight decay of the biases. The paper does not treat them separately; run in 2012: 0."""
     precision: Literal["float32", "bfloat16", "float64"]
-    """Precision of the arithmetic; bfloat16 keeps weights and velocities in float32."""
+    """Precision of the arithmetic. bfloat16 keeps weights and velocities in float32."""
     order: Literal["shuffled", "cyclic"]
-    """shuffled: anew for each epoch. cyclic: as stored, each time the same, as run in 2012."""
+    """shuffled: a new order for each epoch. cyclic: the stored order in every epoch, as run in 2012."""
     log_steps: int
-    """Steps whose mean loss and error make a point of the learning curve."""
+    """Steps per point of the learning curve, whose loss and error are averaged."""
     streams: int
-    """Places in the stored order that are read at once when it is shuffled: many mix better, few read longer runs."""
+    """Positions in the stored order that are read in parallel when it is shuffled: more mix better, fewer read longer runs."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "log_steps", "streams"):
@@ -108,7 +108,7 @@ class Learning:
             raise ValueError(f"rate_falls has to rise, is {list(self.rate_falls)}")
 
     def rates(self, epoch: int, errors: Sequence[float] = ()) -> Rates:
-        """The rates in an epoch, counted from 0, after `errors`: the watched error at the end of each one before it."""
+        """The learning rates in an epoch, counted from 0. `errors`: the watched error at the end of each earlier epoch."""
         falls = sum(epoch >= fall for fall in self.rate_falls) + plateaus(errors, self)
         changes = [change for change in self.rate_changes if epoch >= change.epoch]
         common = self.rate / self.rate_divisor**falls
@@ -116,7 +116,7 @@ class Learning:
 
 
 def plateaus(errors: Sequence[float], learning: Learning) -> int:
-    """How often the errors, one for each epoch, have stalled: `plateau_epochs` in a row without a new low."""
+    """How often the errors, one per epoch, have gone `plateau_epochs` in a row without a new minimum."""
     lowest, since, falls = float("inf"), 0, 0
     for error in errors:
         since = 0 if error < lowest else since + 1
@@ -131,19 +131,19 @@ class Rates:
     """The learning rates ε of one step."""
 
     common: float
-    """The weights' rate, but for the changes."""
+    """The weights' learning rate in all layers without a change of their own."""
     bias: float
-    """Ratio of the biases' rate to the weights'."""
+    """Ratio of the biases' learning rate to the weights'."""
     changes: tuple[RateChange, ...] = ()
-    """In the order in which they came to hold."""
+    """The changes in force, in the order of their epochs."""
 
     @property
     def last(self) -> float:
-        """The rate of layer 8's weights, shown where a single rate is shown. In 2012 it was the last to fall."""
+        """The rate of layer 8's weights, which logs and curves show. In 2012 it was the last to fall."""
         return self.of("fc8.weight")
 
     def of(self, parameter: str) -> float:
-        """The rate of a parameter, by its name, such as `conv1.weight`."""
+        """The learning rate of a parameter, by its name, such as `conv1.weight`."""
         layer, _, kind = parameter.rpartition(".")
         is_bias = kind == "bias"
         rate = self.common * (self.bias if is_bias else 1)
@@ -155,11 +155,11 @@ class Rates:
 
 
 class Momentum:
-    """v ← μ v - λ ε w - ε g;  w ← w + v.
+    """The optimizer of §5: v ← μ v - λ ε w - ε g;  w ← w + v, for momentum μ, weight decay λ, learning rate ε, gradient g.
 
-    ε stands inside the velocity, as printed and as run (weights.cu): after the rate has fallen, the old velocity works on
-    for some ten steps. torch.optim.SGD has it outside, v ← μ v + λ w + g;  w ← w - ε v, which is the same only while the
-    rate does not change; `learning.velocity` chooses. Where ε is 0 nothing moves, as in 2012.
+    ε is inside the velocity, as printed and as run (weights.cu): after the rate has fallen, the old velocity still acts for
+    some ten steps. torch.optim.SGD has ε outside, v ← μ v + λ w + g;  w ← w - ε v, which is the same only while the rate is
+    constant. `learning.velocity` chooses. A parameter whose ε is 0 does not change, as in 2012.
     """
 
     def __init__(self, network: Network, learning: Learning) -> None:
@@ -168,7 +168,7 @@ class Momentum:
 
     @torch.no_grad()
     def update(self, rates: Rates) -> None:
-        """One update from the gradients in the network's parameters."""
+        """Updates the network's parameters from their gradients, in place."""
         inside = self.learning.velocity == "with rate"
         for name, weight in self.network.named_parameters():
             epsilon = rates.of(name)
@@ -184,11 +184,14 @@ class Momentum:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a step saw: sums over the whole batch, of all replicas."""
+    """Sums over a step's whole batch, from all replicas."""
 
     loss_sum: float
+    """Sum of the cross-entropies."""
     right: float
+    """Sum of the top-1 credits (`errors.topk_credit`)."""
     count: int
+    """Pictures in the batch."""
 
 
 def step(
@@ -202,17 +205,17 @@ def step(
     count: int,
     reduce: Reduce | None = None,
 ) -> Measured:
-    """One step: the loss averaged over the batch of `count` pictures, of which these are this replica's, and its update.
+    """One training step: forward, backward and update, for the mean cross-entropy over a batch of `count` pictures.
 
-    A replica without a picture in this batch takes part with none. Raises `FloatingPointError` if the loss is no number
-    any more; then nothing was updated.
+    `patches_BCHW`, `labels_B`: this replica's part of the batch, possibly empty. `reduce` sums over the replicas. Raises
+    `FloatingPointError`, before any update, if the loss is NaN or infinite.
     """
     network.train()
     network.zero_grad(set_to_none=True)
-    if here := len(labels_B):
+    if own_count := len(labels_B):
         weight = 1 / count
     else:
-        # the columns and replicas exchange all the same: a black patch that counts for nothing
+        # a replica without pictures still has to exchange tensors with the others: a black patch of weight 0
         weight, dropout = 0.0, replace(dropout, rows_B=labels_B.new_zeros(1))
         patches_BCHW = next(network.parameters()).new_zeros(1, 3, network.model.patch, network.model.patch)
         labels_B = labels_B.new_zeros(1)
@@ -222,20 +225,20 @@ def step(
     loss_sum = F.cross_entropy(logits_BK, labels_B, reduction="sum")
     (loss_sum * weight).backward()  # type: ignore[no-untyped-call]
     right = topk_credit(logits_BK.detach(), labels_B, 1).sum()
-    sums = torch.stack([loss_sum.detach().double(), right]) * (here > 0)
+    sums = torch.stack([loss_sum.detach().double(), right]) * (own_count > 0)
     if reduce is not None:
         reduce([sums] + [weight.grad for weight in network.parameters() if weight.grad is not None])
     loss, credit = sums.tolist()
     if loss != loss or loss == float("inf"):
         raise FloatingPointError(
-            f"the loss is {loss} in step {dropout.step}, at rate {rates.last:g}. A smaller learning.rate may keep it finite"
+            f"the loss is {loss} in step {dropout.step}, at rate {rates.last:g}. Try a smaller learning.rate"
         )
     rule.update(rates)
     return Measured(loss, credit, count)
 
 
 def precision(learning: Learning, device: torch.device) -> torch.autocast | nullcontext[None]:
-    """The arithmetic's context: precision is a context, not a branch."""
+    """The context in which the forward pass runs at `learning.precision`."""
     if learning.precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

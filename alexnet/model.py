@@ -1,7 +1,7 @@
 """§3 The network: Figure 2 on one screen, and its variants.
 
-Sizes are for 224×224 patches of 3 colours, whose mean is subtracted, on the scale 0–255. In shapes: B patches, C kernels
-of both columns, H×W positions, K classes.
+Sizes are for 3×224×224 patches with the mean subtracted, pixels in 0–255. Axes: B patches, C kernels of both columns, H×W
+positions, F features, K classes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from alexnet.network import LAYERS, Dropout, Model, Network, dropped
 from alexnet.normalization import ALPHA, NEIGHBOURS, AcrossKernels, AcrossSpace
 
 REPLICATED = ("fc8.weight", "fc8.bias")
-"""What each column computes whole, so that nothing has to cross behind it."""
+"""The parameters of layer 8, which every column computes whole, so that nothing has to cross after it."""
 
 
 class AlexNet(Network):
-    """The network, or the half of it that `link` says is held here. 60,965,224 parameters at full width, 1000 classes."""
+    """The network, or the half of it that `link` assigns to this process. 60,965,224 parameters for 1000 classes."""
 
     conv1: nn.Conv2d
     bottleneck: nn.Linear
@@ -48,19 +48,19 @@ class AlexNet(Network):
         units = self._full("fc6", maps[0] * maps[1] ** 2)                                  # 4096
         units = self._full("fc7", units)                                                   # 4096
         units = self._full("bottleneck", units)                                            # 2048, in §6
-        self.fc8 = nn.Linear(units, classes)                                               # 1000, whole on each side
+        self.fc8 = nn.Linear(units, classes)                                               # 1000, whole in each process
         # fmt: on
         self.norm1, self.norm2, self.norm2_space = _normalizations(model, round(model.columns * self.fraction))
         self.register_buffer("deviation_CHW", torch.tensor(model.deviation)[:, None, None], persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def features(self, patches_BCHW: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """The units of layer 7 held here, B×4096 for the whole network: what §6.1 compares pictures by."""
+        """Patches → the activations of layer 7 in this process, B×4096 in a whole network (§6.1)."""
         x = patches_BCHW
         if self.model.deviation != (1, 1, 1):
             x = x / self.deviation_CHW
         if self.model.border == "overhang":
-            # 224 is no 4·54 + 11: the code of 2012 lets the last window hang over, and reads zeros there (layer.py)
+            # 224 is not 4·54 + 11: the code of 2012 lets the last window overhang, and reads zeros there (layer.py)
             x = F.pad(x, (0, 3, 0, 3))
         x = self.conv1(x.contiguous(memory_format=torch.channels_last))
         if self.model.normalization in ("original", "one-weird-trick"):
@@ -77,32 +77,32 @@ class AlexNet(Network):
         return self._dropped(7, self._through("fc7", x, meet=True), dropout).flatten(1)
 
     def classify(self, features_BF: Tensor) -> Tensor:
-        """The units of layer 7 held here → logits B×K."""
+        """Activations of layer 7 in this process → logits B×K."""
         x = features_BF
         if "bottleneck" in self.model.size:
-            x = self.bottleneck(self.link.cross(x))  # linear: nothing follows it
+            x = self.bottleneck(self.link.cross(x))  # linear: no activation follows
         logits: Tensor = self.fc8(self.link.cross_last(x))
         return logits
 
     def first_layer(self) -> Tensor:
-        """The kernels of layer 1, C×3×11×11, those of the first column first: Figure 3."""
+        """The kernels of layer 1, C×3×11×11, the first column's first: Figure 3."""
         return self.conv1.weight.detach()
 
     @property
     def columns(self) -> int:
-        """Groups of its kernels, in this process or in several."""
+        """Number of columns of the whole network, also where this process holds one of them."""
         return self.model.columns
 
     @property
     def last_maps(self) -> nn.Module:
-        """The last convolution: its outputs are the last that have a place in the picture."""
+        """The last convolution: the last module whose outputs have positions in the picture."""
         convolutions = [module for module in self.children() if isinstance(module, nn.Conv2d)]
         return convolutions[-1]
 
     @torch.no_grad()
     def draw_first_weights(self, seed: int) -> None:
-        """§5: weights and biases as `first_weights` says, drawn for the whole network, whatever is held here."""
-        for place, name in enumerate(LAYERS):
+        """§5: initial weights and biases by `model.first_weights`; half a network gets its half of the whole one's draws."""
+        for index, name in enumerate(LAYERS):
             if name not in self.model.size and name != "fc8":
                 continue
             layer = getattr(self, name)
@@ -114,22 +114,22 @@ class AlexNet(Network):
                 for tensor, whole in ((layer.weight, shape), (layer.bias, (count,))):
                     tensor.copy_((2 * torch.rand(whole, generator=generator) - 1).mul_(bound)[rows])
                 continue
-            std = self.model.first_std[place] / (1 if place == 0 else self.model.width**0.5)
+            std = self.model.first_std[index] / (1 if index == 0 else self.model.width**0.5)
             layer.weight.copy_(torch.randn(shape, generator=generator, dtype=torch.float32).mul_(std)[rows])
-            layer.bias.fill_(self.model.first_bias[place])
+            layer.bias.fill_(self.model.first_bias[index])
 
     def local_part(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of each tensor that this process holds. `whole`: the tensors of the whole network, named as in its state."""
+        """The part of each tensor that this process holds. `whole`: tensors of the whole network, named as in its state_dict."""
         held = {name: tensor for name, tensor in self.state_dict().items() if name in whole}
         return {name: whole[name][self._rows(name, tensor)[0]] for name, tensor in held.items()}
 
     @property
     def replicated(self) -> set[str]:
-        """The names in its state of what each column has whole."""
+        """Names in the state_dict of the tensors that every column holds whole."""
         return {name for name, tensor in self.state_dict().items() if name in REPLICATED or not tensor.dim()}
 
     def _rows(self, name: str, held: Tensor) -> tuple[Any, int]:
-        """Where the rows held here lie in the whole tensor, and how many rows that has."""
+        """The rows of the whole tensor that this process holds, and how many rows the whole tensor has."""
         if not held.dim():
             return ..., 0
         rows = len(held)
@@ -141,11 +141,14 @@ class AlexNet(Network):
     def _conv(
         self, name: str, maps: tuple[int, int], side: int, padding: int, stride: int = 1, divided: bool = False
     ) -> tuple[int, int]:
-        """Adds a convolution to (kernels, side of the maps) before it, if there is such a layer; gives those behind it."""
+        """Adds a convolution, if the model has this layer. `maps`: (kernels, side) of its input; returns those of its output.
+
+        `divided`: the columns do not meet before this layer.
+        """
         size = self.model.size
         if name not in size:
             return maps
-        # a layer whose columns do not meet sees only the maps held here; one whose columns meet sees all
+        # a divided layer sees only the maps of this process; any other sees all
         ins = round(maps[0] * self.fraction) if divided else maps[0]
         groups = round(self.model.columns * self.fraction) if divided else 1
         outs = round(size[name] * self.fraction)
@@ -155,7 +158,7 @@ class AlexNet(Network):
         return size[name], (maps[1] + 2 * padding - side) // stride + 1
 
     def _full(self, name: str, ins: int) -> int:
-        """Likewise a fully-connected layer, to the number of units."""
+        """Adds a fully connected layer of `ins` inputs, if the model has this layer; returns its number of units."""
         size = self.model.size
         if name not in size:
             return ins
@@ -166,7 +169,7 @@ class AlexNet(Network):
         return size[name]
 
     def _through(self, name: str, x: Tensor, meet: bool = False) -> Tensor:
-        """A layer and its nonlinearity; where there is no such layer, x as it is."""
+        """A layer and its nonlinearity, or x unchanged if the model has no such layer. `meet`: the columns meet before it."""
         if name not in self.model.size:
             return x
         if meet:
@@ -174,21 +177,22 @@ class AlexNet(Network):
         return self._active(name, getattr(self, name)(x.flatten(1) if name.startswith("fc") else x))
 
     def _active(self, name: str, x: Tensor) -> Tensor:
-        """§3.1"""
+        """§3.1 The nonlinearity, after batch normalization if the model has that."""
         if self.model.normalization == "batch":
             x = getattr(self, f"{name}_batch")(x)
         active: Tensor = getattr(torch, self.model.activation)(x)
         return active
 
     def _pool(self, maps: Tensor) -> Tensor:
-        """§3.4: the largest of 3×3 places, every 2, so that the windows overlap; or of 2×2."""
+        """§3.4 Max-pooling: overlapping 3×3 windows with stride 2, or disjoint 2×2 windows."""
         return F.max_pool2d(maps, *self.pool, ceil_mode=True)
 
     def _pooled(self, maps: tuple[int, int]) -> tuple[int, int]:
+        """(kernels, side) of maps after `_pool`."""
         return maps[0], -(-(maps[1] - self.pool[0]) // self.pool[1]) + 1
 
     def _dropped(self, layer: int, units: Tensor, dropout: Dropout | None) -> Tensor:
-        """§4.2"""
+        """§4.2 Dropout, if the model has this layer and drops its units."""
         if layer not in self.model.dropout_layers or (layer > 5 and f"fc{layer}" not in self.model.size):
             return units
         units_BN = units.flatten(1)
@@ -197,7 +201,7 @@ class AlexNet(Network):
 
 
 def _normalizations(model: Model, columns: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """§3.3 of layer 1 and of layer 2, and what 2012 had behind that."""
+    """§3.3 The normalization of layer 1, of layer 2, and the one across space that followed layer 2's in 2012."""
 
     def across_kernels() -> nn.Module:
         match model.normalization:

@@ -1,4 +1,4 @@
-"""Names that come with the data, as people see them: on one line, obeyed by no terminal, and told apart where they are cut."""
+"""Display of names from the data: on one line, without control characters, cut to a length, and still distinct."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ NAMELESS = "(no name)"
 
 
 def shown(text: str) -> str:
-    """The text with each character escaped that ends a line, moves a cursor, turns a text round or is not seen."""
+    """The text with every unprintable character escaped: line breaks, terminal control, bidi overrides and the like."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
 def cut(text: str, most: int) -> str:
-    """The text as `shown`, of at most so many letters, at the end of a word if it has several."""
+    """The text as `shown`, cut to at most `most` characters, at the end of a word where possible."""
     text = shown(text)
     if len(text) <= most:
         return text if text.strip() else NAMELESS[:most]
@@ -28,7 +28,7 @@ def cut(text: str, most: int) -> str:
 
 
 def short(name: str, most: int) -> str:
-    """The first of a class's synonyms, cut."""
+    """The first of a class's comma-separated synonyms, cut to at most `most` characters."""
     return cut(name.split(",")[0] or name, most)
 
 
@@ -36,22 +36,22 @@ _NUMBERED = re.compile(r".* #[0-9]+", re.DOTALL)
 
 
 def told_apart(names: Sequence[str], most: int, look: Callable[[str, int], str]) -> list[str]:
-    """Each name as it looks when it is cut; where two would look the same, their places in the list behind them."""
+    """Each name, cut by `look(name, most)`; names that would look the same get ` #` and their index in the list."""
     looks = [look(name, most) for name in names]
     counts = Counter(map(_form, looks))
     return [
-        _numbered(name, place, most, look) if counts[_form(seen)] > 1 or _NUMBERED.fullmatch(seen) else seen
-        for place, (name, seen) in enumerate(zip(names, looks, strict=True))
+        _numbered(name, index, most, look) if counts[_form(seen)] > 1 or _NUMBERED.fullmatch(seen) else seen
+        for index, (name, seen) in enumerate(zip(names, looks, strict=True))
     ]
 
 
-def _numbered(name: str, place: int, most: int, look: Callable[[str, int], str]) -> str:
-    behind = f" #{place}"
-    return look(name, most - len(behind)) + behind
+def _numbered(name: str, index: int, most: int, look: Callable[[str, int], str]) -> str:
+    suffix = f" #{index}"
+    return look(name, most - len(suffix)) + suffix
 
 
 def _form(text: str) -> str:
-    """The same for texts that look the same: an accent may be a letter's own or stand behind it."""
+    """The NFC form, equal for texts that look the same: an accent may be part of a character or follow it."""
     return unicodedata.normalize("NFC", text)
 
 

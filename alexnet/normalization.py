@@ -1,9 +1,9 @@
-"""§3.3 Local response normalization: as printed, as it was run in 2012, across kernels and across space; and fast.
+"""§3.3 Local response normalization: across kernels, as printed and as run in 2012; and across space.
 
     b_i = a_i / (k + scale · Σ_{j near i} a_j²)^β
 
-The paper prints scale = α = 1e-4. Its authors' code divides α by the number of neighbours (layer.py: for a window of 5
-kernels by 5), so what was run is 2e-5. Near are the five kernels around i of the same column, at the same place.
+j runs over the five kernels around i in the same column, at the same position. The paper prints scale = α = 1e-4. Its
+authors' code divides α by the size of the window (layer.py), here 5, so the value that was run is 2e-5.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ALPHA, BETA, K, NEIGHBOURS = 1e-4, 0.75, 2.0, 5
+"""§3.3: α, β, k and n."""
+
 SPATIAL_ALPHA, SPATIAL_K, SPATIAL_SIDE = 1e-3, 1.0, 5
+"""α, k and the side of the window of `cnorm2` in layers-145.cfg."""
 
 Sum = Callable[[Tensor], Tensor]
+"""Sums (or averages) a map of squares over the neighbours of each element; the shape stays."""
 
 
 class AcrossKernels(nn.Module):
-    """The normalization of §3.3, inside each column: n = 5, β = .75, and k = 2 but in Caffe."""
+    """The normalization of §3.3 inside each column: n = 5, β = .75, and k = 2 (in Caffe, 1)."""
 
     def __init__(self, columns: int, scale: float, k: float = K) -> None:
         super().__init__()
@@ -36,14 +40,14 @@ class AcrossKernels(nn.Module):
         return normalize(maps_BCHW, lambda maps: F.conv2d(maps, weight, groups=self.columns), self.k, self.scale)
 
     def extra_repr(self) -> str:
-        """For print."""
+        """The arguments, for print."""
         return f"columns={self.columns}, scale={self.scale:g}, k={self.k:g}"
 
 
 class AcrossSpace(nn.Module):
-    """What the code of 2012 has over its second layer and the paper does not mention (`cnorm2` in layers-145.cfg).
+    """The second normalization of layer 2 in the code of 2012 (`cnorm2` in layers-145.cfg), which the paper omits.
 
-    Each map by itself, over 5×5 places: k = 1, α = 1e-3 divided by the 25 places, β = .75.
+    Over 5×5 positions inside each map: k = 1, α = 1e-3 divided by 25, β = .75.
     """
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
@@ -52,13 +56,13 @@ class AcrossSpace(nn.Module):
 
 
 def _mean_near(maps_BCHW: Tensor) -> Tensor:
-    """The mean over 5×5 places, zeros outside: the divisor stays 25 at the borders, as in 2012. First down, then across."""
+    """The mean over 5×5 positions, zeros outside: the divisor is 25 at the borders too, as in 2012. Columns, then rows."""
     side, half = SPATIAL_SIDE, SPATIAL_SIDE // 2
     return F.avg_pool2d(F.avg_pool2d(maps_BCHW, (side, 1), 1, (half, 0)), (1, side), 1, (0, half))
 
 
 def normalize(maps: Tensor, total: Sum, k: float, scale: float) -> Tensor:
-    """Maps / (k + scale · total(maps²))^.75, for a `total` that is linear and its own transpose."""
+    """Computes maps / (k + scale · total(maps²))^.75, same shape. `total` must be linear and its own transpose."""
     with torch.autocast(maps.device.type, enabled=False):
         if torch.is_grad_enabled() and maps.requires_grad:
             result: Tensor = _Normalize.apply(maps, total, k, scale)
@@ -67,7 +71,7 @@ def normalize(maps: Tensor, total: Sum, k: float, scale: float) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """One forward and one closed-form backward: a third fewer passes over memory than autograd takes."""
+    """A closed-form backward: a third fewer passes over memory than autograd's."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, total: Sum, k: float, scale: float) -> Tensor:
@@ -87,13 +91,13 @@ class _Normalize(torch.autograd.Function):
 
 
 def _power(base: Tensor) -> Tensor:
-    # base^-.75 by two roots, several times as fast as a power
+    # base^-.75 by two square roots, several times as fast as a general power
     root = torch.rsqrt(base)
     return root * torch.sqrt(root)
 
 
 @lru_cache
 def _band(kernels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Ones where two kernels are near: within n/2 of each other, cut at the ends of the column. Symmetric."""
-    place = torch.arange(kernels, device=device)
-    return ((place[:, None] - place[None, :]).abs() <= NEIGHBOURS // 2).to(dtype)
+    """A symmetric kernels×kernels matrix: 1 where two kernels of a column are within n/2 of each other, else 0."""
+    index = torch.arange(kernels, device=device)
+    return ((index[:, None] - index[None, :]).abs() <= NEIGHBOURS // 2).to(dtype)

@@ -1,4 +1,4 @@
-"""What came after, to compare with: VGG-16 and ResNet-50, and torchvision's own AlexNet under our names."""
+"""Later networks, for comparison: VGG-16 and ResNet-50; and converting weights from and to torchvision's AlexNet."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TORCHVISION = {
     "fc7": "classifier.4",
     "fc8": "classifier.6",
 }
-"""The layers of torchvision's alexnet under our names."""
+"""Names of our layers → names of the same layers in torchvision's alexnet."""
 
 
 class Peer(Network):
     """torchvision's VGG-16 (Simonyan and Zisserman 2014) or ResNet-50 (He et al. 2015), in one process.
 
-    Its first weights are torchvision's, drawn from the seed. VGG-16 is its configuration D without batch normalization; of
-    its layers 6 and 7 units are left out by key, as those of AlexNet are.
+    The initial weights are torchvision's own, seeded. VGG-16 is configuration D without batch normalization; dropout in its
+    layers 6 and 7 is keyed as in AlexNet.
     """
 
     deviation_CHW: Tensor
@@ -38,23 +38,23 @@ class Peer(Network):
     def __init__(self, model: Model, classes: int) -> None:
         super().__init__()
         self.model, self.classes, self.link, self.fraction = model, classes, Together(1), 1.0
-        self.body = self._drawn(0)
+        self.body = self._initialized(0)
         self.register_buffer("deviation_CHW", torch.tensor(model.deviation)[:, None, None], persistent=False)
         self.to(memory_format=torch.channels_last)
 
-    def _drawn(self, seed: int) -> nn.Module:
-        made = {"vgg16": models.vgg16, "resnet50": models.resnet50}[self.model.network]
+    def _initialized(self, seed: int) -> nn.Module:
+        constructor = {"vgg16": models.vgg16, "resnet50": models.resnet50}[self.model.network]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draws.bits(f"first weights of {self.model.network}", seed)))
-            body: nn.Module = made(weights=None, num_classes=self.classes)
+            body: nn.Module = constructor(weights=None, num_classes=self.classes)
         return body
 
     def draw_first_weights(self, seed: int) -> None:
-        """As torchvision's own, drawn from the seed."""
-        self.body.load_state_dict(self._drawn(seed).state_dict())
+        """Sets torchvision's own initial weights, drawn from the seed."""
+        self.body.load_state_dict(self._initialized(seed).state_dict())
 
     def features(self, patches_BCHW: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """The units of the last hidden layer: B×4096 of VGG-16, B×2048 of ResNet-50."""
+        """Patches → activations of the last hidden layer: B×4096 for VGG-16, B×2048 for ResNet-50."""
         x = (patches_BCHW / self.deviation_CHW).contiguous(memory_format=torch.channels_last)
         body: Any = self.body
         if isinstance(body, models.ResNet):
@@ -70,13 +70,13 @@ class Peer(Network):
         return x
 
     def classify(self, features_BF: Tensor) -> Tensor:
-        """The last hidden layer's units → logits B×K."""
+        """Activations of the last hidden layer → logits B×K."""
         body: Any = self.body
         logits: Tensor = (body.fc if isinstance(body, models.ResNet) else body.classifier[6])(features_BF)
         return logits
 
     def first_layer(self) -> Tensor:
-        """The kernels of the first convolution: 64×3×3×3 of VGG-16, 64×3×7×7 of ResNet-50."""
+        """The kernels of the first convolution: 64×3×3×3 in VGG-16, 64×3×7×7 in ResNet-50."""
         return self._convolutions()[0].weight.detach()
 
     @property
@@ -89,9 +89,10 @@ class Peer(Network):
 
 
 def to_torchvision(network: AlexNet) -> dict[str, Tensor]:
-    """The weights of a network of recipes/torchvision.yaml, as torchvision's `alexnet` loads them, strictly.
+    """The weights of a network of recipes/torchvision.yaml as a state_dict for torchvision's `alexnet`.
 
-    It takes pixels that are divided by `deviation` already; else it gives the same. `ValueError` for another network.
+    torchvision's network gives the same logits for patches already divided by `deviation`. `ValueError` if `network` has
+    another architecture.
     """
     model = network.model
     same = (
@@ -100,7 +101,7 @@ def to_torchvision(network: AlexNet) -> dict[str, Tensor]:
     )  # fmt: skip
     sizes = (64, 192, 384, 256, 256, 0), (4096, 4096, 0)
     if same != (1, 1.0, *sizes, "padded", "none", "relu", "overlapping", "training"):
-        raise ValueError(f"torchvision's alexnet is another network than {model}")
+        raise ValueError(f"torchvision's alexnet has another architecture than {model}")
     state = network.state_dict()
     return {
         f"{theirs}.{kind}": state[f"{ours}.{kind}"]
@@ -110,7 +111,7 @@ def to_torchvision(network: AlexNet) -> dict[str, Tensor]:
 
 
 def from_torchvision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: such as the weights that torchvision gives away."""
+    """A state_dict of torchvision's `alexnet`, such as its published weights, under our names of the layers."""
     return {
         f"{ours}.{kind}": weights[f"{theirs}.{kind}"]
         for ours, theirs in TORCHVISION.items()

@@ -1,4 +1,4 @@
-"""Pictures: a file's bytes to pixels and back, and what kind of file it is.
+"""Pictures: decoding a file's bytes to pixels, encoding pixels, and describing the kind of file.
 
 Names of arrays end in their axes: C channels (red, green, blue), H rows, W columns.
 """
@@ -25,15 +25,16 @@ from alexnet.codec import decode_jpeg, encode_jpeg
 from alexnet.limits import FRAMES, jpeg_segments
 
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
-"""The head of a PPM as it is usually written; width, height. The pixels follow as they are."""
+"""The usual header of a binary PPM; its groups are width and height. The raw pixels follow it."""
 
 FAST_PPM = (3, 2)
-"""What such a PPM takes: bytes for each pixel and for each byte of the file, as in `limits.COST`."""
+"""Memory for decoding such a PPM: bytes per pixel and per byte of the file, as in `limits.COST`."""
 
 EXIF = b"Exif\0\0"
-"""How the EXIF block of a file begins."""
+"""The first bytes of an EXIF block."""
 
 COMPONENTS = {1: "JPEG grey", 3: "JPEG colour", 4: "JPEG CMYK"}
+"""Kinds of JPEG by their number of components."""
 
 COLOURS = {
     "1": "black and white",
@@ -46,20 +47,20 @@ COLOURS = {
     "RGBA": "colour with transparency",
     "YCbCr": "colour",
 }
-"""Pillow's modes in words, without what stands behind a semicolon; the others by their own name."""
+"""Pillow's modes in words, without a mode's suffix after `;`. A mode not listed keeps its own name."""
 
 
-class Undecodable(ValueError):  # noqa: N818 - a verdict on the bytes, said as one
-    """The bytes are no picture that can be shown; the message is the reason, its kind before the colon."""
+class Undecodable(ValueError):  # noqa: N818 - the name is the verdict on the bytes
+    """The bytes cannot be decoded to a picture. The message is the reason; its part before the colon is the category."""
 
 
 def decode(data: bytes) -> Tensor:
-    """The picture in `data`, a file of one of `limits.FORMATS`, as uint8 3 x H x W in red, green, blue.
+    """Decodes a file in one of `limits.FORMATS` to uint8 3×H×W in red, green, blue.
 
-    It takes at most `limits.MEMORY`, 1 GiB, and some ten seconds: what may take more is refused by what it claims.
-    The picture is taken as it lies in the file: an EXIF rotation is not applied (but a TIFF's tag, which says how its
-    rows lie) and a colour profile is ignored, grey becomes three equal channels, transparency is dropped, 16 bits keep
-    their upper 8, an animation gives its first picture. Raises `Undecodable` with the reason.
+    Decoding takes at most `limits.MEMORY` (1 GiB) and about ten seconds; a file whose header claims more is refused
+    before it is decoded. EXIF rotation is not applied, but a TIFF's orientation tag is; colour profiles are ignored. Grey
+    becomes three equal channels, transparency is dropped, 16-bit samples keep their upper 8 bits, and an animation gives
+    its first frame. Raises `Undecodable` with the reason.
     """
     if not data:
         raise Undecodable("the file is empty")
@@ -76,7 +77,7 @@ def decode(data: bytes) -> Tensor:
         try:
             return decode_jpeg(data)
         except RuntimeError:
-            pass  # Pillow decides: it reads more kinds of JPEG, and says plainly what is wrong with the others
+            pass  # Pillow reads more kinds of JPEG, and says plainly what is wrong with the others
     return _decode_with_pillow(data)
 
 
@@ -94,7 +95,7 @@ def _decode_with_pillow(data: bytes) -> Tensor:
     for check in (limits.of_ppm, limits.of_webp, limits.of_tiff):
         _refuse(check(data))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata that nobody here reads
+        warnings.simplefilter("ignore")  # about metadata, which is not used here
         try:
             with _opened(data) as picture:
                 _refuse(limits.of_size(*picture.size, limits.COST[str(picture.format)], data))
@@ -116,7 +117,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    """H x W x 3, some rows at a time: each step of Pillow copies all it is given."""
+    """The pixels, H×W×3, converted in strips of rows: each of Pillow's steps copies its whole input."""
     if picture.mode in ("I", "F"):
         raise Undecodable(f"pixels without a known range: of mode {picture.mode} (32 bits)")
     picture.load()
@@ -131,7 +132,7 @@ def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def _converted(picture: Image.Image) -> NDArray[np.uint8]:
-    """H x W x 3. Pillow undoes Adobe's inverted CMYK when it reads the file."""
+    """The pixels, H×W×3. Pillow has undone Adobe's inverted CMYK when it read the file."""
     if picture.mode.startswith("I;16"):
         grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)  # Pillow's own conversion clips at 255
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -139,9 +140,9 @@ def _converted(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def describe(data: bytes) -> tuple[str, int]:
-    """The kind of file that a picture is, in words, and the orientation that its EXIF tag asks for. It has to decode.
+    """The kind of a picture file in words, and its EXIF orientation, 1 to 8. The file must be one that `decode` reads.
 
-    The orientation is EXIF's number, 1 to 8; 1, which is as the picture lies, also where there is no tag.
+    Orientation 1 means upright; it is also given where there is no tag.
     """
     components, exif = 0, b""
     for marker, start, end in jpeg_segments(data):
@@ -152,7 +153,7 @@ def describe(data: bytes) -> tuple[str, int]:
     if components in COMPONENTS:
         return COMPONENTS[components], _orientation(exif)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata, as when it was decoded
+        warnings.simplefilter("ignore")  # about metadata, as in decoding
         with _opened(data) as picture:
             mode, *bits = picture.mode.split(";")
             deep = bits or ";16" in str(getattr(picture, "tile", ""))
@@ -165,17 +166,17 @@ def describe(data: bytes) -> tuple[str, int]:
 def _animated(picture: Image.Image) -> bool:
     try:
         return bool(getattr(picture, "is_animated", False))
-    except Exception:  # of a GIF Pillow looks for the second picture, which may be damaged
+    except Exception:  # to answer, Pillow seeks a GIF's second frame, which may be damaged
         return False
 
 
 def _orientation(exif: bytes) -> int:
-    """By the tag 0x0112 in the first directory of the block, which is a little TIFF; 1 if anything is wrong with it."""
+    """The value of tag 0x0112 in the block's first directory (an EXIF block is a small TIFF); 1 if it cannot be read."""
     block = exif.removeprefix(EXIF)
     order: Literal["little", "big"] = "little" if block.startswith(b"II") else "big"
 
-    def number(place: int, length: int) -> int:
-        return int.from_bytes(block[place : place + length], order)
+    def number(offset: int, length: int) -> int:
+        return int.from_bytes(block[offset : offset + length], order)
 
     first = number(4, 4)
     for entry in range(first + 2, first + 2 + 12 * number(first, 2), 12):
@@ -186,11 +187,11 @@ def _orientation(exif: bytes) -> int:
 
 
 def encode(picture_CHW: Tensor, quality: int | Literal["raw"]) -> bytes:
-    """A file of a uint8 picture, 3 x H x W, without metadata, which `decode` and all the world read.
+    """Encodes a uint8 picture, 3×H×W, as a file without metadata.
 
-    A JPEG of a quality from 1 to 100, its colours at half the resolution (4:2:0); or raw, a PPM: a line of text, and the
-    pixels. Of the formats that keep every pixel it is the fastest to read: a copy, where PNG has checksums and BMP its
-    colours and rows the other way round.
+    An integer `quality`, 1 to 100, gives a JPEG with 4:2:0 chroma subsampling; "raw" gives a binary PPM: a short text
+    header, then the pixels. A PPM is the fastest lossless format to read: one copy, where PNG has checksums and BMP
+    reverses rows and channels.
     """
     if quality == "raw":
         _, height, width = picture_CHW.shape

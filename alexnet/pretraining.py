@@ -1,8 +1,8 @@
-"""§7 Unsupervised pretraining: the kernels of a layer as clusters of what it sees.
+"""§7 Unsupervised pretraining: a layer's kernels are cluster centres of patches of its input.
 
-The authors did without and expected it to help. Here it is spherical k-means on patches of equal contrast, whitened: Coates
-and Ng, "Learning feature representations with k-means" (2012). In shapes: B pictures, C maps, H×W places, N patches of
-D = C·side·side numbers, G groups, K kernels of a group.
+The authors did not use it and expected it to help. Here it is spherical k-means on contrast-normalized, whitened patches:
+Coates and Ng, "Learning feature representations with k-means" (2012). Axes: B pictures, C maps, H×W positions, N patches
+of D = C·side·side numbers, G groups, K kernels of a group.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from alexnet import draws
 from alexnet.model import AlexNet
 
 PER_PICTURE = 10
-"""Patches of one picture, where there are pictures enough: more would show the same edge again."""
+"""Patches taken from one picture, if there are enough pictures: more would repeat the same edges."""
 
 CONTRAST = 0.01
-"""Share of the patches' mean variance that is added to the variance of each before it is divided by it: what is flat stays
-so. Coates and Ng add 10, which is about as much for pictures of 0–255, but says nothing for the outputs of a layer."""
+"""Added to each patch's variance, as a fraction of the mean variance, before the division, so that flat patches stay flat.
+Coates and Ng add 10, which is about as much for pixels in 0–255, but means nothing for the outputs of a layer."""
 
 EPSILON = 0.1
-"""Added to the eigenvalues in whitening. Coates and Ng: .1 for patches of 8×8, .01 for 16×16. With .01 some of the kernels
-found in photographs are nothing but grain; with .1 few are."""
+"""Added to the eigenvalues in whitening. Coates and Ng: .1 for 8×8 patches, .01 for 16×16. With .01 some kernels found in
+photographs are pure grain; with .1 few are."""
 
 BLOCK = 4096
-"""Patches at a time. It decides the last bits, so it is fixed."""
+"""Patches per block. The block size affects the last bits, so it is a constant."""
 
 
 @torch.no_grad()
@@ -42,56 +42,56 @@ def cluster(
     iterations: int,
     seed: int,
 ) -> None:
-    """Gives a convolutional layer of a whole network new kernels, found in what it sees; its biases stay.
+    """Replaces the kernels of a convolutional layer of a whole network by clusters of its input; the biases stay.
 
-    `views` are blocks in any order: places B, and patches B×3×224×224, the mean subtracted. The places are 0 …
-    `pictures` - 1, each once. Each kernel gets the root mean square of the weights it replaces, so that only its shape is
-    new. `ValueError` if the layer sees the same everywhere.
+    `views` gives blocks, in any order: indices B, each of 0 … `pictures` - 1 once, and patches B×3×224×224 with the mean
+    subtracted. `patches` windows of the layer's input are clustered. The new kernels have the root mean square of the
+    weights that they replace. `ValueError` if the layer's input is constant.
     """
     convolution: nn.Conv2d = getattr(network, layer)
     old_KCHW = convolution.weight
     groups, numbers = convolution.groups, old_KCHW[0].numel()
     seen_NGD = torch.empty(patches, groups, numbers)
-    for places_B, views_BCHW in views:
-        for place, maps_CHW in zip(places_B.tolist(), inputs(network, layer, views_BCHW), strict=True):
-            own_N = torch.arange(place, patches, pictures)
+    for indices_B, views_BCHW in views:
+        for index, maps_CHW in zip(indices_B.tolist(), inputs(network, layer, views_BCHW), strict=True):
+            own_N = torch.arange(index, patches, pictures)
             windows_ND = windows(maps_CHW, old_KCHW.shape[-1], layer, seed, own_N)
             seen_NGD[own_N] = windows_ND.reshape(-1, groups, numbers)
-    found = []
+    centres = []
     for group in range(groups):
         rows, columns = torch.arange(len(old_KCHW) // groups)[:, None], torch.arange(numbers)
         first_KD = draws.normal(f"pretraining, centres of {layer}", seed, group, rows, columns).to(seen_NGD.dtype)
-        # the centres as they are: the network sees pixels that are not whitened, and behind the whitening's own filter
-        # they would show it little but the finest grain, at half the size
-        found.append(k_means(whitened(of_equal_contrast(seen_NGD[:, group], layer)), first_KD, iterations))
+        # the centres become kernels without the whitening matrix: multiplied by it, they would respond, on unwhitened
+        # pixels, to little but the finest grain, at half the size
+        centres.append(k_means(whitened(of_equal_contrast(seen_NGD[:, group], layer)), first_KD, iterations))
     size = old_KCHW.square().mean().sqrt() * numbers**0.5
-    convolution.weight.copy_((torch.cat(found) * size).reshape(old_KCHW.shape))
+    convolution.weight.copy_((torch.cat(centres) * size).reshape(old_KCHW.shape))
 
 
 class _Reached(BaseException):
-    """The layer has been reached, and nothing behind it is wanted."""
+    """Ends a forward pass when the layer has been reached."""
 
 
 def inputs(network: AlexNet, layer: str, views_BCHW: Tensor) -> Tensor:
-    """What a layer sees of patches B×3×224×224: B×C×H×W of all its groups, without its own padding."""
-    seen: list[Tensor] = []
+    """The input of a layer for patches B×3×224×224: B×C×H×W of all its groups, before its padding."""
+    layer_inputs: list[Tensor] = []
 
-    def look(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(given[0])
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        layer_inputs.append(arguments[0])
         raise _Reached
 
-    handle = getattr(network, layer).register_forward_pre_hook(look)
+    handle = getattr(network, layer).register_forward_pre_hook(keep)
     try:
         network.eval()(views_BCHW)
     except _Reached:
         pass
     finally:
         handle.remove()
-    return seen[0]
+    return layer_inputs[0]
 
 
 def windows(maps_CHW: Tensor, side: int, layer: str, seed: int, numbers_N: Tensor) -> Tensor:
-    """Windows of side×side, N×D, each at a place drawn by (seed, layer, its number)."""
+    """Windows of C×side×side, flattened to N×D, each at a position drawn by (seed, layer, number of the window)."""
     y_N, x_N = (
         draws.integers(length - side + 1, f"pretraining, {axis} in {layer}", seed, numbers_N)
         for axis, length in zip("yx", maps_CHW.shape[1:], strict=True)
@@ -101,15 +101,18 @@ def windows(maps_CHW: Tensor, side: int, layer: str, seed: int, numbers_N: Tenso
 
 
 def of_equal_contrast(patches_ND: Tensor, layer: str = "the layer") -> Tensor:
-    """Each patch less its mean, divided by its standard deviation."""
+    """Patches minus their mean, divided by their standard deviation, each by itself; N×D → N×D.
+
+    `CONTRAST` is added to the variances. `ValueError` if every patch is constant; `layer` names it in the message.
+    """
     variance_N, mean_N = torch.var_mean(patches_ND, dim=1, correction=0)
     if not variance_N.any():
-        raise ValueError(f"{layer} sees the same everywhere, and nothing can be clustered. start.unsupervised: none")
+        raise ValueError(f"{layer} has constant input: there is nothing to cluster. Set start.unsupervised to none")
     return (patches_ND - mean_N[:, None]) / (variance_N + CONTRAST * variance_N.mean()).sqrt()[:, None]
 
 
 def whitened(patches_ND: Tensor, epsilon: float = EPSILON) -> Tensor:
-    """The patches, turned and stretched so that their covariance is the identity, but for ε; by a symmetric matrix (ZCA)."""
+    """Patches multiplied by a symmetric matrix (ZCA) that makes their covariance the identity, up to ε; N×D → N×D."""
     centred_ND = patches_ND - patches_ND.mean(0)
     covariance_DD = torch.zeros(centred_ND.shape[1], centred_ND.shape[1], dtype=torch.float64)
     for block_ND in torch.split(centred_ND, BLOCK):
@@ -120,9 +123,10 @@ def whitened(patches_ND: Tensor, epsilon: float = EPSILON) -> Tensor:
 
 
 def k_means(patches_ND: Tensor, first_KD: Tensor, iterations: int) -> Tensor:
-    """Centres K×D of length 1, from `first_KD` on: a patch belongs to the centre along which it is longest, either way.
+    """Spherical k-means: centres K×D of length 1, starting from `first_KD`.
 
-    A centre moves towards its patches, each by its length along it, and itself once: so it stays where it has none.
+    A patch belongs to the centre with the largest |dot product|. A new centre is the old one plus the sum of its patches,
+    each weighted by its dot product, normalized; a centre without patches stays.
     """
     centres_KD = F.normalize(first_KD, dim=1)
     for _ in range(iterations):

@@ -1,6 +1,6 @@
-"""§6.1 Where in a picture the network sees what it takes it for: Grad-CAM, over the maps of the last convolution.
+"""§6.1 Grad-CAM: which parts of a picture speak for a class, by the maps of the last convolution.
 
-The paper asks this of no picture. The method is that of Selvaraju et al. (ICCV 2017). In shapes: B patches, C maps.
+The paper has nothing of the kind. The method is that of Selvaraju et al. (ICCV 2017). Axes: B patches, C maps, K classes.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from alexnet.network import Network
 
 
 def grad_cam(network: Network, patches_BCHW: Tensor, classes_B: Tensor) -> Tensor:
-    """How much each place of a patch speaks for its class: B×H×W, 0 or more, as large as the patches.
+    """How much each position of a patch speaks for its class: B×H×W of the patches' size, 0 or more.
 
-    The slopes of the class's logit along each of the last convolution's maps, averaged over the places, weigh the maps,
-    rectified; what their sum has above 0 is scaled up, bilinearly. The slopes are taken before the relu, so they are 0
-    where a unit is silent. The network is whole, in eval mode; its parameters' gradients are left as they are.
+    Each map of the last convolution, after a ReLU, is weighted by the mean gradient of the class's logit with respect to
+    the map; the sum, after another ReLU, is upsampled bilinearly. Gradients are taken before the network's ReLU, so they
+    are 0 where a unit is off. The network must be whole and in eval mode; the `.grad` of its parameters is not changed.
     """
-    assert network.fraction == 1, "the maps are those of a whole network"
-    assert not network.training, "the maps are taken in eval mode"
-    taken: list[Tensor] = []
+    assert network.fraction == 1, "Grad-CAM needs a whole network"
+    assert not network.training, "Grad-CAM needs eval mode"
+    kept_maps: list[Tensor] = []
 
-    def take(_module: nn.Module, _inputs: object, maps_BCHW: Tensor) -> Tensor:
-        taken.append(maps_BCHW.detach().requires_grad_())
-        return taken[-1].clone()  # a relu that works in place is not to change what is kept
+    def keep(_module: nn.Module, _inputs: object, maps_BCHW: Tensor) -> Tensor:
+        kept_maps.append(maps_BCHW.detach().requires_grad_())
+        return kept_maps[-1].clone()  # an in-place ReLU must not change the kept maps
 
-    hook = network.last_maps.register_forward_hook(take)
+    hook = network.last_maps.register_forward_hook(keep)
     try:
         with torch.enable_grad():
             logits_BK = network(patches_BCHW)
             own_B = logits_BK.gather(1, classes_B[:, None])
-            (slopes_BCHW,) = torch.autograd.grad(own_B.sum(), taken)
+            (gradients_BCHW,) = torch.autograd.grad(own_B.sum(), kept_maps)
     finally:
         hook.remove()
-    (maps_BCHW,) = taken
-    weights_BC = slopes_BCHW.mean((2, 3))
-    places_BHW = torch.relu(torch.einsum("bc,bchw->bhw", weights_BC, torch.relu(maps_BCHW.detach())))
-    scaled_B1HW = F.interpolate(places_BHW[:, None], patches_BCHW.shape[-2:], mode="bilinear", align_corners=False)
+    (maps_BCHW,) = kept_maps
+    weights_BC = gradients_BCHW.mean((2, 3))
+    cam_BHW = torch.relu(torch.einsum("bc,bchw->bhw", weights_BC, torch.relu(maps_BCHW.detach())))
+    scaled_B1HW = F.interpolate(cam_BHW[:, None], patches_BCHW.shape[-2:], mode="bilinear", align_corners=False)
     return scaled_B1HW[:, 0]

@@ -1,4 +1,4 @@
-"""Files of tensors that tell when they are damaged: the last thing in one is a digest of all before it."""
+"""Files of tensors that end in a sha256 of their contents, so that damage is detected when they are read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import Any, BinaryIO
 import torch
 
 MARK = b"sha256 "
+"""Stands before the digest."""
 
 LENGTH = len(MARK) + 64
-"""Bytes of mark and digest: torch's files are zip archives, and this is the comment at the end of one."""
+"""Bytes of mark and digest. torch's files are zip archives; mark and digest are the archive's comment, at its end."""
 
 NO_COMMENT = b"PK\x05\x06"
-"""How the last 22 bytes of an archive without a comment begin."""
+"""The first bytes of the last 22 of a zip archive without a comment."""
 
 PIECE = 2**20
+"""Bytes that are hashed at a time."""
 
 
 def write(handle: BinaryIO, contents: dict[str, Any]) -> None:
-    """Writes contents and the digest of the file; equal bytes for equal contents."""
-    # to memory first: given a path, torch would store its stem inside, and a pipe cannot be sought
+    """Writes contents and then their digest; equal contents give equal bytes."""
+    # to memory first: given a path, torch would store the file's name inside, and a pipe cannot seek
     buffer = io.BytesIO()
     torch.save(contents, buffer)
     data = buffer.getbuffer()
@@ -34,9 +36,10 @@ def write(handle: BinaryIO, contents: dict[str, Any]) -> None:
 
 
 def read(handle: BinaryIO, *unsealed: AbstractSet[str], name: str = "") -> dict[str, Any]:
-    """Reads what `write` wrote, to the CPU; runs no code of the file. `ValueError` if a bit of it was changed.
+    """Reads a file that `write` wrote, to the CPU; runs no code from the file. `ValueError` if any bit has changed.
 
-    A file with exactly the keys of one of `unsealed` was written before there were digests: it is read, and that is said.
+    A file without a digest whose keys are exactly one of `unsealed` is from before files had digests: it is read, with a
+    warning.
     """
     name = name or str(getattr(handle, "name", "the file"))
     sealed = _sealed(handle, name)
@@ -44,17 +47,17 @@ def read(handle: BinaryIO, *unsealed: AbstractSet[str], name: str = "") -> dict[
         contents = torch.load(handle, weights_only=True, map_location="cpu")
         if not isinstance(contents, dict) or not (sealed or contents.keys() in unsealed):
             raise TypeError("another kind of file")
-    except Exception as error:  # a file of anything can raise anything in torch's reader, whose words are not for here
+    except Exception as error:  # torch's reader can raise anything on a damaged file, and its advice does not apply
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk, not of the file
-        raise ValueError(f"{name}: damaged, or no network of ours ({type(error).__name__})") from None
+            raise  # the disk failed; the file may be whole
+        raise ValueError(f"{name}: damaged, or not a network saved here ({type(error).__name__})") from None
     if not sealed:
         logging.getLogger(__name__).warning("%s: written before files had a digest, so it is read unchecked", name)
     return contents
 
 
 def _sealed(handle: BinaryIO, name: str) -> bool:
-    """Whether the file has a digest, which is checked; `ValueError` if the file is another than was written."""
+    """Whether the file has a digest, which is then checked; `ValueError` if it does not match."""
     size = handle.seek(0, io.SEEK_END)
     handle.seek(max(0, size - LENGTH))
     end = handle.read(LENGTH)
@@ -62,12 +65,12 @@ def _sealed(handle: BinaryIO, name: str) -> bool:
     if not end.startswith(MARK):
         if end[-22:-18] == NO_COMMENT:
             return False
-        raise ValueError(f"{name}: damaged, or no network of ours (its end is missing)")
+        raise ValueError(f"{name}: damaged, or not a network saved here (its end is missing)")
     digest, left = hashlib.sha256(), size - LENGTH
     while left and (piece := handle.read(min(PIECE, left))):
         digest.update(piece)
         left -= len(piece)
     handle.seek(0)
     if MARK + digest.hexdigest().encode() != end:
-        raise ValueError(f"{name}: damaged: it is not the file that its digest was made of")
+        raise ValueError(f"{name}: damaged: its contents do not match its sha256")
     return True

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import ray
     from torch import Tensor
 
-    from alexnet.augmentation import Subtracted
+    from alexnet.augmentation import MeanKind
     from alexnet.errors import Count
     from alexnet.network import Network
 
@@ -168,7 +168,7 @@ def of_shard(task: Task) -> pa.Table:
 
 
 def through(
-    network: Network, mean_CHW: Tensor, kind: Subtracted, batches: Iterable[list[dict[str, Any]]], tested: bool
+    network: Network, mean_CHW: Tensor, kind: MeanKind, batches: Iterable[list[dict[str, Any]]], tested: bool
 ) -> pa.Table:
     """Each picture's id, label and features of its centre patch.
 

@@ -51,8 +51,8 @@ class Kind:
 
 
 def _pictures(_: Path) -> list[bytes]:
-    from tests.alexnet.test_dataset import AS_PILLOW, KINDS
     from tests.alexnet.test_limits import gif_with, tiff, with_scans
+    from tests.alexnet.test_pictures import AS_PILLOW, KINDS
 
     odd = [tiff(), gif_with(b"!\xfe\1x\0"), with_scans(3), b"P3\n2 2\n9\n" + b"1 " * 12, b"P6\n2 2\n9\n" + bytes(12)]
     return [*(data for all_of_it in KINDS.values() for data in all_of_it), *AS_PILLOW.values(), *odd]

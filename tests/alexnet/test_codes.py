@@ -196,7 +196,7 @@ def test_rows_that_are_not_finite_teach_nothing() -> None:
     assert errors == others
     np.testing.assert_array_equal(plain.encode(rows), found.encode(rows))
     assert found.encode(holed[7:8]).tolist() == [[0, 0]]
-    with pytest.raises(ValueError, match="no row of finite features"):
+    with pytest.raises(ValueError, match="no row of features is finite"):
         codes.train(parted(holed[7:8], 1), **LEARNING)
 
 

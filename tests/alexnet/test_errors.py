@@ -102,7 +102,7 @@ def test_mean_over_models() -> None:
     for weights, message in (([1.0], "1 weights for 2"), ([0.0, 0.0], "not all 0"), ([-1.0, 2.0], "0 or more")):
         with pytest.raises(ValueError, match=message):
             errors.mean_over_models([a, b], weights)
-    with pytest.raises(ValueError, match="other pictures or classes"):
+    with pytest.raises(ValueError, match="different pictures or classes"):
         errors.mean_over_models([a, b[:4]])
 
 

@@ -161,11 +161,11 @@ def test_what_speaks_for_the_guess_is_the_brightest_and_its_size_does_not_matter
     picture, map_HW = np.full((20, 20, 3), 128, np.uint8), np.zeros((20, 20))
     map_HW[4:8, 10:15] = 0.5
     map_HW[5, 12] = 1.0
-    shown = figures._laid_over(picture, map_HW).sum(axis=-1).astype(int)
+    shown = figures._overlay(picture, map_HW).sum(axis=-1).astype(int)
     assert np.unravel_index(shown.argmax(), shown.shape) == (5, 12)
     rest = shown[map_HW == 0]
     assert len(np.unique(rest)) == 1
-    np.testing.assert_array_equal(figures._laid_over(picture, 1e-9 * map_HW), figures._laid_over(picture, map_HW))
+    np.testing.assert_array_equal(figures._overlay(picture, 1e-9 * map_HW), figures._overlay(picture, map_HW))
 
 
 def test_a_note_can_be_read() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from alexnet import limits
 from alexnet.dataset import resize
 from alexnet.pictures import Undecodable, decode, describe
-from tests.alexnet.test_dataset import RGB, saved
+from tests.alexnet.test_pictures import RGB, saved
 
 ROOT = Path(__file__).parents[2]
 

@@ -54,7 +54,7 @@ def test_patches_of_equal_contrast_are_a_loop_s_and_flat_ones_stay_flat():
 
 
 def test_where_all_is_the_same_nothing_is_clustered():
-    with pytest.raises(ValueError, match="conv1 sees the same everywhere"):
+    with pytest.raises(ValueError, match="conv1 has constant input"):
         cluster(
             narrow(), "conv1", [(torch.arange(2), torch.zeros(2, 3, 224, 224))],
             pictures=2, patches=20, iterations=1, seed=0,

@@ -62,7 +62,7 @@ def test_a_changed_bit_anywhere_is_refused() -> None:
 @pytest.mark.parametrize("keep", [0, 1, 22, 100, 0.5, 0.99, -1, -72])
 def test_a_cut_file_is_refused(keep: float) -> None:
     whole = packed(CONTENTS)
-    with pytest.raises(ValueError, match="given: damaged, or no network of ours"):
+    with pytest.raises(ValueError, match="given: damaged, or not a network saved here"):
         sealed.read(
             io.BytesIO(whole[: int(keep * len(whole) if 0 < keep < 1 else keep)]), CONTENTS.keys(), name="given"
         )
@@ -79,7 +79,7 @@ def test_what_is_no_such_file_is_refused_by_name(tmp_path: Path) -> None:
         torch.save(made, file)
         with (
             file.open("rb") as handle,
-            pytest.raises(ValueError, match=rf"{number}\.pt: damaged, or no network of ours"),
+            pytest.raises(ValueError, match=rf"{number}\.pt: damaged, or not a network saved here"),
         ):
             sealed.read(handle, frozenset(("weights",)))
 
@@ -108,12 +108,12 @@ def test_a_network_whose_file_was_changed_is_refused_with_what_to_do() -> None:
     ):
         flipped = bytearray(data)
         flipped[place] ^= 1
-        with pytest.raises(ValueError, match=r"data/model\.pt: damaged.*\. Bring back a whole copy"):
+        with pytest.raises(ValueError, match=r"data/model\.pt: damaged.*\. Restore a whole copy"):
             load(io.BytesIO(bytes(flipped)), "data/model.pt")
 
 
 def test_a_network_of_another_version_of_the_code_is_told_as_such() -> None:
     buffer = io.BytesIO()
     sealed.write(buffer, {"model": {"sizes": 3}, "classes": 2, "weights": {}, "facts": {}})
-    with pytest.raises(ValueError, match=r"old\.pt: no network of this version of the code"):
+    with pytest.raises(ValueError, match=r"old\.pt: not a network of this version of the code"):
         load(buffer, "old.pt")

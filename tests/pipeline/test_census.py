@@ -12,7 +12,7 @@ import pytest
 from alexnet.pictures import decode, describe
 from pipeline.runtime import digests
 from pipeline.shards.census import Census
-from tests.alexnet.test_dataset import KINDS, RGB, saved
+from tests.alexnet.test_pictures import KINDS, RGB, saved
 from tests.pipeline.flips import unsaid
 
 

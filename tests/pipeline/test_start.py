@@ -185,7 +185,7 @@ def test_a_file_of_something_else_is_named(data: bytes | str, manifest: Manifest
         file.write_bytes(data)
     else:
         torch.save({"weights": {}} if data == "a dictionary" else Path("x"), file)
-    with pytest.raises(ValueError, match=r"params\.yaml: start\.network: .*strange\.pt: .*no network of ours"):
+    with pytest.raises(ValueError, match=r"params\.yaml: start\.network: .*strange\.pt: .*not a network saved here"):
         initial.read_pretrained(dataclasses.replace(NONE, network="strange.pt"), MODEL, manifest, Machine())
 
 
