@@ -59,6 +59,7 @@ from pipeline.resize import Done, Resize, Task
 from pipeline.runtime import cluster, digests, params
 from pipeline.runtime.machine import Machine
 from pipeline.shards import tables
+from pipeline.shards.index import LOOKED_AT
 from pipeline.shards.tables import Shard, Synset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +132,7 @@ def made_up(folder: Path, rows: int, apart: bool, section: Resize) -> Path:
     archives = {"name": names, "bytes": sizes, "sha256": ["0" * 64] * len(names), "md5": [None] * len(names)}
     store(folder, section, index, archives, [Synset(wnid=wnid, words=wnid) for wnid in wnids])
     # Of very many files only some are looked at: the others need not be there
-    for place in range(0, len(names), max(1, len(names) // resize.LOOKED_AT)):
+    for place in range(0, len(names), max(1, len(names) // LOOKED_AT)):
         file = folder / "data/store" / names[place]
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as handle:

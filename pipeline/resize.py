@@ -25,30 +25,23 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import threading
-import zlib
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alexnet import limits
-from pipeline.runtime import cluster, digests, documents, files, params, stage
+from pipeline.archives.reader import in_archive_order
+from pipeline.runtime import cluster, digests, files, params, stage
 from pipeline.runtime.machine import Machine, read, store
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
 from pipeline.shards.artifacts import SHARDS, elsewhere, prepared, stored
 from pipeline.shards.census import Census
-from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard, Synset
-
-INDEX = Path("data/index")
+from pipeline.shards.index import INDEX, Index, check_store, read_index
+from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard
 
 KERNEL = 1
 """Raised when a change of code changes the bytes of a shard: what older code left in work/ is then not taken over."""
@@ -57,15 +50,6 @@ GROUP = 128
 """Rows in a row group: some 4 MB of JPEG, small enough to stream, large enough for one read; the paper's batch."""
 RAW_GROUP = 32
 """The same where pixels are stored: some 6 MB."""
-
-AHEAD = 2**28
-"""Bytes of pictures that are read ahead, beside one more piece."""
-
-PIECE = 8
-"""Pictures that a thread reads ahead before it hands them over: to do that for each by itself costs 4 % of all the time."""
-
-LOOKED_AT = 1000
-"""Archives whose size is compared before the work begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,28 +87,6 @@ class Resize:
             raise ValueError(f"images_per_shard has to be at least 1, is {self.images_per_shard}")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected has to be a fraction, 0 to 1, is {self.max_rejected}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contents:
-    """`data/index/contents.json`."""
-
-    drawn: bool
-    classes: tuple[Synset, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Index:
-    """What `download` left: the pictures, where they lie, and what they show."""
-
-    rows: pa.Table
-    """`tables.INDEX`, and in `archive_bytes` the size of the archive."""
-    classes: tuple[Synset, ...]
-    archives: pa.Table
-    """`tables.ARCHIVES`."""
-    drawn: bool
-    digest: str
-    """Digest of the files that all this comes from, the archives' checksums among them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,44 +128,6 @@ def run() -> None:
     census = publish(done, section, index, folder, machine)
     for line in census.lines():
         print(f"resize: {line}")
-
-
-def read_index(folder: Path) -> Index:
-    """Reads what `download` wrote; `OSError` or `ValueError` if it is another now, or breaks its promises."""
-    written = [folder / name for name in ("index.parquet", "archives.parquet", "contents.json")]
-    data = [digests.read(file, "download") for file in written]
-    rows, archives = (tables.parse(data[place], written[place]) for place in (0, 1))
-    contents = documents.parse(data[2], Contents, written[2], "download")
-    tables.check_index(rows, contents.classes, archives, written[0])
-    sizes = archives["bytes"].take(pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks()))
-    digest = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in data))
-    return Index(
-        rows=rows.append_column("archive_bytes", sizes),
-        classes=contents.classes,
-        archives=archives,
-        drawn=contents.drawn,
-        digest=digest.hexdigest(),
-    )
-
-
-def check_store(index: Index, folder: AnyPath) -> None:
-    """`ValueError` if an archive that the index names is not in the store, or has another size.
-
-    Where every picture is a file of its own, a thousand are looked at; the others are when they are read.
-    """
-    used = index.archives.filter(pc.is_in(index.archives["name"], value_set=pc.unique(index.rows["archive"])))
-    step = max(1, used.num_rows // LOOKED_AT)
-    looked_at = used.take(np.arange(0, used.num_rows, step)).to_pylist()
-    named = [folder / archive["name"] for archive in looked_at]
-    with ThreadPoolExecutor(files.at_once(folder)) as readers:
-        for file, archive, size in zip(named, looked_at, readers.map(files.size, named), strict=True):
-            if size is None:
-                raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
-            if size != archive["bytes"]:
-                raise ValueError(
-                    f"{file}: has {size} bytes, had {archive['bytes']} when it was indexed. "
-                    "Run: dvc repro --force download"
-                )
 
 
 def key(section: Resize, index: Index) -> str:
@@ -334,18 +258,18 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
     reasons: dict[int, str] = {}
     census = Census()
     ending = "ppm" if task.section.quality == "raw" else "jpg"
-    for place, data in in_archive_order(rows, task.store):
-        row = rows[place]
+    for number, data in in_archive_order(rows, task.store):
+        row = rows[number]
         try:
             picture_CHW = decode(data)
         except Undecodable as error:
-            reasons[place] = str(error)
-            census.reject(reasons[place])
+            reasons[number] = str(error)
+            census.reject(reasons[number])
             continue
         _, height, width = picture_CHW.shape
         census.keep(*describe(data), len(data), width, height, task.section.side)
         small_CHW = resize(picture_CHW, task.section.side, task.section.filter, task.section.fit)
-        pictures[place] = {
+        pictures[number] = {
             "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.{ending}"},
             "label": row["label"],
             "wnid": row["wnid"],
@@ -355,102 +279,8 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
     assert len(pictures) + len(reasons) == census.indexed == len(rows), (len(pictures), len(reasons), len(rows))
-    kept = pa.Table.from_pylist([pictures[place] for place in sorted(pictures)], schema=tables.IMAGES)
-    return kept, [{**rows[place], "reason": reasons[place]} for place in sorted(reasons)], census
-
-
-def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tuple[int, bytes]]:
-    """(place in `rows`, bytes) of every row, in the order in which they lie in the archives, some read ahead."""
-    order = sorted(range(len(rows)), key=lambda place: (rows[place]["archive"], rows[place]["offset"]))
-    archives = Archives(folder)
-    ahead: deque[tuple[list[int], Future[list[bytes]]]] = deque()
-    threads, held = files.at_once(folder), 0
-    with ThreadPoolExecutor(threads) as readers:
-        try:
-            for places in pieces(order, rows):
-                ahead.append((places, readers.submit(archives.read_all, [rows[place] for place in places])))
-                held += _bytes(places, rows)
-                while len(ahead) > threads or held > AHEAD:
-                    places, pictures = ahead.popleft()
-                    held -= _bytes(places, rows)
-                    yield from zip(places, pictures.result(), strict=True)
-            while ahead:
-                places, pictures = ahead.popleft()
-                yield from zip(places, pictures.result(), strict=True)
-        finally:
-            readers.shutdown(cancel_futures=True)
-            archives.close()
-
-
-def pieces(order: list[int], rows: list[dict[str, Any]]) -> Iterator[list[int]]:
-    """The order in pieces of `PIECE` pictures, or of fewer where those are large."""
-    piece: list[int] = []
-    for place in order:
-        if piece and (len(piece) == PIECE or _bytes([*piece, place], rows) > AHEAD // 4):
-            yield piece
-            piece = []
-        piece.append(place)
-    if piece:
-        yield piece
-
-
-def _bytes(places: list[int], rows: list[dict[str, Any]]) -> int:
-    return sum(min(rows[place]["length"], limits.MAX_BYTES) for place in places)
-
-
-class Archives:
-    """The archives below a folder, open for several threads; each thread holds one open, that which it read last."""
-
-    def __init__(self, folder: AnyPath) -> None:
-        self._folder = folder
-        self._open: dict[int, tuple[str, pa.NativeFile]] = {}
-
-    def read_all(self, rows: list[dict[str, Any]]) -> list[bytes]:
-        """The bytes of several pictures, one after the other."""
-        return [self.read(row) for row in rows]
-
-    def read(self, row: dict[str, Any]) -> bytes:
-        """The bytes of a picture; `ValueError` if they are not those that `download` hashed, or the archive is gone.
-
-        What is larger than any picture may be is read so far as to show that, and not compared.
-        """
-        path, file = self._folder / row["archive"], self._file(row["archive"])
-        if file.size() != row["archive_bytes"]:
-            raise ValueError(
-                f"{path}: has {file.size()} bytes, had {row['archive_bytes']} when it was indexed. "
-                "Run: dvc repro --force download"
-            )
-        where = f"{path}: byte {row['offset']}: {row['id']}"
-        try:
-            data: bytes = file.read_at(min(row["length"], limits.MAX_BYTES + 1), row["offset"])
-        except OSError as error:
-            raise OSError(f"{where}: cannot be read: {error}. Mend the disk, or fetch the archive again") from None
-        if len(data) <= limits.MAX_BYTES and (found := zlib.crc32(data)) != row["crc32"]:
-            raise ValueError(
-                f"{where}: other bytes than were indexed: their CRC-32 is {found:08x}, was {row['crc32']:08x}. "
-                "Run: dvc repro --force download"
-            )
-        return data
-
-    def _file(self, name: str) -> pa.NativeFile:
-        thread = threading.get_ident()
-        known, file = self._open.get(thread, ("", None))
-        if known == name:
-            return file
-        try:
-            opened = files.opened(self._folder / name)
-        except FileNotFoundError:
-            raise ValueError(f"{self._folder / name}: not there. Run: dvc repro --force download") from None
-        if known:
-            file.close()
-        self._open[thread] = (name, opened)
-        return opened
-
-    def close(self) -> None:
-        """Closes them all; no thread may be reading."""
-        for _, file in self._open.values():
-            file.close()
-        self._open.clear()
+    kept = pa.Table.from_pylist([pictures[number] for number in sorted(pictures)], schema=tables.IMAGES)
+    return kept, [{**rows[number], "reason": reasons[number]} for number in sorted(reasons)], census
 
 
 def publish(done: dict[str, Done], section: Resize, index: Index, folder: AnyPath, machine: Machine) -> Census:

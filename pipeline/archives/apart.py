@@ -7,19 +7,18 @@ unpacked whole, and each row may name the same large value. What the system allo
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import resource
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import psutil
 
+from pipeline.runtime import child
+from pipeline.runtime.child import Child
 from pipeline.runtime.paths import AnyPath
 
 Item = TypeVar("Item")
@@ -27,11 +26,6 @@ Item = TypeVar("Item")
 LIMIT = 4 * 2**30
 """Bytes that the process may take beyond what it has when it begins; the largest picture that is taken needs 3 GiB. The
 limit is one of Linux; elsewhere there is none."""
-
-ROOT = Path(__file__).parents[2]
-
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from pipeline.archives.apart import main; main()"
-"""By the path and not by PYTHONPATH: a folder may have a colon in its name."""
 
 # threads, each with memory of its own, are as many as there are cores; Arrow's allocators take more than is asked for
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -41,24 +35,11 @@ class Apart:
     """The process, for as long as the block runs: `with Apart() as apart: for item in apart.items(function, file): …`."""
 
     def __enter__(self) -> Self:
-        # a session of its own: Ctrl-C is for the stage, which ends this process
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(ROOT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | ENVIRONMENT,
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._ask, self._answers = self._process.stdin, self._process.stdout
+        self._child = Child("pipeline.archives.apart", environment=ENVIRONMENT, silent=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.__exit__(None, None, None)
+        self._child.end()
 
     def items(
         self, function: Callable[..., Iterable[Item]], file: AnyPath, more: tuple[object, ...] = ()
@@ -68,8 +49,8 @@ class Apart:
         `ValueError` if it takes more than `LIMIT` of memory, or ends the process; what else it raises is raised here.
         """
         with contextlib.suppress(BrokenPipeError):  # its end says why
-            pickle.dump((LIMIT, function, file, more), self._ask)
-            self._ask.flush()
+            pickle.dump((LIMIT, function, file, more), self._child.ask)
+            self._child.ask.flush()
         while True:
             kind, item = self._answer(file)
             if kind == "end":
@@ -85,9 +66,9 @@ class Apart:
 
     def _answer(self, file: AnyPath) -> tuple[str, Any]:
         try:
-            answer: tuple[str, Any] = pickle.load(self._answers)  # noqa: S301 - of a process of ours
+            answer: tuple[str, Any] = pickle.load(self._child.answers)  # noqa: S301 - of a process of ours
         except (EOFError, pickle.UnpicklingError):
-            code = self._process.wait()
+            code = self._child.process.wait()
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise ValueError(
                 f"{file}: damaged: it ended the process that unpacked it ({how}). Fetch it again"
@@ -97,8 +78,7 @@ class Apart:
 
 def main() -> None:
     """The process: reads what is to be done from stdin, and writes what comes of it to stdout, until that is closed."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nobody else's words come between
+    answers = child.answers()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             limit, function, file, more = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that began this one

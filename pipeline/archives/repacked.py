@@ -46,7 +46,7 @@ def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members])
                 tree = of_tar(tar)
                 if [archive.sha256 for archive in tree.tars] == record.read_text().split():
                     return dataclasses.replace(tree, origins=(origin,))
-        packed, made = files.on_disk(file.path), files.on_disk(target)
+        made, packed = files.on_disk(target), files.on_disk(file.path)
         with files.atomic(made) as part:
             files.check_room(made, _at_least(packed))
             with part.open("wb") as out:

@@ -29,8 +29,9 @@ from pipeline.archives.store import StorePath
 from pipeline.archives.tars import hashed
 from pipeline.archives.tree import Tree
 from pipeline.runtime import files
-from pipeline.runtime.fetch import Remote, fetch, listing
+from pipeline.runtime.fetch import Remote, fetch
 from pipeline.runtime.paths import AnyPath, S3Path
+from pipeline.runtime.web import listing
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 """The split that a file's name begins with, and what it is called here."""

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import json
-import math
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.io import savemat
 
-from pipeline.archives import ilsvrc
+from pipeline.archives import drawing, ilsvrc
 from pipeline.archives.contents import Contents
+from pipeline.archives.drawing import Shape, Texture
 from pipeline.archives.ilsvrc import META
 from pipeline.archives.store import StorePath
 from pipeline.runtime import files
@@ -63,10 +62,6 @@ class Sample:
         drawn = StorePath(store) / folder(self.seed, self.train_images, self.val_images)
         make(drawn.path, self.seed, self.train_images, self.val_images)
         return ilsvrc.contents(drawn, YEAR, drawn=True)
-
-
-Shape = Literal["disc", "ring", "star", "triangle", "wings"]
-Texture = Literal["dots", "stripes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +242,7 @@ def _train(file: IO[bytes], seed: int, images: int, odd: dict[int, Oddity]) -> N
             with tarfile.open(fileobj=inner, mode="w", format=tarfile.GNU_FORMAT) as pictures:
                 for number in range(place, images, len(KINDS)):
                     rng = _rng(seed, TRAIN_SPLIT, number)
-                    data = _encoded(_picture(rng, kind), rng, odd.get(number))
+                    data = _encoded(drawing.picture(rng, kind.shape, kind.texture), rng, odd.get(number))
                     _add(pictures, f"{kind.wnid}_{number + 1}.JPEG", data)
             _add(tar, f"{kind.wnid}.tar", inner.getvalue())
 
@@ -255,8 +250,12 @@ def _train(file: IO[bytes], seed: int, images: int, odd: dict[int, Oddity]) -> N
 def _val(file: IO[bytes], seed: int, images: int) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for number, place in enumerate(_val_places(seed, images)):
-            rng = _rng(seed, VAL_SPLIT, number)
-            _add(tar, f"ILSVRC2012_val_{number + 1:08}.JPEG", _encoded(_picture(rng, KINDS[place]), rng, None))
+            rng, kind = _rng(seed, VAL_SPLIT, number), KINDS[place]
+            _add(
+                tar,
+                f"ILSVRC2012_val_{number + 1:08}.JPEG",
+                _encoded(drawing.picture(rng, kind.shape, kind.texture), rng, None),
+            )
 
 
 def _val_places(seed: int, images: int) -> list[int]:
@@ -374,141 +373,5 @@ def _cmyk(picture: Image.Image) -> Image.Image:
     return Image.merge("CMYK", [Image.fromarray(np.ascontiguousarray(planes[..., ink])) for ink in range(4)])
 
 
-# The drawing
-
-
 def _rng(seed: int, use: int, number: int) -> Generator:
     return Generator(Philox(SeedSequence([seed, use, number])))
-
-
-def _picture(rng: Generator, kind: Kind) -> Image.Image:
-    """One picture of a kind, RGB, its shorter side 160 to 340 pixels, its longer up to 1.6 times that."""
-    width, height = _size(rng)
-    side = min(width, height)
-    ground, first, second = _colours(rng)
-    picture = _background(rng, width, height, ground)
-    _clutter(rng, picture, side, int(rng.integers(3, 8)))
-    middle = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, 2) * side
-    radius = rng.uniform(0.33, 0.44) * side
-    mask = _mask(rng, kind.shape, (width, height), middle, radius)
-    figure = Image.new("RGB", (width, height), first)
-    figure.paste(second, mask=_texture(rng, kind.texture, (width, height), middle, side))
-    picture.paste(figure, mask=mask)
-    _clutter(rng, picture, side, int(rng.integers(0, 3)))
-    return _grained(rng, picture)
-
-
-def _size(rng: Generator) -> tuple[int, int]:
-    # one in twelve is smaller than what the network takes, and has to be enlarged
-    short = int(rng.integers(160, 256) if rng.random() < 1 / 12 else rng.integers(256, 341))
-    long = int(short * rng.choice([1.0, 4 / 3, 1.5, rng.uniform(1, 1.6)]))
-    return (long, short) if rng.random() < 0.6 else (short, long)
-
-
-Colour = tuple[int, int, int]
-
-
-def _colours(rng: Generator) -> tuple[Colour, Colour, Colour]:
-    """Colours of the ground and of the figure's two parts, each far enough from the other two to be seen."""
-    while True:
-        colours = rng.integers(16, 240, (3, 3))
-        apart = [np.linalg.norm(colours[one] - colours[other]) for one, other in ((0, 1), (0, 2), (1, 2))]
-        if min(apart) >= 80:
-            return _colour(colours[0]), _colour(colours[1]), _colour(colours[2])
-
-
-def _colour(values: NDArray[Any]) -> Colour:
-    red, green, blue = (int(value) for value in values)
-    return red, green, blue
-
-
-def _background(rng: Generator, width: int, height: int, ground: Colour) -> Image.Image:
-    """The ground's colour, uneven as light and shade make it."""
-    shade = np.array(ground) + rng.normal(0, 18, (4, 4, 3))
-    return Image.fromarray(np.clip(shade, 0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _clutter(rng: Generator, picture: Image.Image, side: int, count: int) -> None:
-    """Lines and spots of any colour, over what is drawn so far."""
-    draw = ImageDraw.Draw(picture)
-    for _ in range(count):
-        x, y = rng.uniform(0, 1, 2) * picture.size
-        colour = _colour(rng.integers(0, 256, 3))
-        if rng.random() < 0.5:
-            dx, dy = rng.normal(0, 0.4, 2) * side
-            draw.line([x, y, x + dx, y + dy], fill=colour, width=int(rng.integers(1, 5)))
-        else:
-            size = rng.uniform(0.01, 0.05) * side
-            draw.ellipse([x - size, y - size, x + size, y + size], fill=colour)
-
-
-def _mask(rng: Generator, shape: Shape, size: tuple[int, int], middle: NDArray[Any], radius: float) -> Image.Image:
-    """Where the figure is: its outline, a little turned and stretched, of about the same area for each shape."""
-    turn = rng.uniform(-0.35, 0.35)
-    stretch = math.exp(rng.uniform(-0.15, 0.15))
-    outline = _outline(shape) * radius * np.array([stretch, 1 / stretch])
-    points = _turned(outline, turn) + middle
-    # drawn at twice the size and reduced, for smooth edges
-    mask = Image.new("L", (2 * size[0], 2 * size[1]))
-    draw = ImageDraw.Draw(mask)
-    draw.polygon((2 * points).ravel().tolist(), fill=255)
-    if shape == "ring":
-        draw.polygon((2 * (_turned(outline * 0.45, turn) + middle)).ravel().tolist(), fill=0)
-    return mask.reduce(2)
-
-
-def _outline(shape: Shape) -> NDArray[np.float64]:
-    """The corners of a shape around (0, 0), x to the right and y down, the same mirrored left to right; area near 2."""
-    round_ = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    match shape:
-        case "disc":
-            return 0.8 * _polar(round_, np.ones(64))
-        case "ring":
-            return 0.9 * _polar(round_, np.ones(64))
-        case "star":
-            angles = np.arange(10) * np.pi / 5 - np.pi / 2
-            return 1.2 * _polar(angles, np.where(np.arange(10) % 2, 0.5, 1.0))
-        case "triangle":
-            return 1.2 * _polar(np.arange(3) * 2 * np.pi / 3 - np.pi / 2, np.ones(3)) + [0, 0.15]
-        case "wings":
-            return 0.75 * _polar(round_, 1 + 0.62 * np.cos(4 * round_ - np.pi))
-
-
-def _polar(angles: NDArray[Any], radii: NDArray[Any]) -> NDArray[np.float64]:
-    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-
-
-def _turned(points: NDArray[Any], angle: float) -> NDArray[np.float64]:
-    cos, sin = math.cos(angle), math.sin(angle)
-    return np.stack([cos * points[:, 0] - sin * points[:, 1], sin * points[:, 0] + cos * points[:, 1]], axis=1)
-
-
-def _texture(rng: Generator, texture: Texture, size: tuple[int, int], middle: NDArray[Any], side: int) -> Image.Image:
-    """Where the figure has its second colour: half of it in both textures, at a place and an angle by chance."""
-    period = rng.uniform(0.085, 0.13) * side
-    angle = rng.uniform(-0.35, 0.35)
-    reach = int(0.75 * side / period) + 2
-    steps = np.arange(-reach, reach + 1) * period + rng.uniform(0, period)
-    mask = Image.new("L", (2 * size[0], 2 * size[1]))
-    draw = ImageDraw.Draw(mask)
-    if texture == "stripes":
-        half, far = period / 4, 1.5 * side
-        for y in steps:
-            band = np.array([[-far, y - half], [far, y - half], [far, y + half], [-far, y + half]])
-            draw.polygon((2 * (_turned(band, angle) + middle)).ravel().tolist(), fill=255)
-    else:
-        dot = period * math.sqrt(0.5 / math.pi)
-        across, down = np.meshgrid(steps, steps)
-        for x, y in _turned(np.stack([across.ravel(), down.ravel()], axis=1), angle) + middle:
-            # Pillow's far edge is inside
-            draw.ellipse([2 * (x - dot), 2 * (y - dot), 2 * (x + dot) - 1, 2 * (y + dot) - 1], fill=255)
-    return mask.reduce(2)
-
-
-def _grained(rng: Generator, picture: Image.Image) -> Image.Image:
-    """The picture with the grain of a film: soft noise, the same in the three colours."""
-    grain = rng.normal(0, rng.uniform(2, 8), (picture.height // 2, picture.width // 2))
-    noise = np.clip(128 + grain, 0, 255).astype(np.uint8)
-    soft = np.asarray(Image.fromarray(noise).resize(picture.size, Image.Resampling.BILINEAR), np.int16) - 128
-    values = np.asarray(picture, np.int16) + soft[..., None]
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

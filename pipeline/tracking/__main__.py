@@ -45,10 +45,10 @@ def send(limit: float) -> None:
     with runs._prepared(uri, "send") as ready, courier.hired("send") as process, runs._refused(runs.public(uri)):
         runs._open(process, machine, uri)
         ready()
-        delivery = runs.Delivery(process, runs.public(uri), lambda: runs._open(process, machine, uri), limit)
-        if not delivery.all_sent():
+        handover = runs.Handover(process, runs.public(uri), lambda: runs._open(process, machine, uri), limit)
+        if not handover.all_sent():
             raise OSError(
-                f"MLflow at {runs.public(uri)}: not all was sent in {limit:g} s ({delivery.why or 'no answer'})"
+                f"MLflow at {runs.public(uri)}: not all was sent in {limit:g} s ({handover.why or 'no answer'})"
             )
     print(f"all is in MLflow at {runs.public(uri)}")
 

@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from pipeline.runtime import waiting
-
-ROOT = Path(__file__).parents[2]
+from pipeline.runtime.child import Child
 
 READY = 180.0
 """Seconds in which the process has to be there: it imports MLflow, from whatever disk."""
-
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from pipeline.tracking.sender import main; main()"
-"""By the path and not by PYTHONPATH: a folder may have a colon in its name."""
 
 Event = dict[str, Any]
 
@@ -34,18 +27,11 @@ class Courier:
         self._start()
 
     def _start(self) -> None:
-        # a session of its own: Ctrl-C is for the stage, which then has this process send what it can
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(ROOT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._child = Child("pipeline.tracking.sender")
         self._partial, self._number, self._closed = b"", 0, False
         self.spent = 0.0
         """Seconds that the last wait has counted."""
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
+        os.set_blocking(self._child.answers.fileno(), False)
 
     def restart(self) -> None:
         """Another process in place of one that died."""
@@ -77,17 +63,16 @@ class Courier:
 
     def tell(self, what: str, **words: Any) -> int:
         """Sends a request, and returns the number that its answer will have."""
-        assert self._process.stdin is not None
         self._number += 1
         with suppress(BrokenPipeError):  # it died, as of a lack of memory; `events` ends then
-            self._process.stdin.write(json.dumps({"do": what, "number": self._number, **words}).encode() + b"\n")
-            self._process.stdin.flush()
+            self._child.ask.write(json.dumps({"do": what, "number": self._number, **words}).encode() + b"\n")
+            self._child.ask.flush()
         return self._number
 
     @property
     def dead(self) -> bool:
         """Whether the process has ended."""
-        return self._closed or self._process.poll() is not None
+        return self._closed or self._child.process.poll() is not None
 
     def events(self, limit: float, counts: Callable[[], bool] = lambda: True) -> Iterator[Event]:
         """What the process says, as it comes, for `limit` seconds in all; those in which `counts` is false are free."""
@@ -104,19 +89,13 @@ class Courier:
 
     def _read(self, seconds: float) -> bytes | None:
         """The bytes that have arrived; None if none have yet, empty at the end of the stream."""
-        assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            return os.read(self._process.stdout.fileno(), 2**16) if selector.select(seconds) else None
+            selector.register(self._child.answers, selectors.EVENT_READ)
+            return os.read(self._child.answers.fileno(), 2**16) if selector.select(seconds) else None
 
     def end(self) -> None:
         """Ends the process, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+        self._child.end()
 
 
 @contextmanager

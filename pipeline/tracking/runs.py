@@ -64,7 +64,7 @@ class Run:
     fingerprint: str
     manifest: Pictures | None
     journal: Journal = field(repr=False)
-    _delivery: Delivery = field(repr=False)
+    _handover: Handover = field(repr=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of one step."""
@@ -100,11 +100,11 @@ class Run:
         tags = {"fingerprint": self.fingerprint, "manifest": self.manifest.digest, "top1_error": repr(error)}
         kept, name = self.journal.keep_bytes("model.pt", weights), model_name(model, self.manifest)
         self.journal.write({"publish": kept, "sha256": hashlib.sha256(weights).hexdigest(), "name": name, "tags": tags})
-        return self._delivery.published()
+        return self._handover.published()
 
 
 @dataclass
-class Delivery:
+class Handover:
     """What sends the journal, and how long it may still be waited for."""
 
     courier: Courier
@@ -180,16 +180,16 @@ def run(
             _open(process, machine, uri)
             process.ask("follow", START, folder=str(book.folder), system=False)
 
-        delivery = Delivery(process, public(uri), again, END)
+        handover = Handover(process, public(uri), again, END)
         status = "FINISHED"
         try:
-            yield Run(run_id, fingerprint, manifest, book, delivery)
+            yield Run(run_id, fingerprint, manifest, book, handover)
         except BaseException as error:
             # Stopped is a SystemExit: told to end, which is no fault of the run
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             raise
         finally:
-            _end(book, delivery, status)
+            _end(book, handover, status)
 
 
 def address(machine: Machine) -> str:
@@ -288,21 +288,21 @@ def _refused(where: str) -> Iterator[None]:
         raise OSError(f"MLflow at {where}: {error}") from None
 
 
-def _end(book: Journal, delivery: Delivery, status: str) -> None:
+def _end(book: Journal, handover: Handover, status: str) -> None:
     """Tells the end, waits for MLflow as long as that is worth it, and says what it did not take."""
     book.write({"end": status})
     if status == "KILLED":
-        delivery.left = min(delivery.left, STOPPED)
+        handover.left = min(handover.left, STOPPED)
     reader = Reader(book.folder)
-    if not delivery.all_sent():
+    if not handover.all_sent():
         print(
-            f"{delivery.courier.name}: not all is in MLflow at {delivery.public} ({delivery.why or 'no answer'}): "
+            f"{handover.courier.name}: not all is in MLflow at {handover.public} ({handover.why or 'no answer'}): "
             f"{reader.left()} in {book.folder}. The next stage sends it, or: {SEND}",
             file=sys.stderr,
         )
     if reader.refused:
         print(
-            f"{delivery.courier.name}: MLflow refuses {reader.refused} lines: {book.folder}/refused.jsonl",
+            f"{handover.courier.name}: MLflow refuses {reader.refused} lines: {book.folder}/refused.jsonl",
             file=sys.stderr,
         )
 

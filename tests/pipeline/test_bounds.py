@@ -28,7 +28,7 @@ from scipy.io import loadmat
 from pipeline.archives import apart, bounds, ilsvrc, matlab, repacked, tars, tree
 from pipeline.archives.apart import Apart
 from pipeline.archives.store import StorePath
-from pipeline.runtime import fetch
+from pipeline.runtime import web
 from pipeline.sources import cifar10, huggingface, imagefolder
 from tests import fuzz
 from tests.pipeline import layouts
@@ -266,12 +266,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_list_that_is_none_is_refused(
     server: Server, answer: bytes, headers: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "LISTING", 1000)
+    monkeypatch.setattr(web, "LISTING", 1000)
     server.files["/list"] = File(answer, headers=headers)
     with pytest.raises(ValueError, match=said):
-        fetch.listing(f"{server.url}/list", {"Authorization": "Bearer mine"})
+        web.listing(f"{server.url}/list", {"Authorization": "Bearer mine"})
     server.files["/list"] = File(json.dumps([{"path": "a"}]).encode(), headers={"Link": '</2>; rel="next"'})
-    assert fetch.listing(f"{server.url}/list") == ([{"path": "a"}], f"{server.url}/2")
+    assert web.listing(f"{server.url}/list") == ([{"path": "a"}], f"{server.url}/2")
 
 
 def test_meta_mat_is_read_as_scipy_reads_it() -> None:

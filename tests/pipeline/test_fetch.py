@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime import fetch as fetching
-from pipeline.runtime import waiting
+from pipeline.runtime import waiting, web
 from pipeline.runtime.fetch import Remote, fetch
 from tests.pipeline.server import File, Server, serving
 
@@ -38,7 +37,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("ALEXNET_MACHINE", raising=False)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetching, "WAIT", 0.001)
+    monkeypatch.setattr(web, "WAIT", 0.001)
     with serving() as state:
         yield state
 
@@ -96,9 +95,7 @@ def test_a_server_that_ignores_ranges_begins_anew(server: Server, place: Path, e
 
 def test_a_server_that_never_gets_past_a_place_is_given_up_and_the_part_is_kept(server: Server, place: Path) -> None:
     server.files["/archive.tar"] = File(DATA, cut=lambda request: 300_000 if request == 1 else 0)
-    message = (
-        rf"archive\.tar: broke off after 300,000 of 700,000 bytes .*\. Gave up after {fetching.TRIES} tries in a row"
-    )
+    message = rf"archive\.tar: broke off after 300,000 of 700,000 bytes .*\. Gave up after {web.TRIES} tries in a row"
     with pytest.raises(OSError, match=message):
         fetch(remote(server, md5=MD5), place)
     assert left(place) == {"archive.tar.part", "archive.tar.part.json"}
@@ -247,8 +244,8 @@ def test_the_pauses_double_and_a_server_may_ask_for_longer_ones(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(fetching, "WAIT", 1.0)
-    monkeypatch.setattr(fetching.time, "sleep", pauses.append)
+    monkeypatch.setattr(web, "WAIT", 1.0)
+    monkeypatch.setattr(web.time, "sleep", pauses.append)
     server.files["/archive.tar"] = File(DATA, status=503, failures=4)
     fetch(remote(server), place)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
@@ -260,7 +257,7 @@ def test_the_pauses_double_and_a_server_may_ask_for_longer_ones(
         server.files["/archive.tar"] = File(DATA, status=429, failures=1, headers={"Retry-After": said})
         fetch(remote(server), place)
         place.unlink()
-    assert pauses == [7.0, pytest.approx(19.5, abs=1.5), 1.0, fetching.LONGEST_WAIT]
+    assert pauses == [7.0, pytest.approx(19.5, abs=1.5), 1.0, web.LONGEST_WAIT]
 
 
 def test_where_nobody_listens_it_is_given_up(tmp_path: Path, place: Path, server: Server) -> None:
@@ -273,7 +270,7 @@ def test_where_nobody_listens_it_is_given_up(tmp_path: Path, place: Path, server
 def test_a_server_that_falls_silent_is_asked_again(
     server: Server, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "TIMEOUT", (5.0, 0.2))
+    monkeypatch.setattr(web, "TIMEOUT", (5.0, 0.2))
     waiting = threading.Event()
 
     def silent(_: File) -> None:
@@ -291,9 +288,9 @@ def test_a_server_that_falls_silent_is_asked_again(
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that takes minutes takes a tenth of a second; 20 kB in a second have to come."""
-    monkeypatch.setattr(fetching, "SLOWEST", 2000)
-    monkeypatch.setattr(fetching, "WINDOW", 0.1)
-    monkeypatch.setattr(fetching, "ANSWER", 0.3)
+    monkeypatch.setattr(web, "SLOWEST", 2000)
+    monkeypatch.setattr(web, "WINDOW", 0.1)
+    monkeypatch.setattr(web, "ANSWER", 0.3)
     monkeypatch.setattr(waiting, "SAID_AFTER", 0.05)
 
 
@@ -309,7 +306,7 @@ def test_a_server_that_drips_is_given_up_and_what_came_is_kept(
     with pytest.raises(OSError, match=said + r" .* Run it again, or name another server in machine\.yaml \(mirrors\)"):
         fetch(remote(server), place)
     assert time.monotonic() - began < 20
-    assert len(server.asked) == fetching.TRIES
+    assert len(server.asked) == web.TRIES
     told = capsys.readouterr().err
     assert re.search(
         rf"download: waiting for more of {server.url}/archive\.tar: [0-9]+ bytes came in 0\.05 s; tried again if it stays "
@@ -354,7 +351,7 @@ def test_a_list_that_drips_is_given_up(server: Server, hasty: None) -> None:
     with pytest.raises(
         OSError, match=r"/list: broke off after [0-9]+ bytes in 0 s, which is too slow\. Gave up after 8"
     ):
-        fetching.listing(f"{server.url}/list")
+        web.listing(f"{server.url}/list")
 
 
 def test_a_file_of_unknown_length_needs_a_checksum(server: Server, place: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline import download, ensemble, evaluate, report, resize
 from pipeline.archives.contents import Contents
 from pipeline.evaluation import trained, vectors
 from pipeline.evaluation.results import Results
-from pipeline.runtime import digests, fetch, params, said, stage
+from pipeline.runtime import digests, params, said, stage, web
 from pipeline.runtime.machine import Machine
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
@@ -417,7 +417,7 @@ def test_a_name_is_quoted_in_the_address_that_it_is_fetched_from(
     )
     section._fetch(tmp_path)
     for url in asked:
-        parts = fetch.urlsplit(url)
+        parts = web.urlsplit(url)
         assert parts.fragment == ""
         assert parts.query in ("", "recursive=true")
         assert "me/a%3Fb%23c%20d%25/" in parts.path

@@ -28,6 +28,7 @@ from alexnet import dataset, limits
 from alexnet.dataset import Mean, Sums
 from alexnet.pictures import Undecodable, decode, encode
 from pipeline import resize
+from pipeline.archives import reader
 from pipeline.resize import Resize
 from pipeline.runtime import digests, files, params
 from pipeline.runtime.machine import Machine
@@ -456,13 +457,13 @@ def test_any_other_byte_of_a_picture_in_an_archive_is_refused_and_nowhere_reject
     row = first_row(copy)
     file, start = copy / "data/store" / row["archive"], row["offset"]
     status, data = file.stat(), file.read_bytes()
-    assert resize.Archives(file.parents[1]).read(row) == pictures()[row["id"]]
+    assert reader.Archives(file.parents[1]).read(row) == pictures()[row["id"]]
     for place in range(start, start + row["length"], row["length"] // 20):
         file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # no other size, and no later
         said = rf"^\S+{row['archive']}: byte {start}: {row['id']}: other bytes than were indexed: their CRC-32 is \w{{8}}, "
         with pytest.raises(ValueError, match=said + r"was \w{8}\. Run: dvc repro --force download$"):
-            resize.Archives(file.parents[1]).read(row)
+            reader.Archives(file.parents[1]).read(row)
     with pytest.raises(ValueError, match=said):
         alone(copy)
     assert not (copy / "data/shards").exists()
@@ -477,7 +478,7 @@ def test_an_archive_that_grows_or_shrinks_while_pictures_are_read_is_refused(cop
         with pytest.raises(
             ValueError, match=rf"has {len(other)} bytes, had {len(data)} when it was indexed\. Run: dvc"
         ):
-            resize.Archives(file.parents[1]).read(row)
+            reader.Archives(file.parents[1]).read(row)
 
 
 def test_a_file_that_is_too_large_for_a_picture_is_read_so_far_and_no_further(
@@ -486,17 +487,17 @@ def test_a_file_that_is_too_large_for_a_picture_is_read_so_far_and_no_further(
     monkeypatch.setattr(limits, "MAX_BYTES", 10)
     (tmp_path / "large.jpg").write_bytes(b"x" * 1000)
     row = {"archive": "large.jpg", "id": "large", "offset": 0, "length": 1000, "archive_bytes": 1000, "crc32": 0}
-    assert resize.Archives(tmp_path).read(row) == b"x" * 11
+    assert reader.Archives(tmp_path).read(row) == b"x" * 11
     with pytest.raises(Undecodable, match="too many bytes"):
         decode(b"x" * 11)
 
 
 def test_what_is_read_ahead_is_bounded_by_bytes_and_not_by_pictures_alone() -> None:
-    small, large = ({"length": length} for length in (100_000, resize.AHEAD // 8))
+    small, large = ({"length": length} for length in (100_000, reader.AHEAD // 8))
     rows = [*[small] * 20, *[large] * 5, small]
-    sizes = [len(piece) for piece in resize.pieces([*range(len(rows))], rows)]
+    sizes = [len(piece) for piece in reader.pieces([*range(len(rows))], rows)]
     assert sizes == [8, 8, 5, 2, 2, 1]
-    assert [place for piece in resize.pieces([*range(len(rows))], rows) for place in piece] == [*range(len(rows))]
+    assert [place for piece in reader.pieces([*range(len(rows))], rows) for place in piece] == [*range(len(rows))]
 
 
 def test_a_picture_by_itself_that_became_another_is_refused(tmp_path: Path) -> None:
@@ -505,7 +506,7 @@ def test_a_picture_by_itself_that_became_another_is_refused(tmp_path: Path) -> N
     for data, said in ((b"dog", "byte 0: cat: other bytes than were indexed"), (b"cats", "has 4 bytes, had 3")):
         (tmp_path / "cat.jpg").write_bytes(data)
         with pytest.raises(ValueError, match=rf"cat\.jpg: {said}.* Run: dvc repro --force download$"):
-            resize.Archives(tmp_path).read(row)
+            reader.Archives(tmp_path).read(row)
 
 
 def test_what_is_made_is_sealed_as_coreutils_reads_it(made: Path) -> None:
@@ -609,7 +610,7 @@ def test_a_set_of_files_needs_no_more_open_files_than_threads(tmp_path: Path) ->
     rows: list[dict[str, Any]] = [{"archive": f"{number}.jpg", "id": str(number)} | known for number in range(100)]
     for row in rows:
         (tmp_path / row["archive"]).write_bytes(b"xy")
-    archives = resize.Archives(tmp_path)
+    archives = reader.Archives(tmp_path)
     before = psutil.Process().num_fds()
     assert [archives.read(row) for row in rows] == [b"xy"] * 100
     assert psutil.Process().num_fds() == before + 1

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.archives import repacked, tars
 from pipeline.archives.store import StorePath
-from pipeline.runtime import fetch as fetching
+from pipeline.runtime import web
 from pipeline.runtime.fetch import Remote, fetch
 from pipeline.sources import huggingface, sample
 from tests.pipeline.server import File, Server, serving
@@ -34,7 +34,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("ALEXNET_MACHINE", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetching, "WAIT", 0.001)
+    monkeypatch.setattr(web, "WAIT", 0.001)
     with serving() as state:
         yield state
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy.io import loadmat
 
+from pipeline.archives import drawing
 from pipeline.sources import sample
 from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 
@@ -115,8 +116,8 @@ def test_the_classes_are_five_shapes_in_two_textures_each() -> None:
 
 
 @pytest.mark.parametrize("shape", ["disc", "ring", "star", "triangle", "wings"])
-def test_a_shape_is_its_own_mirror_image_and_none_is_larger_than_the_others(shape: sample.Shape) -> None:
-    corners = sample._outline(shape)
+def test_a_shape_is_its_own_mirror_image_and_none_is_larger_than_the_others(shape: drawing.Shape) -> None:
+    corners = drawing._outline(shape)
     mirrored = corners * [-1, 1]
     gaps = np.linalg.norm(corners[:, None] - mirrored[None], axis=2).min(axis=1)
     assert gaps.max() < 1e-9
@@ -127,11 +128,11 @@ def test_a_shape_is_its_own_mirror_image_and_none_is_larger_than_the_others(shap
 
 
 @pytest.mark.parametrize("texture", ["dots", "stripes"])
-def test_each_texture_gives_half_of_the_figure_to_either_colour(texture: sample.Texture) -> None:
+def test_each_texture_gives_half_of_the_figure_to_either_colour(texture: drawing.Texture) -> None:
     shares = []
     for number in range(20):
         rng = sample._rng(0, sample.TRAIN_SPLIT, number)
-        mask = sample._texture(rng, texture, (200, 200), np.array([100.0, 100.0]), 200)
+        mask = drawing._texture(rng, texture, (200, 200), np.array([100.0, 100.0]), 200)
         shares.append(np.asarray(mask, np.float64)[30:170, 30:170].mean() / 255)
     assert abs(np.mean(shares) - 0.5) < 0.02
 
@@ -156,7 +157,8 @@ def drawn(name: str) -> NDArray[np.float32]:
     number = int(name.split("_")[1].removesuffix(".JPEG")) - 1
     kind = sample.KINDS[number % 10]
     assert name.startswith(kind.wnid)
-    return np.asarray(sample._picture(sample._rng(0, sample.TRAIN_SPLIT, number), kind), np.float32)
+    rng = sample._rng(0, sample.TRAIN_SPLIT, number)
+    return np.asarray(drawing.picture(rng, kind.shape, kind.texture), np.float32)
 
 
 def test_who_inverts_the_inks_as_adobe_did_or_turns_as_the_tag_says_sees_the_picture(made: Path) -> None:

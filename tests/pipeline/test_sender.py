@@ -145,7 +145,7 @@ from tests.pipeline.test_tracking import manifest
 with runs.run(Machine(), "killed", {}, manifest(), "train") as run:
     run.log_all((step, {"loss": 1 / (1 + step)}) for step in range(2000))
     run.tag("tag", "words")
-    print(run._delivery.courier._process.pid, flush=True)
+    print(run._handover.courier._child.process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -169,8 +169,8 @@ def test_a_sender_that_was_killed_is_replaced_at_the_end(home: Path) -> None:
     before = threads()
     with runs.run(Machine(), "replaced", {}, manifest(), "train") as run:
         told(run, 0, 100)
-        run._delivery.courier._process.kill()
-        run._delivery.courier._process.wait()
+        run._handover.courier._child.process.kill()
+        run._handover.courier._child.process.wait()
         told(run, 100, 200)
     record, client = found("replaced")
     assert len(values(client, record.info.run_id, "loss")) == 200
@@ -341,7 +341,7 @@ def test_a_password_is_sent_and_stays_unsaid(
     with runs.run(Machine(), "secret", {"start": {"network": f"{uri}/x"}}, manifest(), "train") as run:
         run.tag("from", f"{uri}/a")
         seen = [word for process in children() for word in process.cmdline()]
-        proxy.wanted, run._delivery.left = "nobody", 3.0
+        proxy.wanted, run._handover.left = "nobody", 3.0
     out, err = capfd.readouterr()
     kept = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
     record, _ = found("secret", server)

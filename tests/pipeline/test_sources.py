@@ -22,7 +22,7 @@ from pipeline.archives import published, tars, tree
 from pipeline.archives.class_folders import Found
 from pipeline.archives.contents import Archive, Contents
 from pipeline.archives.store import StorePath
-from pipeline.runtime import fetch, params
+from pipeline.runtime import params, web
 from pipeline.runtime.fetch import Remote
 from pipeline.sources import cifar10, huggingface, ilsvrc, imagenette, tiny_imagenet
 from tests.pipeline import layouts
@@ -171,7 +171,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("HF_TOKEN", "HF_ENDPOINT", "ALEXNET_MACHINE", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetch, "WAIT", 0.001)
+    monkeypatch.setattr(web, "WAIT", 0.001)
     monkeypatch.chdir(tmp_path)
     with serving() as state:
         yield state
@@ -341,7 +341,7 @@ def test_pictures_that_are_missing_from_a_complete_set_are_counted(
         layout = make(store)
         if layout.section["name"] == "cifar10":
             layouts.write({"train/bird/0.png": b"", "test/bird/0.png": b""}, store / "cifar10")
-        with pytest.raises(ValueError, match=r"has to hold \d+ pictures of each of \d+ classes.*complete: false"):
+        with pytest.raises(ValueError, match=r"has to hold [\d,]+ pictures of each of \d+ classes.*complete: false"):
             contents(store, layout.section | {"complete": True})
 
 

@@ -1,0 +1,196 @@
+"""A server is asked over HTTP: its answer in time and tried again, and no login said or kept.
+
+Proxies and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE), logins those of
+~/.netrc or $NETRC, mirrors those of machine.yaml.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+
+from pipeline.runtime import machine, redaction, waiting
+from pipeline.runtime.said import say
+
+T = TypeVar("T")
+
+TRIES = 8
+"""Failures in a row, with too little in between, after which it gives up."""
+
+WAIT, LONGEST_WAIT = 1.0, 60.0
+"""Seconds before the second try, doubled with each further one; and the most, also where the server names a time."""
+
+TIMEOUT = (20.0, 60.0)
+"""Seconds without an answer, and without a byte, that count as a failure."""
+
+SLOWEST, WINDOW = 2**14, 60.0
+"""Bytes that have to come in so many seconds: with fewer a transfer is broken off, and tried again as one that was cut. A
+line of 20 kB/s brings seventy times as much."""
+
+ANSWER = 90.0
+"""Seconds for an answer to begin, and for one in JSON to be whole, even if a byte of it comes now and then."""
+
+CHUNK = 2**20
+
+LISTING = 2**24
+"""Bytes of a server's answer in JSON; a page of the Hub has some 300 kB. In Python it takes up to thirty times as much."""
+
+AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
+"""Answers that may be another one in a moment."""
+
+
+class Failure(Exception):  # noqa: N818 - it is caught, and tried again
+    """The transfer broke off; `wait`: for how many seconds the server asked, if it did."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, str | None]:
+    """What a server answers in JSON, and the address of the next page, if there is one."""
+    url = mirrored(url)
+
+    def once() -> tuple[Any, str | None]:
+        end = time.monotonic() + ANSWER
+        with answered(session, url) as answer:
+            body = bytearray()
+            try:
+                while piece := answer.raw.read1(CHUNK, decode_content=False):
+                    body += piece
+                    if len(body) > LISTING:
+                        raise ValueError(f"{shown(url)}: answers with more than {LISTING:,} bytes, which is no list")
+                    if time.monotonic() > end:
+                        raise Failure(f"broke off after {len(body):,} bytes in {ANSWER:,.0f} s, which is too slow")
+            except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+                raise Failure(f"broke off ({type(error).__name__})") from None
+            try:
+                entries = json.loads(body)
+            except (ValueError, RecursionError):
+                entries = None
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                raise ValueError(f"{shown(url)}: answers with something else than a list")
+            return entries, _next(url, answer.links.get("next", {}).get("url"))
+
+    with requests.Session() as session:
+        session.headers.update(headers or {})
+        return patiently(url, once)
+
+
+def _next(url: str, page: str | None) -> str | None:
+    """The address of the next page, which is of the same server: it is asked with the same login."""
+    if page is None:
+        return None
+    page = urljoin(url, page)
+    if urlsplit(page)[:2] != urlsplit(url)[:2]:
+        raise ValueError(f"{shown(url)}: the next page is said to be at {shown(page)}, another server")
+    return page
+
+
+def mirrored(url: str) -> str:
+    """The address, or that of a mirror in machine.yaml: of those whose beginning fits, the longest."""
+    mirrors = machine.read().mirrors
+    start = max((start for start in mirrors if url.startswith(start)), key=len, default=None)
+    return url if start is None else redaction.also(mirrors[start]) + url.removeprefix(start)
+
+
+def patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
+    """Calls `once` until it does not fail, with ever longer pauses; `OSError` when it failed too often in a row.
+
+    The count begins anew when what has come since then is as much as `SLOWEST` asks for.
+    """
+    failures, before, since = 0, done(), time.monotonic()
+    while True:
+        try:
+            return once()
+        except Failure as error:
+            now, came = time.monotonic(), done()
+            failures += 1
+            if came - before >= SLOWEST * max(1.0, (now - since) / WINDOW):
+                failures, before, since = 1, came, now
+            before = min(before, came)
+            if failures >= TRIES:
+                raise OSError(
+                    f"{shown(url)}: {error}. Gave up after {TRIES} tries in a row; what has come is kept. Run it again, or "
+                    "name another server in machine.yaml (mirrors)"
+                ) from None
+            wait = min(WAIT * 2 ** (failures - 1) if error.wait is None else error.wait, LONGEST_WAIT)
+            say(f"download: {shown(url)}: {error}; again in {wait:.0f} s", to=sys.stderr)
+            time.sleep(wait)
+
+
+def _in_time(url: str, ask: Callable[[], T]) -> T:
+    """What `ask` gives or raises; `Failure` after `ANSWER` seconds, which a server that drips words could stretch for ever."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    with waiting.saying("download", f"an answer to {shown(url)}", ANSWER):
+        try:
+            return future.result(ANSWER)
+        except TimeoutError:
+            raise Failure(f"no answer in {ANSWER:,.0f} s") from None
+
+
+@contextmanager
+def answered(session: requests.Session, url: str, ask: Mapping[str, str] | None = None) -> Iterator[requests.Response]:
+    """The server's answer, if it is one that can be used."""
+    try:
+        headers = {"Accept-Encoding": "identity", **(ask or {})}
+        answer = _in_time(url, lambda: session.get(url, headers=headers, stream=True, timeout=TIMEOUT))
+    except (requests.exceptions.SSLError, requests.TooManyRedirects) as error:
+        raise ValueError(f"{shown(url)}: {_words(error)}") from None
+    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        raise Failure(f"no answer ({type(error).__name__})") from None
+    except requests.RequestException as error:
+        raise ValueError(f"{shown(url)}: {_words(error)}") from None
+    with answer:
+        said = f"answered {answer.status_code} {answer.reason}"
+        if answer.status_code in AGAIN:
+            raise Failure(said, _seconds(answer.headers.get("Retry-After", "")))
+        if answer.status_code in (401, 403):
+            raise ValueError(
+                f"{shown(url)}: {said}: it wants a login, or has none for you. Put one into ~/.netrc, or for the Hub into "
+                "HF_TOKEN, and see that the set's terms are accepted; or fetch the file with a browser"
+            )
+        if answer.status_code >= 400 and answer.status_code != 416:
+            raise ValueError(f"{shown(url)}: {said}. If it has moved, machine.yaml: mirrors can say where to")
+        yield answer
+
+
+def _seconds(after: str) -> float | None:
+    """What a Retry-After says, in seconds from now."""
+    if after.isdigit():
+        return float(after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def shown(url: str) -> str:
+    """The address without a password, or what a query may hold."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _words(error: requests.RequestException) -> str:
+    """A library's words without what it shows of an address: its login, and what its query holds."""
+    return redaction.redact(re.sub(r"\?[^\s'\"]+", "", str(error)))

@@ -1,0 +1,82 @@
+"""The index as `download` left it: the pictures, where they lie, and what they show; and whether the store still has them."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.runtime import digests, documents, files
+from pipeline.runtime.paths import AnyPath
+from pipeline.shards import tables
+from pipeline.shards.tables import Synset
+
+INDEX = Path("data/index")
+
+LOOKED_AT = 1000
+"""Archives whose size is compared before the work begins."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Contents:
+    """`data/index/contents.json`."""
+
+    drawn: bool
+    classes: tuple[Synset, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """What `download` wrote."""
+
+    rows: pa.Table
+    """`tables.INDEX`, and in `archive_bytes` the size of the archive."""
+    classes: tuple[Synset, ...]
+    archives: pa.Table
+    """`tables.ARCHIVES`."""
+    drawn: bool
+    digest: str
+    """Digest of the files that all this comes from, the archives' checksums among them."""
+
+
+def read_index(folder: Path) -> Index:
+    """Reads what `download` wrote; `OSError` or `ValueError` if it is another now, or breaks its promises."""
+    written = [folder / name for name in ("index.parquet", "archives.parquet", "contents.json")]
+    data = [digests.read(file, "download") for file in written]
+    rows, archives = (tables.parse(data[place], written[place]) for place in (0, 1))
+    contents = documents.parse(data[2], _Contents, written[2], "download")
+    tables.check_index(rows, contents.classes, archives, written[0])
+    sizes = archives["bytes"].take(pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks()))
+    digest = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in data))
+    return Index(
+        rows=rows.append_column("archive_bytes", sizes),
+        classes=contents.classes,
+        archives=archives,
+        drawn=contents.drawn,
+        digest=digest.hexdigest(),
+    )
+
+
+def check_store(index: Index, folder: AnyPath) -> None:
+    """`ValueError` if an archive that the index names is not in the store, or has another size.
+
+    Where every picture is a file of its own, a thousand are looked at; the others are when they are read.
+    """
+    used = index.archives.filter(pc.is_in(index.archives["name"], value_set=pc.unique(index.rows["archive"])))
+    step = max(1, used.num_rows // LOOKED_AT)
+    looked_at = used.take(np.arange(0, used.num_rows, step)).to_pylist()
+    named = [folder / archive["name"] for archive in looked_at]
+    with ThreadPoolExecutor(files.at_once(folder)) as readers:
+        for file, archive, size in zip(named, looked_at, readers.map(files.size, named), strict=True):
+            if size is None:
+                raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
+            if size != archive["bytes"]:
+                raise ValueError(
+                    f"{file}: has {size} bytes, had {archive['bytes']} when it was indexed. "
+                    "Run: dvc repro --force download"
+                )

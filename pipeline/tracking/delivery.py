@@ -1,0 +1,186 @@
+"""One journal on its way to MLflow: line by line in its order, each value once, and what is refused for good put aside."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.runtime import redaction
+from pipeline.tracking import database, journal, registry
+from pipeline.tracking.journal import Reader, Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BATCH = 1000
+"""Metrics to a request: the most that MLflow takes."""
+
+REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's words for what it will not take the next time either."""
+
+
+class Delivery:
+    """One journal on its way to one server; `answer` tells the stage."""
+
+    def __init__(self, client: MlflowClient, reader: Reader, answer: Callable[..., None], *, own: bool) -> None:
+        self.client, self.reader, self.own, self._answer = client, reader, own, answer
+        self.run_id = str(reader.about["run_id"])
+        self.done = False
+        self.before_end: Callable[[], None] = lambda: None
+        self._last: dict[str, int] | None = None
+
+    @property
+    def heavy(self) -> bool:
+        """Whether what comes next may take long: a model, or files."""
+        lines = self.reader.unsent(journal.ROWS, most=1)
+        return any(key in record for _, record in lines for key in ("publish", "artifact"))
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a line that was not sent."""
+        return not self.own or any(self.reader.unsent(name, most=1) for name in (journal.SYSTEM, journal.ROWS))
+
+    def forget(self) -> None:
+        """After a failure: a server that did not answer may have stored all the same, and is asked."""
+        self._last = None
+
+    def step(self) -> bool:
+        """Sends the next lines, as many as make one request. False if there is none; `done` if there will be none."""
+        with self._alone() as mine:
+            if not mine:
+                self.done = True  # another process sends it
+                return False
+            return any(self._lines(name) for name in (journal.SYSTEM, journal.ROWS)) or self._finish()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Holds the journal against other senders; false where one is at it, unless it is our own."""
+        try:
+            with FileLock(self.reader.folder / "lock", timeout=-1 if self.own else 0):
+                yield (self.reader.folder / journal.ROWS).exists()
+        except Timeout:
+            yield False
+
+    def _lines(self, name: str) -> bool:
+        lines = self.reader.unsent(name)
+        if not lines:
+            return False
+        values = [record for _, record in lines[: _leading(lines)]]
+        if values:
+            self._metrics(values)
+            self.reader.sent(name, lines[len(values) - 1][0])
+        else:
+            place, record = lines[0]
+            self._other(record)
+            if not self.done:
+                self.reader.sent(name, place)
+        return True
+
+    def _metrics(self, records: list[Record]) -> None:
+        """Writes values, each metric only past its last step.
+
+        A resumed training goes again through steps that were written before it was killed. Those are left out, so that
+        every metric keeps one value for each step. NaN is written: a run that diverged should show it.
+        """
+        from mlflow.entities import Metric
+
+        last, new = self._lasts(), []
+        for record in records:
+            step, when = int(record["step"]), int(record["time"])
+            for name, value in record["metrics"].items():
+                if step > last.get(name, -1):
+                    new.append(Metric(name, float(value), when, step))
+                    last[name] = step
+        for start in range(0, len(new), BATCH):
+            self._tried(records[0], self.client.log_batch, self.run_id, metrics=new[start : start + BATCH])
+
+    def _other(self, record: Record) -> None:
+        if "score" in record:
+            self._score(record)
+        elif "tag" in record:
+            self._tried(record, self.client.set_tag, self.run_id, *record["tag"])
+        elif "artifact" in record:
+            self._artifact(record)
+        elif "publish" in record:
+            self._publish(record)
+        elif "end" in record:
+            self.before_end()
+            self._tried(record, self.client.set_terminated, self.run_id, record["end"], end_time=record["time"])
+            self.reader.remove()
+            self.done = True
+
+    def _score(self, record: Record) -> None:
+        """Writes metrics that have no step. One that is measured again is written again only if it changed."""
+        known = self.client.get_run(self.run_id).data.metrics
+        for name, value in record["score"].items():
+            same = name in known and (known[name] == value or (known[name] != known[name] and value != value))
+            if not same:
+                step = self._lasts().get(name, -1) + 1
+                self._metrics([{"step": step, "time": record["time"], "metrics": {name: value}}])
+
+    def _artifact(self, record: Record) -> None:
+        path, folder = self.reader.folder / record["artifact"], record["folder"]
+        if path.is_dir():
+            self._tried(record, self.client.log_artifacts, self.run_id, str(path), folder)
+        elif path.exists():
+            self._tried(record, self.client.log_artifact, self.run_id, str(path), folder)
+
+    def _publish(self, record: Record) -> None:
+        file = self.reader.folder / record["publish"]
+        weights = file.read_bytes() if file.exists() else b""
+        if hashlib.sha256(weights).hexdigest() != record["sha256"]:
+            self.reader.put_aside(record, f"{file} is not as it was put there")
+            return
+        here = self.client.tracking_uri.startswith(database.SCHEME)
+        with self._local() if here else contextlib.nullcontext():
+            working = contextlib.nullcontext if here else self._local
+            aliases, said = registry.publish(self.client, self.run_id, weights, record["name"], record["tags"], working)
+        self._answer(event="published", aliases=aliases, text=said)
+
+    @contextlib.contextmanager
+    def _local(self) -> Iterator[None]:
+        """Says that what is done now is work here: a network to be exported is not a server that makes us wait."""
+        self._answer(event="local", on=True)
+        try:
+            yield
+        finally:
+            self._answer(event="local", on=False)
+
+    def _tried(self, record: Record, call: Any, *words: Any, **named: Any) -> None:
+        """Calls MLflow; what it refuses for good is put aside, and the rest goes on."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            call(*words, **named)
+        except MlflowException as error:
+            if error.error_code not in REFUSED:
+                raise
+            self.reader.put_aside(record, redaction.redact(str(error)))
+
+    def _lasts(self) -> dict[str, int]:
+        """The last step written, by metric; asked for once, since nobody else writes this run's metrics."""
+        if self._last is None:
+            record = self.client.get_run(self.run_id)
+            # The public `metrics` has no steps, and a metric's whole history is long
+            self._last = {metric.key: metric.step for metric in record.data._metric_objs}
+        return self._last
+
+    def next_system_step(self) -> int:
+        """The step behind the last that was measured of the machine."""
+        return 1 + max((step for name, step in self._lasts().items() if name.startswith("system/")), default=-1)
+
+    def _finish(self) -> bool:
+        """What a killed process has left ends without a last line: then the journal is sent when all its lines are."""
+        if not self.own and self.reader.over:
+            self.reader.remove()
+            self.done = True
+        return False
+
+
+def _leading(lines: list[tuple[int, Record]]) -> int:
+    """How many lines come before the first that is no row of metrics."""
+    return next((place for place, (_, record) in enumerate(lines) if "metrics" not in record), len(lines))
