@@ -1,1 +1,1 @@
-"""Questions asked of the network: a folder for each, with its variants, what was measured, and the verdict. Knows pipeline"""
+"""Questions asked of the network: a folder for each, with its variants, what was measured, and the verdict"""

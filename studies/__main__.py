@@ -14,10 +14,15 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.runtime import commands, guard
+
+if TYPE_CHECKING:
+    from studies.study import Run, Study
 
 HERE = Path(__file__).parent
 
@@ -69,22 +74,30 @@ def answer(asked: argparse.Namespace) -> None:
             raise ValueError(f"{asked.name} has a program of its own, which takes no variants and no --on")
         import_module(f"studies.{asked.name}.program").main()
         return
+    from pipeline.runtime import stage
     from studies import rows, showing
     from studies.study import read, select
 
     study = read(asked.name)
-    missing = rows.missing(study, select(study, asked.variants))
+    chosen = select(study, asked.variants)
     try:
-        if missing and asked.on == "memory":
-            from studies import in_memory
-
-            in_memory.run(study, missing, asked.at_once)
-        elif missing:
-            from studies import experiments
-
-            experiments.run(study, missing)
+        if rows.missing(study, chosen):
+            with stage.alone(f"study-{study.name}"):
+                make(study, rows.missing(study, chosen), asked)  # another process may have made some meanwhile
     finally:
         showing.show(study)
+
+
+def make(study: Study, missing: Sequence[Run], asked: argparse.Namespace) -> None:
+    """Makes these runs where the command says."""
+    if asked.on == "memory":
+        from studies import in_memory
+
+        in_memory.run(study, missing, asked.at_once)
+    else:
+        from studies import experiments
+
+        experiments.run(study, missing)
 
 
 if __name__ == "__main__":

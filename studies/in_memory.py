@@ -1,4 +1,4 @@
-"""A study's runs on one device that holds all pictures: no Ray, no MLflow, and no DVC but for making the pictures.
+"""A study's runs on one device that holds all its pictures, without Ray and MLflow; DVC only makes the pictures.
 
 The trainer is that of `train`, fed with the same batches; only where these come from differs. A network at full width learns
 from some nine thousand pictures a second on an H200 in bfloat16, and from half as many in float32. Runs that share a GPU

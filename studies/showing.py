@@ -1,4 +1,4 @@
-"""What a study has found so far: its table on the terminal, and, when a run has come, table.md and the figures anew."""
+"""Shows what a study has found: prints its table, and writes table.md and the figures anew when a run has come."""
 
 from __future__ import annotations
 

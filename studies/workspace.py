@@ -44,20 +44,16 @@ class Prepared:
 def prepare(study: Study) -> Prepared:
     """Sees that the shards and the mean of the study's base are made; `ValueError` if DVC could not make them."""
     folder = (WORKSPACES / study.name).absolute()
-    with stage.alone(f"studies-{study.name}"):
-        settings = fill(folder, study.base)
-        say(f"studies: the pictures of {study.base}, in {folder}: dvc repro mean")
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        environment = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
-        environment |= {"PATH": path, "ALEXNET_MACHINE": str(settings)}
-        recipe.keep_here()
-        site = os.environ["DVC_SITE_CACHE_DIR"]
-        done = subprocess.run(
-            ["dvc", "repro", "mean"], cwd=folder, env=environment | {"DVC_SITE_CACHE_DIR": site}, check=False
-        )
-        if done.returncode:
-            raise ValueError(f"{folder}: dvc repro mean ended with {done.returncode}; what it said is above")
-        return read(folder)
+    settings = fill(folder, study.base)
+    recipe.keep_here()
+    outer = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    say(f"studies: the pictures of {study.base}, in {folder}: dvc repro mean")
+    environment = outer | {"PATH": path, "ALEXNET_MACHINE": str(settings)}
+    done = subprocess.run(["dvc", "repro", "mean"], cwd=folder, env=environment, check=False)
+    if done.returncode:
+        raise ValueError(f"{folder}: dvc repro mean ended with {done.returncode}; what it said is above")
+    return read(folder)
 
 
 def read(folder: Path) -> Prepared:

@@ -23,7 +23,7 @@ from packaging.version import Version
 
 from pipeline import ensemble, recipe
 from pipeline.recipe import SITE
-from studies import experiments
+from studies import experiments, workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -319,7 +319,7 @@ def test_what_runs_dvc_here_says_where_its_pickles_lie_without_make(tmp_path: Pa
     assert copy.databases()
 
 
-@pytest.mark.parametrize("module", [experiments, ensemble, recipe])
+@pytest.mark.parametrize("module", [experiments, workspace, ensemble, recipe])
 def test_every_module_that_runs_or_reads_dvc_says_where_first(module: ModuleType) -> None:
     text = inspect.getsource(module)
     uses = re.findall(r"import dvc\.api|\[\"dvc\", |return \[dvc", text)

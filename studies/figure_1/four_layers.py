@@ -1,7 +1,7 @@
-"""A convolutional network of four layers, and one run of its learning until the training error has come down (§3.1).
+"""A convolutional network of four layers, and one run of its training until the error has come down (§3.1).
 
-Nothing regularizes: no weight decay, no dropout, no change of the pictures but that their mean is subtracted. In shapes:
-N pictures of the training set, B of a batch, C kernels or colours, H×W places, K classes.
+Nothing regularizes: there is no weight decay, no dropout, and no augmentation; the mean picture is subtracted. In shapes:
+N pictures of the training set, B of a batch, M measured ones, C colours, H×W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What one run has of its own."""
+    """What distinguishes one run from the others."""
 
     start: Start
     activation: Activation
@@ -84,17 +84,17 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Where a run is after an epoch; epoch 0 is before the first step. NaN: it diverged, or was not measured."""
+    """A run's errors after an epoch; epoch 0 is before the first step. NaN: the run diverged, or nothing was measured."""
 
     epoch: int
     running_error: float
-    """Error of all pictures as they were learned from: what the weights were worth half an epoch ago, on the mean."""
+    """Error of all pictures as they were learned from: on average that of the weights half an epoch earlier."""
     training_error: float
     """Error of the `measured` pictures, with the weights as they are now."""
 
 
 def epochs_to(target: float, epochs: list[float], errors: list[float]) -> float:
-    """When the error first is at or below `target`, on straight lines between the points; infinite if it never is."""
+    """The first epoch with an error at or below `target`, on straight lines between the points; infinite if none has."""
     below = np.flatnonzero(np.asarray(errors) <= target)
     if not len(below):
         return math.inf
@@ -118,8 +118,8 @@ def reached_running(target: float, history: list[Epoch]) -> float:
 def network(training: Training, setting: Setting) -> nn.Sequential:
     """Three layers of convolution and one fully connected, B×3×32×32 → B×10.
 
-    As in the paper's own first layer, the first kernels move by more than a pixel, which halves the work. The activation
-    stands behind the pooling: both rise, so that the order does not matter but for the work.
+    As in the paper's own first layer, the first kernels have a stride, which halves the work. The activation comes after the
+    pooling: both are monotonic, so the order changes nothing but the work.
     """
     k1, k2, k3 = training.kernels
     activation = nn.ReLU if setting.activation == "relu" else nn.Tanh
@@ -133,14 +133,14 @@ def network(training: Training, setting: Setting) -> nn.Sequential:
     # fmt: on
     weighted = [layer for layer in made if isinstance(layer, (nn.Conv2d, nn.Linear))]
     with torch.no_grad():
-        for place, layer in enumerate(weighted):
+        for number, layer in enumerate(weighted):
             weight = layer.weight
             if setting.start == "scaled":
                 gain = nn.init.calculate_gain("linear" if isinstance(layer, nn.Linear) else setting.activation)
                 std = gain / math.sqrt(weight[0].numel())
             else:
-                std = ORIGINAL_STD[place]
-            drawn = draws.normal("figure 1 weights", setting.seed, place, torch.arange(weight.numel()))
+                std = ORIGINAL_STD[number]
+            drawn = draws.normal("figure 1 weights", setting.seed, number, torch.arange(weight.numel()))
             weight.copy_(drawn.reshape(weight.shape) * std)
             assert layer.bias is not None
             layer.bias.zero_()
@@ -157,11 +157,11 @@ class Run:
         self.checkpoint = folder / f"{name}.pt"
         self.history: list[Epoch] = []
         self.unit = cifar.spread if setting.start == "scaled" else 1.0
-        chance = draws.bits("figure 1 measured", torch.arange(len(cifar.labels_N)))
-        self.measured = chance.argsort()[: training.measured]
+        bits_N = draws.bits("figure 1 measured", torch.arange(len(cifar.labels_N)))
+        self.measured_M = bits_N.argsort()[: training.measured]
 
     def advance(self, epochs: int) -> list[Epoch]:
-        """Goes on until `epochs` are done, unless it has diverged or both errors are at the target; gives the history."""
+        """Trains until `epochs` are done, or the run diverges, or both errors are at the target; the history so far."""
         state = self._load()
         if self._over(epochs):
             return self.history
@@ -191,23 +191,23 @@ class Run:
         if not self.history:
             return False
         diverged = math.isnan(self.history[-1].training_error)
-        there = max(reached(self.training.target, self.history), reached_running(self.training.target, self.history))
-        return len(self.history) > epochs or diverged or math.isfinite(there)
+        both = max(reached(self.training.target, self.history), reached_running(self.training.target, self.history))
+        return len(self.history) > epochs or diverged or math.isfinite(both)
 
-    def _logits(self, rows: Tensor) -> Tensor:
-        pictures_BHWC = (self.cifar.pictures_NHWC[rows].float() - self.cifar.mean_HWC) / self.unit
+    def _logits(self, rows_B: Tensor) -> Tensor:
+        pictures_BHWC = (self.cifar.pictures_NHWC[rows_B].float() - self.cifar.mean_HWC) / self.unit
         with torch.autocast("cpu", torch.bfloat16, enabled=self.training.precision == "bfloat16"):
             logits_BK: Tensor = self.network(pictures_BHWC.permute(0, 3, 1, 2))  # channels last in memory
         return logits_BK.float()
 
     def _learn(self, epoch: int) -> float:
-        """One time through all pictures; the running error, or NaN as soon as the loss is no finite number."""
+        """Trains for one epoch; the running error, or NaN as soon as the loss is not finite."""
         pictures = len(self.cifar.labels_N)
         right = 0.0
-        order = draws.bits("figure 1 order", self.setting.seed, epoch, torch.arange(pictures)).argsort()
-        for rows in order.split(self.training.batch_size):  # type: ignore[no-untyped-call]
-            labels_B = self.cifar.labels_N[rows]
-            logits_BK = self._logits(rows)
+        order_N = draws.bits("figure 1 order", self.setting.seed, epoch, torch.arange(pictures)).argsort()
+        for rows_B in order_N.split(self.training.batch_size):  # type: ignore[no-untyped-call]
+            labels_B = self.cifar.labels_N[rows_B]
+            logits_BK = self._logits(rows_B)
             loss = F.cross_entropy(logits_BK, labels_B)
             if not math.isfinite(loss.item()):
                 return math.nan
@@ -220,9 +220,9 @@ class Run:
     @torch.inference_mode()
     def _measure(self) -> float:
         right = 0.0
-        for rows in self.measured.split(1000):  # type: ignore[no-untyped-call]
-            right += errors.topk_credit(self._logits(rows), self.cifar.labels_N[rows], 1).sum().item()
-        return 1 - right / len(self.measured)
+        for rows_B in self.measured_M.split(1000):  # type: ignore[no-untyped-call]
+            right += errors.topk_credit(self._logits(rows_B), self.cifar.labels_N[rows_B], 1).sum().item()
+        return 1 - right / len(self.measured_M)
 
     def _load(self) -> dict[str, Any]:
         if not self.checkpoint.exists():
@@ -241,7 +241,7 @@ class Run:
 
 
 def _code() -> str:
-    """Digest of the modules that decide a run: after an edit it begins anew."""
+    """Digest of the modules that decide a run: after an edit of one of them a run begins anew."""
     here = Path(__file__)
-    files = [here, here.with_name("pictures.py"), Path(draws.__file__), Path(errors.__file__)]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    modules = [here, here.with_name("pictures.py"), Path(draws.__file__), Path(errors.__file__)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in modules)).hexdigest()

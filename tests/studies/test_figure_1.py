@@ -138,11 +138,11 @@ def test_a_run_killed_within_an_epoch_ends_as_one_undisturbed(tmp_path: Path, mo
     killed = begun(tmp_path / "killed")
     real, steps = killed._logits, []
 
-    def power_cut(rows: torch.Tensor) -> torch.Tensor:
-        steps.append(rows)
+    def power_cut(rows_B: torch.Tensor) -> torch.Tensor:
+        steps.append(rows_B)
         if len(steps) == 11:  # an epoch is 3 steps and a measurement, after the measurement before all of them
             raise KeyboardInterrupt
-        return real(rows)
+        return real(rows_B)
 
     monkeypatch.setattr(killed, "_logits", power_cut)
     with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 from scipy import stats
 
-from pipeline.runtime import params
+from pipeline.runtime import params, stage
 from studies import __main__ as entry
 from studies import experiments, rows, table
 from studies.rows import Result
@@ -204,6 +204,16 @@ def test_a_run_that_fails_costs_none_after_it_and_what_is_there_is_drawn_once(
     with pytest.raises(SystemExit):
         entry.main()
     assert figure.read_bytes() == b"drawn", "drawn anew, though no run has come"
+
+
+def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked(tmp_path, study(seeds=(0,)))
+    monkeypatch.setattr("sys.argv", ["studies", "x"])
+    monkeypatch.setattr(entry, "HERE", tmp_path / "studies")
+    monkeypatch.setattr(stage, "PATIENCE", 0.1)
+    with stage.alone("study-x"), pytest.raises(SystemExit, match="another 'study-x' that is at work"):
+        entry.main()
 
 
 def test_a_run_that_was_killed_between_its_points_and_its_row_has_its_points_once(
