@@ -125,6 +125,24 @@ def test_every_section_of_params_is_a_stage_s_dependency():
     assert {section for stage in STAGES.values() for section in stage.get("params", [])} == sections
 
 
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+"""Lines: what is longer has a second idea in it."""
+
+
+def test_no_file_and_no_function_is_longer_than_a_few_screens():
+    for file in modules():
+        text = file.read_text()
+        assert len(text.splitlines()) <= LONGEST_FILE, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{file}: {node.name}"
+
+
+def test_pipeline_has_at_most_twenty_doors():
+    doors = [path for path in (ROOT / "pipeline").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert len([path for path in doors if path.name != "__init__.py"]) <= 20
+
+
 def test_no_docstring_dangles():
     for file in modules():
         for node in ast.walk(ast.parse(file.read_text())):
