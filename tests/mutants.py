@@ -2,7 +2,7 @@
 
 `make mutants`, or `python tests/mutants.py [--only SUBSTRING]`. tests/mutants.yaml lists the breakages; each has
 
-    file   what is broken, in alexnet/, pipeline/ or .dvc/
+    file   what is broken, in alexnet/, pipeline/, studies/ or .dvc/
     old    a part of one line, there exactly once
     new    what takes its place
     why    what went wrong, in a few words
@@ -38,6 +38,8 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
+
+PACKAGES = ("alexnet", "pipeline", "studies")
 LIST = Path(__file__).with_suffix(".yaml")
 
 SHARED = ("numpy", "torch", "torchvision", "pyarrow.parquet", "PIL.Image", "scipy.io", "matplotlib.figure", "pydantic")
@@ -143,8 +145,8 @@ def read() -> list[Mutant]:
 def faults(mutant: Mutant) -> Iterator[str]:
     """What is wrong with an entry."""
     file = ROOT / mutant.file
-    if not mutant.file.startswith(("alexnet/", "pipeline/", ".dvc/")) or not file.is_file():
-        yield "no file of alexnet/, pipeline/ or .dvc/"
+    if not mutant.file.startswith((*(f"{name}/" for name in PACKAGES), ".dvc/")) or not file.is_file():
+        yield f"no file of {', '.join(PACKAGES)} or .dvc"
         return
     text = file.read_text()
     if "\n" in mutant.old or mutant.old == mutant.new:
@@ -163,7 +165,7 @@ def faults(mutant: Mutant) -> Iterator[str]:
 
 def untouched(mutants: Sequence[Mutant]) -> list[str]:
     """The modules of which there is no mutant."""
-    modules = [file for name in ("alexnet", "pipeline") for file in (ROOT / name).rglob("*.py")]
+    modules = [file for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
     names = {file.relative_to(ROOT).as_posix() for file in modules if file.stem != "__init__"}
     return sorted(names - {mutant.file for mutant in mutants})
 
@@ -270,7 +272,7 @@ def run(tests: list[str], copy: Path, answer: Connection, hangs: float) -> None:
     options = ["-x", "-q", "-pno:cacheprovider", "-ppytest_timeout", f"--basetemp={copy.parent / 'tests'}"]
     options += [f"--timeout={hangs:g}"] if hangs else []
     outcome.code = int(pytest.main([*options, *tests], plugins=[outcome]))
-    for name in ("alexnet", "pipeline"):
+    for name in PACKAGES:
         module = sys.modules.get(name)
         assert module is None or Path(str(module.__file__)).is_relative_to(copy), module
     answer.send(vars(outcome))
