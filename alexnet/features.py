@@ -28,6 +28,13 @@ def features_and_logits(network: Network, patches_BCHW: Tensor) -> tuple[Tensor,
     return features_BF, logits_BK
 
 
+def of_views(network: Network, views_BVCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Features B×V×4096 and logits B×V×K of the views B×V×3×224×224 of B pictures, float32, in one forward pass."""
+    answers = features_and_logits(network, views_BVCHW.flatten(0, 1))
+    features_BVF, logits_BVK = (each.float().reshape(*views_BVCHW.shape[:2], -1) for each in answers)
+    return features_BVF, logits_BVK
+
+
 def nearest(queries_QF: Floats, base: Iterable[Floats], number: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The `number` rows of the base nearest to each query by Euclidean distance, and their distances, both Q×number.
 

@@ -94,7 +94,7 @@ def measured(folder: Path, section: Results, rows: int) -> None:
 
 
 def write(file: Path, rows: int, kind: str, seed: int) -> None:
-    """A table like the one that `vectors.join` writes."""
+    """A table like the one that `vectors.concatenate` writes."""
     generator = np.random.default_rng(seed)
     ids, writer = (f"n{row:08}" for row in range(rows)), None
     with Progress(f"making {file.name}", rows, "rows") as progress:
@@ -104,7 +104,7 @@ def write(file: Path, rows: int, kind: str, seed: int) -> None:
             columns: dict[str, Any] = {
                 "id": pa.array([next(ids) for _ in range(number)]),
                 "label": pa.array(generator.integers(1000, size=number)),
-                "features": vectors.lists(torch.from_numpy(values), kind),
+                "features": vectors.to_column(torch.from_numpy(values), kind),
             }
             table = pa.table(columns)
             writer = writer or vectors.writer(file, table.schema)
@@ -121,7 +121,7 @@ def checked(folder: Path, number: int) -> tuple[int, float]:
     ids = tables.read(folder / "features-train.parquet", ["id"])["id"].to_pylist()
     squares: list[list[np.ndarray]] = [[] for _ in found]
     for group in tables.groups(folder / "features-train.parquet", ["features"]):
-        rows = vectors.matrix(group["features"]).numpy().astype(np.float64)
+        rows = vectors.to_matrix(group["features"]).numpy().astype(np.float64)
         for row, parts in zip(found, squares, strict=True):
             parts.append(((rows - np.array(tested[row["id"]])) ** 2).sum(axis=1))
     wrong, far = 0, 0.0

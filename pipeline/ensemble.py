@@ -1,18 +1,18 @@
-"""Several networks' kept probabilities -> the errors of their weighted mean (§6, Table 2).
+"""Saved probabilities of several networks → the errors of their weighted mean (§6, Table 2).
 
 Run:    python -m pipeline.ensemble NAME[=WEIGHT] NAME[=WEIGHT] ... [--out FILE]
-Reads:  predictions.parquet of each: a DVC experiment's, a git revision's, or that at a path, in a folder such as
-        data/evaluation or the file itself
-Writes: a table to the terminal, a run to MLflow, and the table as JSON to FILE
-Takes:  nothing of params.yaml
-Expect: no network runs again; 7 of 1000 classes on 50,000 pictures: 10 seconds of one CPU, 0.8 GB of memory
+Reads:  predictions.parquet of each NAME: a DVC experiment, a git revision, a folder such as data/evaluation, or the
+        file itself
+Writes: a table to the terminal, a run to MLflow, and with --out the table as JSON
+Takes:  no section of params.yaml
+Expect: no network is run; 7 networks of 1000 classes on 50,000 pictures: 10 seconds of one CPU, 0.8 GB of memory
 
-The paper's 5 CNNs are five seeds: dvc exp run --queue -S learning.seed=1,2,3,4,5. Weights need not add up to 1.
+The paper's 5 CNNs are five seeds: dvc exp run --queue -S learning.seed=1,2,3,4,5. Weights need not sum to 1.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("ensemble")
@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from alexnet.names import cut
 from pipeline import recipe
 from pipeline.evaluation.trained import OUT
-from pipeline.evaluation.vectors import matrix
+from pipeline.evaluation.vectors import to_matrix
 from pipeline.runtime import commands, digests, files, machine, stage
 from pipeline.runtime.said import say
 from pipeline.tracking import runs
@@ -48,21 +48,21 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions.parquet"
 
 BLOCK = 128
-"""Pictures at a time: as many as lie in a row group."""
+"""Pictures at a time, the size of a row group."""
 
 TOPS = (1, 5)
 
 
 @dataclass(frozen=True)
-class Given:
-    """A name and a weight of the command line."""
+class Argument:
+    """A member on the command line: name and weight."""
 
     name: str
     weight: float = 1.0
 
     @classmethod
-    def read(cls, word: str) -> Given:
-        """NAME or NAME=WEIGHT; what is a path as it stands has no weight."""
+    def parse(cls, word: str) -> Argument:
+        """Parses NAME or NAME=WEIGHT; a word that is an existing path has no weight. `ValueError` for a bad weight."""
         name, equals, weight = word.rpartition("=")
         if not equals or Path(word).exists():
             return cls(word)
@@ -71,12 +71,12 @@ class Given:
         except ValueError:
             number = math.nan
         if not (name and 0 <= number < math.inf):
-            raise ValueError(f"{word}: the weight has to be a number from 0 on, is '{weight}'")
+            raise ValueError(f"{word}: the weight has to be a number, 0 or more, is '{weight}'")
         return cls(name, number)
 
 
 class Member:
-    """One network's predictions, read as they are asked for."""
+    """One network's predictions, read by row groups as they are needed."""
 
     def __init__(self, name: str, handle: BinaryIO) -> None:
         self.name = name
@@ -85,10 +85,10 @@ class Member:
             labels = self.parquet.read(["id", "label"])
             self.classes = self.parquet.schema_arrow.field("probabilities").type.list_size
         except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
-            raise ValueError(f"{name}: damaged, or no predictions of ours: {error}") from None
+            raise ValueError(f"{name}: damaged, or not a predictions.parquet: {error}") from None
         self.labels: dict[str, int] = dict(zip(labels["id"].to_pylist(), labels["label"].to_pylist(), strict=True))
         if len(self.labels) < labels.num_rows:
-            raise ValueError(f"{name}: names a picture twice")
+            raise ValueError(f"{name}: contains a picture twice")
         self._groups = self._read()
         self._waiting: dict[str, Tensor] = {}
 
@@ -100,8 +100,10 @@ class Member:
                 raise ValueError(f"{self.name}: damaged: {error}") from None
 
     def probabilities(self, ids: Sequence[str]) -> Tensor:
-        """The probabilities of these pictures, B×K. What comes before them is kept until it is asked for: next to nothing if
-        the pictures are in one order everywhere, and all of it at worst.
+        """The probabilities of these pictures, B×K. Each picture can be asked for once.
+
+        Rows read before they are asked for are kept in memory: few if all members have the pictures in the same order,
+        at worst all of them.
         """
         import torch
 
@@ -109,54 +111,54 @@ class Member:
         while wanted:
             table = next(self._groups, None)
             if table is None:
-                raise ValueError(f"{self.name}: damaged: picture {min(wanted)} is in its ids alone")
+                raise ValueError(f"{self.name}: damaged: picture {min(wanted)} has an id and no probabilities")
             names = table["id"].to_pylist()
-            self._waiting |= dict(zip(names, matrix(table["probabilities"]), strict=True))
+            self._waiting |= dict(zip(names, to_matrix(table["probabilities"]), strict=True))
             wanted -= set(names)
         return torch.stack([self._waiting.pop(name) for name in ids])
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     stage.main("ensemble", run)
 
 
 def run(words: Sequence[str] | None = None) -> None:
-    """Reads, measures, prints and records."""
-    arguments = commands.ensemble().parse_args(words)
-    given = [Given.read(word) for word in arguments.members]
+    """Computes the errors, prints them, logs them to MLflow, and writes them to the file of --out."""
+    options = commands.ensemble().parse_args(words)
+    arguments = [Argument.parse(word) for word in options.members]
     settings = machine.read()
     with ExitStack() as stack:
-        handles = [stack.enter_context(opened(each.name)) for each in given]
-        found = [hashlib.file_digest(handle, "sha256").hexdigest() for handle in handles]  # type: ignore[arg-type]
-        for each, digest in zip(given, found, strict=True):
+        handles = [stack.enter_context(opened(each.name)) for each in arguments]
+        sums = [hashlib.file_digest(handle, "sha256").hexdigest() for handle in handles]  # type: ignore[arg-type]
+        for each, digest in zip(arguments, sums, strict=True):
             check_sealed(each.name, digest)
-        members = [Member(each.name, handle) for each, handle in zip(given, handles, strict=True)]
+        members = [Member(each.name, handle) for each, handle in zip(arguments, handles, strict=True)]
         check(members)
-        alone, together = measure(members, [each.weight for each in given])
+        alone, together = measure(members, [each.weight for each in arguments])
     result = {
         "images": together[1].images,
         "classes": members[0].classes,
         "members": [
             {"name": each.name, "weight": each.weight, "predictions": digest, **summary(counts)}
-            for each, digest, counts in zip(given, found, alone, strict=True)
+            for each, digest, counts in zip(arguments, sums, alone, strict=True)
         ],
         "ensemble": summary(together),
     }
     say(*table(result).split("\n"))
-    fingerprint = hashlib.sha256(json.dumps([found, [each.weight for each in given]]).encode()).hexdigest()[:16]
-    parameters = {"members": [each.name for each in given], "weights": [each.weight for each in given]}
+    fingerprint = hashlib.sha256(json.dumps([sums, [each.weight for each in arguments]]).encode()).hexdigest()[:16]
+    parameters = {"members": [each.name for each in arguments], "weights": [each.weight for each in arguments]}
     with runs.run(settings, fingerprint, parameters, None, "ensemble", adopt=True) as record:
         errors = {f"ten_views/{name}": result["ensemble"][name] for name in ("top1_error", "top5_error")}
         record.score(errors)
-    if arguments.out:
-        with files.atomic(arguments.out) as made:
-            made.write_text(json.dumps(result, indent=1) + "\n")
+    if options.out:
+        with files.atomic(options.out) as partial:
+            partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
 @contextmanager
 def opened(name: str) -> Iterator[BinaryIO]:
-    """The predictions that a name of the command line stands for, as a file to be read."""
+    """Opens the predictions.parquet of a path, a DVC experiment or a git revision; `ValueError` if there is none."""
     path = Path(name)
     if path.is_dir():
         path = path / PREDICTIONS
@@ -173,10 +175,10 @@ def opened(name: str) -> Iterator[BinaryIO]:
     out = (OUT / PREDICTIONS).as_posix()
     with ExitStack() as stack:
         try:
-            # of a file in the cache a handle of its own; else of the remote storage, which is then read as it is asked for
+            # from DVC's cache if it is there, else from the remote storage, read by range
             handle = stack.enter_context(dvc.api.open(out, rev=name, mode="rb"))
         except RevError as error:
-            raise ValueError(f"{name}: no path, no experiment and no revision ({error}). See: dvc exp list") from None
+            raise ValueError(f"{name}: not a path, an experiment or a revision ({error}). See: dvc exp list") from None
         except (DvcException, DataIndexDirError, OSError) as error:
             raise ValueError(
                 f"{name}: its {out} is neither in DVC's cache nor in its remote storage ({error}). If it was pushed: "
@@ -185,47 +187,47 @@ def opened(name: str) -> Iterator[BinaryIO]:
         yield handle
 
 
-def check_sealed(name: str, found: str) -> None:
-    """`ValueError` if the predictions that a name stands for have another digest than SHA256SUMS beside them says.
+def check_sealed(name: str, digest: str) -> None:
+    """`ValueError` if the sha256 of a member's predictions is not the one in the SHA256SUMS beside them.
 
-    What has none beside it, which is of older code or was copied by itself, is taken as it is.
+    Predictions without SHA256SUMS (from older code, or copied without it) are accepted.
     """
     path = Path(name)
     folder, file = (path, PREDICTIONS) if path.is_dir() else (path.parent, path.name)
     if path.exists():
-        known = digests.recorded(folder) if (folder / digests.SUMS).exists() else {}
+        recorded = digests.recorded(folder) if (folder / digests.SUMS).exists() else {}
     else:
         import dvc.api
         from dvc.exceptions import DvcException
         from dvc_data.index import DataIndexDirError
 
         recipe.keep_here()
-        known, file = {}, PREDICTIONS
+        recorded, file = {}, PREDICTIONS
         with suppress(DvcException, DataIndexDirError, OSError):
-            known = digests.parse(dvc.api.read((OUT / digests.SUMS).as_posix(), rev=name, mode="rb"))
-    if known.get(file, found) != found:
+            recorded = digests.parse(dvc.api.read((OUT / digests.SUMS).as_posix(), rev=name, mode="rb"))
+    if recorded.get(file, digest) != digest:
         raise ValueError(
-            f"{name}: {file} is not as 'evaluate' wrote it: its sha256 is {found[:16]}…, was {known[file][:16]}…. "
+            f"{name}: {file} is not as 'evaluate' wrote it: its sha256 is {digest[:16]}…, was {recorded[file][:16]}…. "
             f"{digests.again('evaluate')}"
         )
 
 
 def check(members: Sequence[Member]) -> None:
-    """`ValueError` if two of the networks were not asked about the same pictures and classes."""
+    """`ValueError` if two networks were tested on different pictures or classes."""
     first = members[0]
     for other in members[1:]:
         if other.classes != first.classes:
-            raise ValueError(f"{first.name} tells {first.classes} classes apart, {other.name} {other.classes}")
+            raise ValueError(f"{first.name} has {first.classes} classes, {other.name} has {other.classes}")
         for one, two in ((first, other), (other, first)):
             if alone := one.labels.keys() - two.labels.keys():
-                raise ValueError(f"picture {min(alone)} is in {one.name} and not in {two.name}: {len(alone)} such")
+                raise ValueError(f"picture {min(alone)} is in {one.name} and not in {two.name} ({len(alone)} in all)")
         if name := next((name for name, label in first.labels.items() if other.labels[name] != label), None):
             labels = f"{first.labels[name]} in {first.name} and {other.labels[name]} in {other.name}"
-            raise ValueError(f"picture {name} has label {labels}: their classes are not the same")
+            raise ValueError(f"picture {name} has label {labels}: their classes differ")
 
 
 def measure(members: Sequence[Member], weights: Sequence[float]) -> tuple[list[Counts], Counts]:
-    """Top-1 and top-5 of each network by itself, and of the weighted mean of their probabilities."""
+    """Top-1 and top-5 counts of each network alone, and of the weighted mean of their probabilities."""
     import torch
 
     from alexnet.errors import Count, count, mean_over_models
@@ -233,7 +235,7 @@ def measure(members: Sequence[Member], weights: Sequence[float]) -> tuple[list[C
     counts: list[Counts] = [dict.fromkeys(TOPS, Count(0.0, 0)) for _ in range(len(members) + 1)]
     labels = members[0].labels
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a block is too little to be shared: beside other work two took ten times as long
+    torch.set_num_threads(1)  # a block is too small for several threads: on a busy machine two took ten times as long
     try:
         for ids in batched(labels, BLOCK):
             right_B = torch.tensor([labels[name] for name in ids])
@@ -247,7 +249,7 @@ def measure(members: Sequence[Member], weights: Sequence[float]) -> tuple[list[C
 
 
 def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of `size`, the last may be shorter."""
+    """Yields the items in lists of `size`; the last may be shorter."""
     rest = iter(items)
     while block := list(islice(rest, size)):
         yield block
@@ -255,15 +257,15 @@ def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
 
 def summary(counts: Counts) -> dict[str, float]:
     """Error rates and their 95 % intervals, named as in metrics.json."""
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for top, one in counts.items():
         low, high = one.interval
-        found |= {f"top{top}_error": one.error, f"top{top}_low": low, f"top{top}_high": high}
-    return found
+        rates |= {f"top{top}_error": one.error, f"top{top}_low": low, f"top{top}_high": high}
+    return rates
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as lines of words."""
+    """The result as a table for the terminal."""
     rows = [(cut(each["name"], 80), f"{each['weight']:g}", each) for each in result["members"]]
     rows.append((f"all {len(rows)} together", "", result["ensemble"]))
     wide = max(len(name) for name, _, _ in rows)
@@ -273,4 +275,4 @@ def table(result: dict[str, Any]) -> str:
             f"{row[f'top{top}_error']:.1%} ({row[f'top{top}_low']:.1%} to {row[f'top{top}_high']:.1%})" for top in TOPS
         )
         lines.append(f"{name:{wide}}  {weight:>6}  {top1:25}  {top5}")
-    return "\n".join([*lines, f"of {result['images']:,} pictures, ten views of each, with 95 % intervals"])
+    return "\n".join([*lines, f"on {result['images']:,} pictures, ten views of each, with 95 % intervals"])

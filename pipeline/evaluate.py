@@ -1,21 +1,21 @@
-"""Network and pictures -> error rates, every picture's probabilities, and the features (§4.1, §6).
+"""Network and pictures → error rates, every picture's probabilities, and features (§4.1, §6).
 
 Run:    dvc repro evaluate
 Reads:  data/model.pt, data/shards/
 Writes: metrics.json, data/evaluation/{predictions,features-SPLIT}.parquet and {per_class,confusion,errors}.csv; with
         neighbours {features-train,neighbours}.parquet, with codes codes-{SPLIT,train}.parquet and encoder.npz;
-        SPLIT is val or test, as results.split says; SHA256SUMS over all, metrics.json too
-Takes:  results (and model, which is in data/model.pt)
-Expect: the sample, under a minute on 2 cores; ILSVRC-2012 makes 1 GB, and with neighbours 11 GB more, minutes to
-        search (benchmarks/neighbours.py), and one core's quarter of an hour for each epoch of the codes
+        SPLIT is results.split, val or test; SHA256SUMS over all of these, including metrics.json
+Takes:  results (model comes from data/model.pt)
+Expect: the sample, under a minute on 2 cores; ILSVRC-2012 writes 1 GB, with neighbours 11 GB more and minutes of
+        search (benchmarks/neighbours.py), with codes a quarter of an hour of one core per epoch of the codes
 
-One Ray task takes one shard, whole and in its order, so that the number of workers changes no bit. What is done stays
-in work/ until all is, so a stage that was stopped goes on where it was.
+One Ray task classifies one shard, in the shard's order, so that the number of workers does not change any bit. Finished
+shards are kept in work/ until the stage is done, so that a stopped stage resumes.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("evaluate")
@@ -54,15 +54,15 @@ if TYPE_CHECKING:
     from alexnet.network import Network
 
 KERNEL = 1
-"""Raised when a change of code changes a number: what older code left in work/ is then not taken over."""
+"""Increase this when a change of code changes a number: results of older code in work/ are then not reused."""
 
 PICTURES = {"cpu": 16, "cuda": 128}
-"""Pictures that go through the network at once, with all their views. It decides the last bits, so it is fixed."""
+"""Pictures per forward pass, each with all its views. The batch size affects the last bits, so it is a constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One shard; everything a worker needs to know."""
+    """One shard, and everything a worker needs to classify it."""
 
     split: str
     shard: Shard
@@ -72,19 +72,19 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Name of the part that comes of it: by the shard's bytes, not its path."""
+        """File name of the task's result, by the digest of the shard."""
         return f"{self.shard.sha256}.parquet"
 
 
 def run() -> None:
-    """The stage."""
+    """Runs the stage."""
     section = params.read("results", Results)
     settings = machine.read()
     manifest = artifacts.manifest(settings)
     model = read_model(MODEL)
     network, facts = load(model, manifest, section.split)
-    seen = {"results": dataclasses.asdict(section), "model": dataclasses.asdict(network.model)}
-    with runs.run(settings, facts["fingerprint"], seen, manifest, "evaluate", adopt=True) as record:
+    sections = {"results": dataclasses.asdict(section), "model": dataclasses.asdict(network.model)}
+    with runs.run(settings, facts["fingerprint"], sections, manifest, "evaluate", adopt=True) as record:
         parts = classify(model, manifest, section, settings)
         with files.atomic(OUT) as folder:
             folder.mkdir()
@@ -104,7 +104,7 @@ def run() -> None:
 
 
 def classify(model: bytes, manifest: Manifest, section: Results, settings: machine.Machine) -> dict[str, list[Path]]:
-    """Takes every picture through the network; gives the parts by split, in the order of the shards."""
+    """Classifies every picture, resuming in work/; returns a file per shard, by split, in the order of the shards."""
     key = hashlib.sha256(f"{KERNEL} {hashlib.sha256(model).hexdigest()}".encode()).hexdigest()
     work = stage.WORK / "evaluate"
     for other in work.iterdir() if work.exists() else []:
@@ -117,10 +117,10 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
         import ray
 
         device: Literal["cpu", "cuda"] = "cuda" if cluster.gpus(settings) else "cpu"
-        handle, place = ray.put(model), artifacts.locate(manifest, settings)
-        check_labels(manifest, section.split, place)
+        handle, shards = ray.put(model), artifacts.locate(manifest, settings)
+        check_labels(manifest, section.split, shards)
         tasks = [
-            Task(split=split, shard=shard, folder=place, device=device, model=handle)
+            Task(split=split, shard=shard, folder=shards, device=device, model=handle)
             for split in splits
             for shard in manifest.shards[split]
             if shard.rows
@@ -137,26 +137,26 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
 
 
 def check_parts(parts: dict[str, list[Path]]) -> None:
-    """`ValueError` if a part is another than it was when it was made; a new run makes it anew."""
+    """`ValueError` if a shard's result has changed since it was written; the next run computes it again."""
     for part in itertools.chain.from_iterable(parts.values()):
         if not digests.marked(part):
-            raise ValueError(f"{part}: damaged since it was made. Run: dvc repro evaluate")
+            raise ValueError(f"{part}: damaged since it was written. Run: dvc repro evaluate")
 
 
 def seal(folder: Path, metrics: str) -> None:
-    """Writes SHA256SUMS over the tables in `folder` and over the text of metrics.json, which git holds and not DVC."""
+    """Writes SHA256SUMS over the tables in `folder` and over metrics.json, whose text is `metrics` and which is in git."""
     beside = os.path.relpath(METRICS, OUT)
     digests.seal(folder, {beside: hashlib.sha256(metrics.encode()).hexdigest()})
 
 
 def of_shard(task: Task) -> pa.Table:
-    """One shard's pictures through the network, on the device; runs in a worker. See `through`."""
+    """Classifies one shard, in a Ray worker: the table that `through` returns."""
     import ray
     import torch
 
     from alexnet import build
 
-    torch.set_num_threads(1)  # the tasks are what runs in parallel, and threads would move the last bits
+    torch.set_num_threads(1)  # tasks run in parallel already, and the number of threads affects the last bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     digests.compare(task.folder / task.shard.file, task.shard.sha256, "resize")
     network, facts = build.load(io.BytesIO(ray.get(task.model)))
@@ -170,41 +170,44 @@ def of_shard(task: Task) -> pa.Table:
 def through(
     network: Network, mean_CHW: Tensor, kind: MeanKind, batches: Iterable[list[dict[str, Any]]], tested: bool
 ) -> pa.Table:
-    """Each picture's id, label and features of its centre patch.
+    """A table with each picture's id, label, and features of its centre patch.
 
-    Where `tested`, the probabilities as well: the mean over ten views, and those of the centre patch.
+    If `tested`, also `probabilities`, the mean over the ten views, and `centre`, those of the centre patch.
     """
     import torch
 
     from alexnet.augmentation import CENTRE, centre_view, ten_views
     from alexnet.errors import mean_over_views
-    from alexnet.features import features_and_logits
+    from alexnet.features import of_views
     from alexnet.pictures import decode
 
     columns: dict[str, list[Any]] = {"id": [], "label": [], "features": [], "probabilities": [], "centre": []}
     for rows in batches:
-        images = torch.stack([decode(row["image"]["bytes"]) for row in rows]).to(mean_CHW.device)
+        images_BCHW = torch.stack([decode(row["image"]["bytes"]) for row in rows]).to(mean_CHW.device)
         side = network.model.patch
-        views = ten_views(images, mean_CHW, side, kind) if tested else centre_view(images, mean_CHW, side)[:, None]
-        answers = features_and_logits(network, views.flatten(0, 1))
-        features, logits = (each.float().reshape(*views.shape[:2], -1) for each in answers)
+        views_BVCHW = (
+            ten_views(images_BCHW, mean_CHW, side, kind)
+            if tested
+            else centre_view(images_BCHW, mean_CHW, side)[:, None]
+        )
+        features_BVF, logits_BVK = of_views(network, views_BVCHW)
         middle = CENTRE if tested else 0
         columns["id"] += [row["id"] for row in rows]
         columns["label"] += [row["label"] for row in rows]
-        columns["features"].append(features[:, middle].cpu())
+        columns["features"].append(features_BVF[:, middle].cpu())
         if tested:
-            columns["probabilities"].append(mean_over_views(logits).cpu())
-            columns["centre"].append(mean_over_views(logits[:, middle : middle + 1]).cpu())
-    made = {"id": pa.array(columns["id"], pa.string()), "label": pa.array(columns["label"], pa.int64())}
+            columns["probabilities"].append(mean_over_views(logits_BVK).cpu())
+            columns["centre"].append(mean_over_views(logits_BVK[:, middle : middle + 1]).cpu())
+    table = {"id": pa.array(columns["id"], pa.string()), "label": pa.array(columns["label"], pa.int64())}
     for name in ("features", "probabilities", "centre"):
         if columns[name]:
-            half = name == "features" and not tested  # of the training pictures there are many
-            made[name] = vectors.lists(torch.cat(columns[name]), "float16" if half else "float32")
-    return pa.table(made)
+            half = name == "features" and not tested  # half the space, since training pictures are many
+            table[name] = vectors.to_column(torch.cat(columns[name]), "float16" if half else "float32")
+    return pa.table(table)
 
 
 def pictures(file: AnyPath, number: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a shard, `number` at a time, whatever its row groups; the last may be fewer."""
+    """Yields the rows of a shard in batches of `number`, independent of its row groups; the last may be smaller."""
     kept: list[dict[str, Any]] = []
     for group in tables.groups(file, ["image", "label", "id"], "resize"):
         kept += group.to_pylist()
@@ -216,16 +219,16 @@ def pictures(file: AnyPath, number: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results, folder: Path) -> dict[str, Any]:
-    """Writes the tables to `folder` and returns what metrics.json says: counts are added up and divided once."""
+    """Writes the tables to `folder` and returns the contents of metrics.json; errors are sums of counts, divided once."""
     counts, classes = Counts(len(manifest.classes)), manifest.classes
-    wanted = ["id", "label", "probabilities", "centre"]
-    vectors.join(parts[section.split], wanted, folder / "predictions.parquet", counts.add)
-    vectors.join(parts[section.split], ["id", "label", "features"], folder / f"features-{section.split}.parquet")
-    likeness: dict[str, Any] = {}
+    columns = ["id", "label", "probabilities", "centre"]
+    vectors.concatenate(parts[section.split], columns, folder / "predictions.parquet", counts.add)
+    vectors.concatenate(parts[section.split], ["id", "label", "features"], folder / f"features-{section.split}.parquet")
+    nearest: dict[str, Any] = {}
     if section.neighbours:
-        seen = vectors.join(parts["train"], ["id", "label", "features"], folder / "features-train.parquet")
+        seen = vectors.concatenate(parts["train"], ["id", "label", "features"], folder / "features-train.parquet")
         assert seen == manifest.rows("train"), f"{seen} of {manifest.rows('train')} training pictures were seen"
-        likeness["neighbours"] = neighbours.write(folder, section)
+        nearest["neighbours"] = neighbours.write(folder, section)
     tested = manifest.rows(section.split)
     assert counts.images == tested, f"{counts.images} of {tested} pictures were seen"
     words = names(classes)
@@ -243,12 +246,12 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
         "classes": len(classes),
         "ten_views": counts.summary("probabilities"),
         "centre": counts.summary("centre"),
-        **likeness,
+        **nearest,
     }
 
 
 class Counts:
-    """Counts over the pictures as they pass: top-1 and top-5, in all and by class, and every answer."""
+    """Running counts over the tested pictures: top-1 and top-5 errors, in all and by class, and every answer."""
 
     def __init__(self, classes: int) -> None:
         import torch
@@ -269,23 +272,23 @@ class Counts:
         self.images += len(labels)
         self.labels.append(labels)
         for (name, top), shards in self.credits.items():
-            shards.append(errors.topk_credit(vectors.matrix(table[name]), labels, top))
-        guesses = errors.guesses(vectors.matrix(table["probabilities"]))
+            shards.append(errors.topk_credit(vectors.to_matrix(table[name]), labels, top))
+        guesses = errors.guesses(vectors.to_matrix(table["probabilities"]))
         self.answers += zip(labels.tolist(), guesses.tolist(), strict=True)
 
     def summary(self, name: str) -> dict[str, float]:
-        """Error rates and their 95 % intervals."""
+        """Error rates and their 95 % intervals, from the column `name`, for metrics.json."""
         from alexnet.errors import Count
 
-        found: dict[str, float] = {}
+        rates: dict[str, float] = {}
         for top in (1, 5):
             count = Count(float(self._cat(self.credits[name, top]).sum()), self.images)
             low, high = count.interval
-            found |= {f"top{top}_error": count.error, f"top{top}_low": low, f"top{top}_high": high}
-        return found
+            rates |= {f"top{top}_error": count.error, f"top{top}_low": low, f"top{top}_high": high}
+        return rates
 
     def by_class(self) -> tuple[list[Count], list[Count]]:
-        """Top-1 and top-5, for each class."""
+        """Top-1 and top-5 counts of each class, over ten views."""
         from alexnet.errors import per_class
 
         labels = self._cat(self.labels)
@@ -304,8 +307,8 @@ def _text(error: float) -> str:
 
 
 def _csv(file: Path, head: list[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table as it is, names too: what begins like a formula stays what it is, and is to be read as text."""
-    # csv quotes a "\n" and no "\r", and then does not read it
+    """Writes a CSV file. Names are not changed, even if they begin like a spreadsheet's formula."""
+    # csv quotes "\n" but not "\r", which its own reader then refuses
     turned = any("\r" in str(cell) for row in rows for cell in row)
     with file.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n", quoting=csv.QUOTE_ALL if turned else csv.QUOTE_MINIMAL)
@@ -314,7 +317,7 @@ def _csv(file: Path, head: list[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def publish(record: runs.Run, network: Network, summary: dict[str, Any], weights: bytes) -> None:
-    """Tells MLflow the errors, and registers the network with them."""
+    """Logs the errors to MLflow and registers the network with them."""
     views = ("ten_views", "centre")
     record.score({f"{view}/{name}": summary[view][name] for view in views for name in ("top1_error", "top5_error")})
     record.score({f"neighbours/{name}": value for name, value in summary.get("neighbours", {}).items()})

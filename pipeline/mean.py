@@ -1,15 +1,15 @@
-"""Training pictures -> the mean image and the covariance of red, green and blue (§2, §4.1).
+"""Training pictures → the mean image and the covariance of red, green and blue (§2, §4.1).
 
 Run:    dvc repro mean
 Reads:  data/shards/
 Writes: data/mean.npz
-Takes:  nothing of params.yaml
-Expect: 1 MB; some 2,000 pictures a second on each CPU
+Takes:  no section of params.yaml
+Expect: 1 MB; some 2,000 pictures a second per CPU core
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("mean")
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One shard and where it lies."""
+    """One shard and its file."""
 
     file: AnyPath
     shard: Shard
 
 
 def run() -> None:
-    """The stage."""
+    """Runs the stage."""
     machine = read()
     manifest = Manifest.read(SHARDS)
     folder = locate(manifest, machine)
@@ -48,7 +48,7 @@ def run() -> None:
 
 
 def total(manifest: Manifest, folder: AnyPath, machine: Machine) -> Sums:
-    """The sums over the training pictures, one Ray task for each shard; exact, so in whatever order they come."""
+    """The sums over the training pictures, by one Ray task per shard; exact, so their order does not matter."""
     from alexnet.dataset import Sums
 
     sums = Sums.none(manifest.side)
@@ -62,14 +62,14 @@ def total(manifest: Manifest, folder: AnyPath, machine: Machine) -> Sums:
 
 
 def of_shard(task: Task) -> Sums:
-    """The sums over one shard's pictures; `ValueError` if it is not as it was made, or one does not decode."""
+    """The sums over one shard's pictures, in a Ray worker; `ValueError` if it is damaged or a picture does not decode."""
     import numpy as np
     import torch
 
     from alexnet.dataset import Sums
     from alexnet.pictures import Undecodable, decode
 
-    torch.set_num_threads(1)  # the tasks are what runs in parallel
+    torch.set_num_threads(1)  # tasks run in parallel already
     file, sums = task.file, None
     digests.compare(file, task.shard.sha256, "resize")
     for group in tables.groups(file, ["image", "id"], "resize"):
@@ -82,12 +82,12 @@ def of_shard(task: Task) -> Sums:
         images_BCHW = np.stack(pictures)
         sums = (sums or Sums.none(images_BCHW.shape[-1])).add(images_BCHW)
     if sums is None:
-        raise ValueError(f"{file}: holds no picture. Run: dvc repro --force --single-item resize")
+        raise ValueError(f"{file}: contains no picture. Run: dvc repro --force --single-item resize")
     return sums
 
 
 def save(sums: Sums, machine: Machine) -> None:
-    """Writes the out, and a copy to the storage for the jobs that bring no data."""
+    """Writes data/mean.npz, and a copy beside shared shards, for jobs that are sent without data."""
     from alexnet.dataset import Mean
 
     mean = Mean.of(sums)

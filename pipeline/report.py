@@ -1,15 +1,15 @@
-"""What a run came to -> figures, and one page that can be read without a network (§6).
+"""The results of a run → figures, and one HTML page that can be read offline (§6).
 
 Run:    dvc repro report
 Reads:  metrics.json, data/evaluation/, data/history/, data/model.pt, data/shards/, params.yaml
-Writes: report/index.html, which holds everything, and its figures as report/*.png
-Takes:  report and the split of results, and prints source, resize, model, start, augmentation, learning and results
-Expect: 2 MB, seconds; the same bytes for the same inputs
+Writes: report/index.html, with its figures embedded, and the figures as report/*.png
+Takes:  report and results.split; prints source, resize, model, start, augmentation, learning and results
+Expect: 2 MB, seconds; equal bytes for equal inputs
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("report")
@@ -57,23 +57,23 @@ PAPER = {
     "ILSVRC-2010": [("ten views (Table 1)", 0.375, 0.170), ("centre patch only (§6, footnote)", 0.390, 0.183)],
     "ILSVRC-2012": [("ten views (Table 2)", 0.407, 0.182)],
 }
-"""Top-1 and top-5 error of one network on the test pictures of 2010 and on the validation pictures of 2012."""
+"""The paper's top-1 and top-5 errors of one network, on the test set of 2010 and the validation set of 2012."""
 
 TESTED = {"ILSVRC-2010": ("test", 149_000), "ILSVRC-2012": ("val", 49_000)}
-"""On which split, and on how many pictures at least: some may have been unreadable."""
+"""The paper's split, and the least number of pictures for a comparison; it allows for some unreadable ones."""
 
 ABSENT = {
     "guesses": "no picture is shown: report.pictures is 0",
     "saliency": "no picture is shown: report.pictures is 0",
     "neighbours": "no neighbours are shown: results.neighbours or report.queries is 0",
 }
-"""What stands in place of a figure that has nothing to show, by its name."""
+"""The text in place of a figure that is not drawn, by the figure's name."""
 
 LONGEST = 120
-"""Letters of a name on the page."""
+"""Most characters of a name on the page."""
 
 LISTED = 20
-"""Rows of a table that could be long: rejected pictures, hard classes."""
+"""Most rows of the tables of rejected pictures and of hard classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +81,11 @@ class Report:
     """params.yaml, `report:` — what is shown."""
 
     pictures: int
-    """Tested pictures with their five guesses, and with what speaks for the first. Figure 4: 8."""
+    """Tested pictures shown with their five guesses and a saliency map of the first. Figure 4: 8."""
     queries: int
-    """How many queries of `results` are shown with their nearest training pictures. Figure 4: 5."""
+    """Queries (of `results.queries`) shown with their nearest training pictures. Figure 4: 5."""
     seed: int
-    """Seed of the choice of both."""
+    """Seed of the choice of the pictures and the queries."""
 
     def __post_init__(self) -> None:
         for name in ("pictures", "queries", "seed"):
@@ -94,17 +94,17 @@ class Report:
 
 
 def run() -> None:
-    """The stage."""
+    """Runs the stage."""
     section = params.read("report", Report)
     settings = machine.read()
     manifest = artifacts.manifest(settings)
-    metrics = measured(METRICS)
+    metrics = read_metrics(METRICS)
     split = params.read("results", Results).split
     network, facts = load(read_model(MODEL), manifest, split)
     figures = draw(section, split, manifest, settings, network, facts["mean"])
     page = render(metrics, split, manifest, figures, parameters())
-    seen = {"report": dataclasses.asdict(section)}
-    with runs.run(settings, facts["fingerprint"], seen, manifest, "report", adopt=True) as record:
+    sections = {"report": dataclasses.asdict(section)}
+    with runs.run(settings, facts["fingerprint"], sections, manifest, "report", adopt=True) as record:
         with files.atomic(OUT) as folder:
             folder.mkdir()
             for name, png in plots(figures).items():
@@ -117,35 +117,35 @@ def run() -> None:
 def draw(
     section: Report, split: str, manifest: Manifest, settings: machine.Machine, network: Network, mean_CHW: Tensor
 ) -> dict[str, bytes]:
-    """The figures as PNG, by name; one that has nothing to show is left out."""
+    """The figures as PNG, by name, without those that have nothing to show."""
     import numpy as np
 
     from alexnet import figures
 
     classes = names(manifest.classes)
     epochs, panels = history(HISTORY)
-    drawn = {
+    pngs = {
         "curves": figures.curves(epochs, panels, logarithmic=("learning rate",)),
         "first-layer": figures.first_layer(network.first_layer().numpy(), network.columns),
         "confusion": figures.confusion(confusion(EVALUATION / "confusion.csv", classes), classes),
     }
     folder = artifacts.locate(manifest, settings)
-    shown = drawn_rows("predictions.parquet", section.pictures, section.seed, 0)
-    if shown:
-        found = fetch([row["id"] for row in shown], split, manifest, folder)
-        pictures = _stack([found[row["id"]][0] for row in shown])
-        shares, labels = np.array([row["probabilities"] for row in shown]), [row["label"] for row in shown]
-        drawn["guesses"] = figures.guesses(pictures, labels, shares, classes)
-        drawn["saliency"] = _saliency(network, mean_CHW, pictures, labels, shares, classes)
+    rows = random_rows("predictions.parquet", section.pictures, section.seed, 0)
+    if rows:
+        tested = fetch([row["id"] for row in rows], split, manifest, folder)
+        pictures = _stack([tested[row["id"]][0] for row in rows])
+        probabilities_NK, labels = np.array([row["probabilities"] for row in rows]), [row["label"] for row in rows]
+        pngs["guesses"] = figures.guesses(pictures, labels, probabilities_NK, classes)
+        pngs["saliency"] = _saliency(network, mean_CHW, pictures, labels, probabilities_NK, classes)
     if "neighbours.parquet" in digests.recorded(EVALUATION):
-        queries = drawn_rows("neighbours.parquet", section.queries, section.seed, 1)
+        queries = random_rows("neighbours.parquet", section.queries, section.seed, 1)
         if queries:
-            drawn["neighbours"] = _neighbours(queries, split, manifest, folder, classes)
-    return drawn
+            pngs["neighbours"] = _neighbours(queries, split, manifest, folder, classes)
+    return pngs
 
 
 def plots(figures: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The figures, and for each that has nothing to show a word on why: `dvc plots show` wants every plot's file."""
+    """The figures, with a note in place of each missing one: `dvc plots show` needs the file of every plot."""
     from alexnet.figures import note
 
     return {name: note(why) for name, why in ABSENT.items()} | dict(figures)
@@ -156,10 +156,10 @@ def _saliency(
     mean_CHW: Tensor,
     pictures: NDArray[np.uint8],
     labels: Sequence[int],
-    shares_NK: NDArray[np.floating[Any]],
+    probabilities_NK: NDArray[np.floating[Any]],
     classes: Sequence[str],
 ) -> bytes:
-    """What in the centre patches speaks for the first of the guesses."""
+    """The figure `saliency`: Grad-CAM of each picture's best guess, on its centre patch."""
     import torch
 
     from alexnet import errors, figures
@@ -167,8 +167,8 @@ def _saliency(
     from alexnet.saliency import grad_cam
 
     images_BCHW = torch.from_numpy(pictures).movedim(-1, 1)
-    guesses_B = errors.guesses(torch.from_numpy(shares_NK))
-    # in float64: the order of its sums, which the number of cores decides, is then not seen in 256 colours
+    guesses_B = errors.guesses(torch.from_numpy(probabilities_NK))
+    # in float64: the order of sums depends on the number of cores, and must not show in 256 colours
     patches_BCHW = centre_view(images_BCHW, mean_CHW.double(), network.model.patch)
     maps_BHW = grad_cam(copy.deepcopy(network).double(), patches_BCHW, guesses_B.clamp(min=0))
     maps_BHW[guesses_B < 0] = 0
@@ -194,52 +194,52 @@ def _neighbours(
 def fetch(
     ids: Iterable[str], split: str, manifest: Manifest, folder: AnyPath
 ) -> dict[str, tuple[NDArray[np.uint8], int]]:
-    """Pictures H x W x 3 with their labels, by id; `ValueError` if the shards lack one."""
+    """Pictures, uint8 H×W×3, and their labels, by id; `ValueError` if an id is not in the shards."""
     from alexnet.pictures import decode
 
-    wanted, found = set(ids), {}
+    wanted, pictures = set(ids), {}
     for shard in manifest.shards[split]:
         file, first = folder / shard.file, 0
-        # the ids of all row groups first: the pictures are most of the bytes, and few of them are wanted
-        ids_there = tables.read(file, ["id"], "resize")["id"].to_pylist()
-        places = {name: row for row, name in enumerate(ids_there) if name in wanted}
-        if not places:
+        # ids first, for all row groups: pictures are most of the bytes, and few of them are wanted
+        shard_ids = tables.read(file, ["id"], "resize")["id"].to_pylist()
+        row_of = {name: row for row, name in enumerate(shard_ids) if name in wanted}
+        if not row_of:
             continue
         digests.compare(file, shard.sha256, "resize")
         for group in tables.groups(file, ["image", "label"], "resize"):
-            for name, row in places.items():
+            for name, row in row_of.items():
                 if first <= row < first + group.num_rows:
                     picture = decode(group["image"][row - first].as_py()["bytes"])
-                    found[name] = (picture.permute(1, 2, 0).numpy(), group["label"][row - first].as_py())
+                    pictures[name] = (picture.permute(1, 2, 0).numpy(), group["label"][row - first].as_py())
             first += group.num_rows
-    if wanted - found.keys():
+    if wanted - pictures.keys():
         raise ValueError(
-            f"{folder}: no picture {min(wanted - found.keys())} in {split}, but data/evaluation names it. "
+            f"{folder}: no picture {min(wanted - pictures.keys())} in {split}, but data/evaluation names it. "
             "Run: dvc repro --force --single-item evaluate"
         )
-    return found
+    return pictures
 
 
-def measured(file: Path) -> dict[str, Any]:
-    """metrics.json, whose digest `evaluate` leaves beside its tables."""
+def read_metrics(file: Path) -> dict[str, Any]:
+    """The contents of metrics.json, checked against the digest that `evaluate` recorded."""
     return documents.load(digests.read(file, "evaluate", EVALUATION), file, "evaluate")
 
 
-def drawn_rows(name: str, number: int, seed: int, use: int) -> list[dict[str, Any]]:
-    """Rows of a table of `evaluate`, by lot."""
+def random_rows(name: str, number: int, seed: int, use: int) -> list[dict[str, Any]]:
+    """Random rows of a table that `evaluate` wrote; see `choice.random_rows`."""
     digests.check(EVALUATION / name, "evaluate")
-    rows: list[dict[str, Any]] = choice.picked(EVALUATION / name, number, seed, use).to_pylist()
+    rows: list[dict[str, Any]] = choice.random_rows(EVALUATION / name, number, seed, use).to_pylist()
     return rows
 
 
-def left_out() -> list[dict[str, Any]]:
-    """The rejected pictures, by id."""
+def rejected_pictures() -> list[dict[str, Any]]:
+    """The rows of rejected.parquet, sorted by id."""
     rows: list[dict[str, Any]] = tables.parse(digests.read(REJECTED, "resize"), REJECTED).sort_by("id").to_pylist()
     return rows
 
 
 def history(file: Path) -> tuple[list[float], dict[str, dict[str, list[float]]]]:
-    """The epochs, from 1, and what was measured in each: panels of lines for the curves."""
+    """The epochs, counted from 1, and the panels for `figures.curves`: panel → line → value per epoch."""
     rows = documents.rows(digests.read(file, "train"), {"epoch": float}, file, "train", others=_measured)
     lines = {
         "loss": {"training": "train_loss", "validation": "val_loss"},
@@ -258,17 +258,17 @@ def history(file: Path) -> tuple[list[float], dict[str, dict[str, list[float]]]]
 
 
 def confusion(file: Path, classes: Sequence[str]) -> NDArray[np.int64]:
-    """How often a class (row) was taken for a class (column), from the list of answers."""
+    """Counts of true classes (rows) by answers (columns), K×K, from confusion.csv; missing answers are not counted."""
     import numpy as np
 
-    places = {name: place for place, name in enumerate(classes)}
+    label_of = {name: label for label, name in enumerate(classes)}
     matrix_KK = np.zeros((len(classes), len(classes)), np.int64)
     for row in documents.rows(digests.read(file, "evaluate"), {"actual": str, "predicted": str}, file, "evaluate"):
         actual, predicted = row["actual"], row["predicted"]
-        if unknown := {actual, predicted} - places.keys() - {NONE}:
+        if unknown := {actual, predicted} - label_of.keys() - {NONE}:
             raise ValueError(f"{file}: data/shards has no class '{min(unknown)}'. {digests.again('evaluate')}")
         if predicted != NONE:
-            matrix_KK[places[actual], places[predicted]] += 1
+            matrix_KK[label_of[actual], label_of[predicted]] += 1
     return matrix_KK
 
 
@@ -283,16 +283,16 @@ def render(
     figures: Mapping[str, bytes],
     settings: Mapping[str, Any],
 ) -> str:
-    """The page. All words in it that come from files are escaped: for HTML, and what would not be seen for people."""
+    """The HTML page. All text from files is escaped, for HTML and for characters that would not be visible."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}\u00a0%"
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.1f}\u00a0%"
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["name"] = lambda name: cut(name, LONGEST)
     environment.filters["shown"] = shown
-    rejected = left_out()
+    rejected = rejected_pictures()
     hardest = hard_classes(EVALUATION / "per_class.csv")
     contest = "ILSVRC-2010" if settings.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"
     paper_split, least = TESTED[contest]
@@ -315,13 +315,13 @@ def render(
 
 
 def parameters() -> dict[str, Any]:
-    """The sections of params.yaml that led to the result."""
+    """The sections of params.yaml that the page prints."""
     document = params.load(params.PARAMS)
     return {name: document[name] for name in SECTIONS if name in document}
 
 
 def hard_classes(file: Path) -> list[dict[str, Any]]:
-    """The rows of the classes that were tested, the one with the most errors first."""
+    """The rows of per_class.csv for classes with tested pictures, highest top-1 error first."""
     columns: dict[str, Callable[[str], Any]] = {"label": int, "top1_error": _measured, "top5_error": _measured}
     rows = documents.rows(digests.read(file, "evaluate"), columns, file, "evaluate")
     tested = [row for row in rows if not math.isnan(row["top1_error"])]

@@ -23,10 +23,10 @@ import psutil
 import torch
 from torch import Tensor
 
+from alexnet import features
 from alexnet.augmentation import CENTRE, Augmentation, ten_views
 from alexnet.dataset import Mean
 from alexnet.errors import mean_over_views, topk_credit
-from alexnet.features import features_and_logits
 from alexnet.learning import Learning
 from alexnet.network import Model
 from pipeline.runtime import machine, params
@@ -142,8 +142,7 @@ class Process:
         for batch in self.held(self.val, as_stored(self.val), TESTED):
             mean_CHW = trainer.statistics.mean_CHW
             views_BVCHW = ten_views(batch.images_BCHW, mean_CHW, side, trainer.spec.augmentation.mean)
-            _, logits = features_and_logits(trainer.network, views_BVCHW.flatten(0, 1))
-            logits_BVK = logits.float().reshape(*views_BVCHW.shape[:2], -1)
+            _, logits_BVK = features.of_views(trainer.network, views_BVCHW)
             for name, some_BVK in (("", logits_BVK), ("centre_", logits_BVK[:, CENTRE : CENTRE + 1])):
                 for top in (1, 5):
                     credit_B = topk_credit(mean_over_views(some_BVK), batch.labels_B, top)

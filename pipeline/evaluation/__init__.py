@@ -1,1 +1,1 @@
-"""What is measured of a trained network beside its errors: neighbours, and the tables that hold them."""
+"""Measurements of a trained network beside its error rates: nearest pictures, and the tables that hold features and answers."""

@@ -1,4 +1,4 @@
-"""Rows of a table, chosen by lot: the same ones in whatever order they lie."""
+"""A random choice of rows from a table, by seed; it does not depend on the table's order."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import pyarrow as pa
 from pipeline.shards import tables
 
 
-def picked(file: Path, number: int, seed: int, use: int) -> pa.Table:
-    """Rows of a table, chosen by lot among all ids, in the order of the lot; the table may be larger than the memory."""
+def random_rows(file: Path, number: int, seed: int, use: int) -> pa.Table:
+    """Up to `number` random rows of a Parquet table with a column `id`, in random order.
+
+    The rows depend on the set of ids, `seed` and `use`. The table is read by row groups, so it may exceed the memory.
+    """
     import pyarrow.compute as pc
 
     ids = sorted(tables.read(file, ["id"])["id"].to_pylist())
-    wanted = pa.array([ids[place] for place in choose(len(ids), number, seed, use)], pa.string())
-    found = pa.concat_tables(group.filter(pc.is_in(group["id"], wanted)) for group in tables.groups(file))
-    return found.take(pc.index_in(wanted, value_set=found["id"]))
+    chosen = pa.array([ids[index] for index in random_indices(len(ids), number, seed, use)], pa.string())
+    rows = pa.concat_tables(group.filter(pc.is_in(group["id"], chosen)) for group in tables.groups(file))
+    return rows.take(pc.index_in(chosen, value_set=rows["id"]))
 
 
-def choose(count: int, number: int, seed: int, use: int) -> list[int]:
-    """Up to `number` of `count` rows, by lot, in the order of the lot; `use` keeps two choices of one seed apart."""
+def random_indices(count: int, number: int, seed: int, use: int) -> list[int]:
+    """Up to `number` distinct indices below `count`, in random order. Choices with different `use` are independent."""
     import numpy as np
 
     # Philox's raw numbers are the same in every version of numpy
-    lots = np.random.Philox(key=np.array([seed, use], np.uint64)).random_raw(count)
-    return [int(row) for row in np.argsort(lots, kind="stable")[:number]]
+    keys = np.random.Philox(key=np.array([seed, use], np.uint64)).random_raw(count)
+    return [int(row) for row in np.argsort(keys, kind="stable")[:number]]

@@ -1,4 +1,4 @@
-"""The training pictures nearest to some of the tested ones, by their features and by short codes of them (§6.1)."""
+"""The training pictures nearest to some of the tested pictures, by their features and by short codes (§6.1)."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ if TYPE_CHECKING:
     from alexnet.codes import Encoder
 
 QUERIES = 2
-"""Keeps the choice of the queries apart from the report's two, which may have the same seed."""
+"""The `use` of `choice.random_rows` for the queries: the report makes two other choices, maybe with the same seed."""
 
 
 def write(folder: Path, section: Results) -> dict[str, float]:
-    """For some tested pictures the training pictures nearest by their features, nearest first, and by codes if wanted.
+    """Writes neighbours.parquet: for random tested pictures, the nearest training pictures by features, nearest first.
 
-    Returns what metrics.json says of them. The features of the training set are read block by block: they may be larger
-    than the memory.
+    With `code_bits`, also by codes, and encoder.npz and codes-*.parquet. Returns the section `neighbours` of metrics.json.
+    The training set's features are read in blocks, so they may exceed the memory.
     """
     from alexnet import codes, features
 
     trained, tested = (folder / f"features-{split}.parquet" for split in ("train", section.split))
     written = {file: digests.of(file) for file in (trained, tested)}
-    queries, base = choice.picked(tested, section.queries, section.seed, QUERIES), tables.read(trained, ["id", "label"])
-    features_QF = vectors.matrix(queries["features"]).numpy()
+    queries, base = (
+        choice.random_rows(tested, section.queries, section.seed, QUERIES),
+        tables.read(trained, ["id", "label"]),
+    )
+    features_QF = vectors.to_matrix(queries["features"]).numpy()
     passes = 3 + section.code_epochs if section.code_bits else 1
     with Progress("evaluate: neighbours", passes * base.num_rows, "rows") as progress:
         rows_QK, distances_QK = features.nearest(features_QF, vectors.blocks(trained, progress), section.neighbours)
-        table = {"id": queries["id"]} | _found(base["id"], rows_QK, distances_QK, ("nearest", "distance"))
+        table = {"id": queries["id"]} | _columns(base["id"], rows_QK, distances_QK, ("nearest", "distance"))
         summary = {"queries": queries.num_rows, "same_class": _same_class(queries, base, rows_QK)}
         if section.code_bits:
             encoder, error = learn_codes(trained, section, folder / "encoder.npz", progress)
@@ -46,21 +49,21 @@ def write(folder: Path, section: Results) -> dict[str, float]:
             codes_NY = write_codes(encoder, trained, folder / "codes-train.parquet", progress)
             parts = (codes_NY[start : start + vectors.BLOCK] for start in range(0, len(codes_NY), vectors.BLOCK))
             by_code_QK, bits_QK = codes.nearest(encoder.encode(features_QF), parts, section.neighbours)
-            table |= _found(base["id"], by_code_QK, bits_QK, ("nearest_by_code", "bits_apart"))
+            table |= _columns(base["id"], by_code_QK, bits_QK, ("nearest_by_code", "bits_apart"))
             both = [set(near) & set(coded) - {-1} for near, coded in zip(rows_QK, by_code_QK, strict=True)]
             summary |= {
                 "same_class_by_code": _same_class(queries, base, by_code_QK),
                 "found_by_code": sum(map(len, both)) / max(1, int((rows_QK >= 0).sum())),
                 "code_error": error,
             }
-    for file, digest in written.items():  # they were read for minutes or hours, some parts of them many times
+    for file, digest in written.items():  # they were read for minutes or hours, in part many times
         digests.compare(file, digest, "evaluate")
     tables.write(pa.table(table), pa.table(table).schema, folder / "neighbours.parquet")
     return summary
 
 
 def learn_codes(trained: Path, section: Results, file: Path, progress: Progress) -> tuple[Encoder, float]:
-    """Learns the codes of a table's features and writes their encoder; gives it and the error of the last epoch."""
+    """Trains the encoder on a table's features and writes it to `file`; returns it and the last epoch's error."""
     from alexnet import codes
 
     encoder, errors = codes.train(
@@ -78,7 +81,7 @@ def learn_codes(trained: Path, section: Results, file: Path, progress: Progress)
 
 
 def write_codes(encoder: Encoder, source: Path, file: Path, progress: Progress | None = None) -> NDArray[np.uint8]:
-    """Writes the code of each row of a table of features, in its order, and returns them, N x bytes."""
+    """Writes the code of each row of a table of features, in the same order; returns the codes, N × bytes."""
     import numpy as np
 
     codes_NY = np.concatenate([encoder.encode(block) for block in vectors.blocks(source, progress)])
@@ -89,23 +92,23 @@ def write_codes(encoder: Encoder, source: Path, file: Path, progress: Progress |
     return codes_NY
 
 
-def _found(
+def _columns(
     ids: pa.ChunkedArray, rows_QK: NDArray[np.int64], distances_QK: NDArray[Any], names: tuple[str, str]
 ) -> dict[str, pa.Array]:
-    """Two columns of lists: the ids of the rows found for each query, and how far they are."""
+    """Two columns of lists, named `names`: per query, the ids of its nearest rows and their distances (rows of -1 omitted)."""
     import numpy as np
 
-    found_QK = rows_QK >= 0
-    ends = pa.array(np.concatenate([[0], found_QK.sum(axis=1).cumsum()]), pa.int32())
-    near = ids.take(pa.array(rows_QK[found_QK])).combine_chunks()
+    exists_QK = rows_QK >= 0
+    ends = pa.array(np.concatenate([[0], exists_QK.sum(axis=1).cumsum()]), pa.int32())
+    near = ids.take(pa.array(rows_QK[exists_QK])).combine_chunks()
     return {
         name: pa.ListArray.from_arrays(ends, values)
-        for name, values in zip(names, (near, pa.array(distances_QK[found_QK])), strict=True)
+        for name, values in zip(names, (near, pa.array(distances_QK[exists_QK])), strict=True)
     }
 
 
 def _same_class(queries: pa.Table, base: pa.Table, rows_QK: NDArray[np.int64]) -> float:
-    """The share of the rows found that are of their query's class."""
+    """The fraction of the nearest rows that have their query's class."""
     same_QK = base["label"].to_numpy()[rows_QK] == queries["label"].to_numpy()[:, None]
-    found_QK = rows_QK >= 0
-    return float((same_QK & found_QK).sum() / max(1, found_QK.sum()))
+    exists_QK = rows_QK >= 0
+    return float((same_QK & exists_QK).sum() / max(1, exists_QK.sum()))

@@ -1,4 +1,4 @@
-"""params.yaml, `results:`: what is measured of a finished network, and on which pictures (§6)."""
+"""params.yaml, `results:`: what is measured of a trained network, and on which pictures (§6)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
-    """params.yaml, `results:` — what is measured of a finished network, and on which pictures."""
+    """params.yaml, `results:` — what is measured of a trained network, and on which pictures."""
 
     split: Literal["val", "test"]
-    """The pictures it is tested on. §6: test of ILSVRC-2010, val of ILSVRC-2012, whose test split has no labels."""
+    """The split that is tested. §6: test of ILSVRC-2010, val of ILSVRC-2012, whose test split has no labels."""
     neighbours: int
-    """So many training pictures nearest to each query are looked up, as for Figure 4; the paper shows 6. They need a
-    pass over the training set, and 8 kB for each of its pictures. 0: none, no such pass, and no codes."""
+    """Nearest training pictures per query, as in Figure 4, which shows 6. They need a pass over the training set, and 8 kB
+    for each of its pictures. 0: no neighbours, no pass, no codes."""
     queries: int
-    """So many of the tested pictures, chosen by lot, are the queries. 2012 (findsimilar.py): 128."""
+    """Number of queries, chosen at random among the tested pictures. In 2012 (findsimilar.py): 128."""
     seed: int
-    """Seed of the choice of the queries, and of the codes' first weights and order."""
+    """Seed of the choice of the queries, and of the initial weights and the order in training the codes."""
     code_bits: int
-    """§6.1: bits of the short codes that stand for the features; a multiple of 8. 0: none."""
+    """§6.1: bits of the short codes that replace the features; a multiple of 8. 0: no codes."""
     code_hidden: int
-    """Units of the layers between the features and the code."""
+    """Units of the autoencoder's hidden layers, one on each side of the code."""
     code_epochs: int
-    """Times through the training pictures' features in learning the codes."""
+    """Epochs over the training pictures' features in training the autoencoder."""
     code_batch_size: int
-    """Rows of features per update of the codes' weights."""
+    """Rows of features per update of the autoencoder."""
     code_rate: float
-    """The codes' learning rate."""
+    """The autoencoder's learning rate."""
 
     def __post_init__(self) -> None:
         for name in ("neighbours", "seed", "code_bits"):

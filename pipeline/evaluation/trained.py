@@ -1,4 +1,4 @@
-"""The trained network as it is tested: read, compared with the pictures' classes, and short names for these."""
+"""The trained network for testing: reading it, comparing its classes with the pictures', and short names of classes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ OUT = Path("data/evaluation")
 METRICS = Path("metrics.json")
 
 NONE = "none"
-"""In confusion.csv, in place of a class: no answer. No class is called so there."""
+"""In confusion.csv, no answer. `names` gives no class this name."""
 
 
 def read_model(file: Path) -> bytes:
-    """The bytes of the trained network; `FileNotFoundError` with what to run if it is not there."""
+    """The bytes of the trained network; `FileNotFoundError`, with the command to run, if the file is missing."""
     if not file.exists():
         raise FileNotFoundError(f"{file}: not there. Run: dvc repro train")
     return file.read_bytes()
 
 
 def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[str, Any]]:
-    """The network and the facts saved with it; `ValueError` if it cannot be tested on the split.
+    """The network, and the facts saved with it.
 
-    That is where it tells other classes apart than the pictures have, or where there are no pictures.
+    `ValueError` if its classes are not those of the pictures, or if the split has no pictures.
     """
     from alexnet import build
 
@@ -48,44 +48,44 @@ def load(model: bytes, manifest: Manifest, split: str) -> tuple[Network, dict[st
             else "one list is the beginning of the other"
         )
         raise ValueError(
-            f"{MODEL} knows {len(theirs)} classes, data/shards has {len(ours)}: {differ}. Run: dvc repro train"
+            f"{MODEL} has {len(theirs)} classes, data/shards has {len(ours)}: {differ}. Run: dvc repro train"
         )
-    there = [name for name in manifest.shards if manifest.rows(name)]
-    if split not in there:
+    filled = [name for name in manifest.shards if manifest.rows(name)]
+    if split not in filled:
         raise ValueError(
             f"params.yaml: results: split: {split}, but data/shards has no picture in {split}, only in "
-            f"{', '.join(there)}. Set another split, or a source that has it and run: dvc repro"
+            f"{', '.join(filled)}. Set another split, or a source that has it and run: dvc repro"
         )
     return network, facts
 
 
 def check_labels(manifest: Manifest, split: str, folder: AnyPath) -> None:
-    """`ValueError` if a picture of the split has no label: only the index of train and val promises one."""
+    """`ValueError` if a picture of the split has no valid label; the index promises labels for train and val only."""
     for shard in manifest.shards[split]:
         for label in tables.read(folder / shard.file, ["label"], "resize")["label"].to_pylist():
             if not 0 <= label < len(manifest.classes):
                 raise ValueError(
                     f"{folder / shard.file}: a picture has the label {label}, and there are {len(manifest.classes)} "
-                    f"classes: without labels no error can be counted. Set params.yaml: results: split: val"
+                    f"classes: without labels errors cannot be counted. Set params.yaml: results: split: val"
                 )
 
 
 def names(classes: Sequence[Synset]) -> list[str]:
-    """A short name for each class, no two the same: its first word, and the WordNet id where two classes share that.
+    """A distinct short name per class: its first synonym, followed by the WordNet id if two classes share that.
 
-    What DVC draws has these and not the words themselves: its pages hold them in a script, which a `</script>` would end.
+    `<` is replaced: DVC's plots put these names into a script, which a `</script>` in a name would end.
     """
     first = [_unscripted(synset.words.split(",")[0] or synset.wnid) for synset in classes]
     counts = Counter([*first, NONE])
     taken = {word for word in counts if counts[word] == 1} | {NONE}
-    made = []
+    unique = []
     for label, (word, synset) in enumerate(zip(first, classes, strict=True)):
         name = f"{word} ({_unscripted(synset.wnid)})" if counts[word] > 1 else word
-        while counts[word] > 1 and name in taken:  # another class's own word is what that makes of this one
+        while counts[word] > 1 and name in taken:  # another class's first synonym may look like "word (wnid)"
             name += f" [{label}]"
         taken.add(name)
-        made.append(name)
-    return made
+        unique.append(name)
+    return unique
 
 
 def _unscripted(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables of vectors, such as probabilities and features: a column of lists of one length is a matrix."""
+"""Parquet tables of vectors, such as probabilities and features: a matrix is a column of fixed-size lists."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 4096
-"""Rows of features in memory at once. Learning the codes shuffles within a block, so it decides their bits."""
+"""Rows of features per block. Rows are shuffled within a block when codes are trained, so this decides the codes' bits."""
 
 
-def matrix(column: pa.ChunkedArray) -> Tensor:
-    """A column of lists of one length as a matrix."""
+def to_matrix(column: pa.ChunkedArray) -> Tensor:
+    """A column of N lists of one length → a tensor N×length."""
     import numpy as np
     import torch
 
@@ -30,14 +30,14 @@ def matrix(column: pa.ChunkedArray) -> Tensor:
     return torch.from_numpy(np.concatenate([chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks]))
 
 
-def lists(values_BN: Tensor, kind: str) -> pa.Array:
-    """Rows of numbers as a column of lists of one length."""
+def to_column(values_BN: Tensor, kind: str) -> pa.Array:
+    """A tensor B×N → a column of B lists of N numbers of numpy's type `kind`."""
     flat = pa.array(values_BN.numpy().astype(kind).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values_BN.shape[1])
 
 
-def join(parts: Iterable[Path], columns: list[str], file: Path, add: Any = lambda _: None) -> int:
-    """Joins the parts' columns in one file, a row group at a time, shows each to `add`; returns the number of rows."""
+def concatenate(parts: Iterable[Path], columns: list[str], file: Path, add: Any = lambda _: None) -> int:
+    """Concatenates columns of Parquet files in one file, by row groups, and calls `add` with each; returns the rows."""
     opened, rows = None, 0
     for part in parts:
         for group in tables.groups(part, columns):
@@ -45,23 +45,23 @@ def join(parts: Iterable[Path], columns: list[str], file: Path, add: Any = lambd
             opened.write_table(group)
             add(group)
             rows += group.num_rows
-    assert opened is not None, "there is at least one part, and it has a picture"
+    assert opened is not None, "at least one part has a row"
     opened.close()
     return rows
 
 
 def writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """The writer of a table that comes in row groups; without dictionaries, since no two floats are the same."""
+    """A writer for a table that is written by row groups; only `label` has a dictionary, since floats rarely repeat."""
     return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label"], write_page_checksum=True)
 
 
 def blocks(file: Path, progress: Progress | None = None) -> Iterator[NDArray[np.floating[Any]]]:
-    """The features of a table in its order, N x F: so many row groups at a time that they have `BLOCK` rows."""
+    """Yields the features of a table in order, in blocks N×F of whole row groups with at least `BLOCK` rows in all."""
     import numpy as np
 
     kept: list[NDArray[np.floating[Any]]] = []
     for group in tables.groups(file, ["features"]):
-        kept.append(matrix(group["features"]).numpy())
+        kept.append(to_matrix(group["features"]).numpy())
         if sum(map(len, kept)) >= BLOCK:
             yield np.concatenate(kept)
             kept = []

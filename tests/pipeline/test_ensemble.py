@@ -21,7 +21,7 @@ import torch
 from scipy.stats import binomtest
 
 from pipeline import ensemble
-from pipeline.ensemble import Given, Member
+from pipeline.ensemble import Argument, Member
 from pipeline.evaluation import vectors
 from pipeline.runtime import digests
 from tests.pipeline.flips import unsaid
@@ -49,7 +49,7 @@ def written(
     order = np.arange(len(shares)) if order is None else order
     ids = [f"val_{number:05}" for number in range(len(shares))] if ids is None else ids
     given = labels(len(shares)) if given is None else given
-    lists = vectors.lists(torch.from_numpy(shares[order]), "float32")
+    lists = vectors.to_column(torch.from_numpy(shares[order]), "float32")
     rows = {"id": [ids[row] for row in order], "label": [given[row] for row in order]}
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({**rows, "probabilities": lists, "centre": lists}), file, row_group_size=group)
@@ -122,9 +122,9 @@ IDS = [f"val_{number:05}" for number in range(PICTURES)]
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"ids": [*IDS[:-1], "val_99999"]}, r"picture val_00299 is in good and not in bad: 1 such"),
+        ({"ids": [*IDS[:-1], "val_99999"]}, r"picture val_00299 is in good and not in bad \(1 in all\)"),
         ({"given": [*labels()[:-1], 6 - labels()[-1]]}, r"picture val_00299 has label \d in good and \d in bad"),
-        ({"ids": [*IDS[:-1], IDS[0]]}, r"bad: names a picture twice"),
+        ({"ids": [*IDS[:-1], IDS[0]]}, r"bad: contains a picture twice"),
     ],
 )
 def test_other_pictures_and_labels_are_refused_by_name(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -140,7 +140,7 @@ def test_more_pictures_and_other_classes_are_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="picture val_00300 is in more and not in good"), opened(good, more) as members:
         ensemble.check(members)
     wide = written(tmp_path / "wide.parquet", answers(0, classes=9))
-    with pytest.raises(ValueError, match="good tells 7 classes apart, wide 9"), opened(good, wide) as members:
+    with pytest.raises(ValueError, match="good has 7 classes, wide has 9"), opened(good, wide) as members:
         ensemble.check(members)
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_table_of_predictions_is_said(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "label": [1]}), tmp_path / "short.parquet")
     for name in ("words", "short"):
         with (
-            pytest.raises(ValueError, match=f"{name}: damaged, or no predictions"),
+            pytest.raises(ValueError, match=f"{name}: damaged, or not a predictions"),
             opened(tmp_path / f"{name}.parquet"),
         ):
             pass
@@ -157,7 +157,7 @@ def test_what_is_no_table_of_predictions_is_said(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     file = tmp_path / "flipped.parquet"
-    lists = vectors.lists(torch.from_numpy(answers(0)), "float32")
+    lists = vectors.to_column(torch.from_numpy(answers(0)), "float32")
     table = pa.table({"id": IDS, "label": labels(), "probabilities": lists, "centre": lists})
     pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
     data = bytearray(file.read_bytes())
@@ -179,14 +179,14 @@ def test_predictions_that_are_sealed_are_refused_with_any_other_byte(tmp_path: P
 
 
 def test_a_name_may_carry_a_weight(tmp_path: Path) -> None:
-    assert Given.read("rusty-nail") == Given("rusty-nail", 1.0)
-    assert Given.read("rusty-nail=.25") == Given("rusty-nail", 0.25)
-    assert Given.read("a=b=2") == Given("a=b", 2.0)
+    assert Argument.parse("rusty-nail") == Argument("rusty-nail", 1.0)
+    assert Argument.parse("rusty-nail=.25") == Argument("rusty-nail", 0.25)
+    assert Argument.parse("a=b=2") == Argument("a=b", 2.0)
     (tmp_path / "rate=2").mkdir()
-    assert Given.read(f"{tmp_path}/rate=2") == Given(f"{tmp_path}/rate=2", 1.0)
+    assert Argument.parse(f"{tmp_path}/rate=2") == Argument(f"{tmp_path}/rate=2", 1.0)
     for word in ("a=", "a=-1", "a=nan", "a=inf", "a=x", "=1"):
-        with pytest.raises(ValueError, match=f"{word}: the weight has to be a number from 0 on"):
-            Given.read(word)
+        with pytest.raises(ValueError, match=f"{word}: the weight has to be a number, 0 or more"):
+            Argument.parse(word)
 
 
 def test_weights_that_are_all_0_are_refused(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_it_prints_a_table_writes_what_it_is_asked_for_and_logs_one_run(
     mean = (answers(0).astype(np.float64) + 2 * answers(1).astype(np.float64)) / 3
     assert told["ensemble"]["top1_error"] == pytest.approx(errors_of(mean, 1))
     assert f"all 2 together          {errors_of(mean, 1):.1%} (" in said
-    assert "of 300 pictures, ten views of each" in said
+    assert "on 300 pictures, ten views of each" in said
     (run,) = MlflowClient(f"sqlite:///{here}/mlflow.db").search_runs(["1"])
     assert run.info.status == "FINISHED"
     assert run.data.params == {"members": '["one", "two.parquet"]', "weights": "[1.0, 2.0]"}
@@ -263,7 +263,7 @@ def test_predictions_come_out_of_dvc_s_cache_or_its_storage_by_revision(here: Pa
         ensemble.check_sealed(name, known)
     with pytest.raises(ValueError, match=r"^two: predictions\.parquet is not as 'evaluate' wrote it: .*Run: dvc repro"):
         ensemble.check_sealed("two", "0" * 64)
-    with pytest.raises(ValueError, match="rusty-nail: no path, no experiment and no revision"):
+    with pytest.raises(ValueError, match="rusty-nail: not a path, an experiment or a revision"):
         read("rusty-nail")
     with pytest.raises(
         ValueError, match=r"nothing: its data/evaluation/predictions\.parquet is neither in DVC's cache"

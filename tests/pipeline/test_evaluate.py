@@ -152,7 +152,7 @@ def test_a_part_with_any_other_byte_is_not_taken_over(
     (part, *_) = sorted(summarized[0].glob("part-val-*"))
     kept = tmp_path / "kept.parquet"
     kept.write_bytes(part.read_bytes())
-    said = r"kept\.parquet: damaged since it was made\. Run: dvc repro evaluate$"
+    said = r"kept\.parquet: damaged since it was written\. Run: dvc repro evaluate$"
     with pytest.raises(ValueError, match=said):
         evaluate.check_parts({"val": [kept]})  # killed before its digest was written
     digests.mark(kept)
@@ -208,7 +208,7 @@ def test_a_worker_refuses_a_shard_that_is_another(
 
 def test_nan_counts_as_wrong_and_as_no_answer() -> None:
     counts = evaluate.Counts(3)
-    lists = vectors.lists(torch.tensor([[math.nan, 1, 0], [0, 1, 0]]), "float32")
+    lists = vectors.to_column(torch.tensor([[math.nan, 1, 0], [0, 1, 0]]), "float32")
     counts.add(pa.table({"label": [1, 1], "probabilities": lists, "centre": lists}))
     assert counts.answers == [(1, -1), (1, 1)]
     assert counts.summary("probabilities")["top5_error"] == 0.5

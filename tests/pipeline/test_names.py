@@ -67,9 +67,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "id": pa.array(NASTY),
             "label": pa.array(range(count), pa.int64()),
-            "features": vectors.lists(shares, "float32"),
+            "features": vectors.to_column(shares, "float32"),
         }
-        | dict.fromkeys(("probabilities", "centre"), vectors.lists(shares, "float32"))
+        | dict.fromkeys(("probabilities", "centre"), vectors.to_column(shares, "float32"))
     )
     tables.write(table, table.schema, folder / "part.parquet", 16)
     (folder / "data/evaluation").mkdir(parents=True)

@@ -103,29 +103,29 @@ def test_fewer_training_pictures_than_neighbours_are_all_found(
     assert said["found_by_code"] == 1
 
 
-def test_the_queries_are_drawn_by_lot_from_the_ids(
+def test_the_queries_are_a_random_choice_of_the_ids(
     summarized: tuple[Path, Manifest, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, _, _ = summarized
     file = folder / "data/evaluation/features-val.parquet"
     everything = pq.read_table(file)
-    drawn = choice.picked(file, 5, 0, 2)
+    drawn = choice.random_rows(file, 5, 0, 2)
     assert drawn["id"].to_pylist() == pq.read_table(folder / "data/evaluation/neighbours.parquet")["id"].to_pylist()
     rows = {row["id"]: row for row in everything.to_pylist()}
     assert drawn.to_pylist() == [rows[name] for name in drawn["id"].to_pylist()]
-    assert sorted(choice.picked(file, 99, 0, 2)["id"].to_pylist()) == sorted(rows)
-    assert choice.picked(file, 0, 0, 2).num_rows == 0
+    assert sorted(choice.random_rows(file, 99, 0, 2)["id"].to_pylist()) == sorted(rows)
+    assert choice.random_rows(file, 0, 0, 2).num_rows == 0
     tables.write(everything[::-1], everything.schema, tmp_path / "turned.parquet", 2)
-    assert choice.picked(tmp_path / "turned.parquet", 5, 0, 2).equals(drawn)
+    assert choice.random_rows(tmp_path / "turned.parquet", 5, 0, 2).equals(drawn)
 
 
 def test_a_choice_by_lot() -> None:
-    chosen = choice.choose(50_000, 8, 0, 0)
+    chosen = choice.random_indices(50_000, 8, 0, 0)
     assert len(set(chosen)) == 8
-    assert chosen == choice.choose(50_000, 8, 0, 0)
-    assert chosen != choice.choose(50_000, 8, 1, 0)
-    assert chosen != choice.choose(50_000, 8, 0, 1)
-    assert sorted(choice.choose(3, 8, 0, 0)) == [0, 1, 2]
+    assert chosen == choice.random_indices(50_000, 8, 0, 0)
+    assert chosen != choice.random_indices(50_000, 8, 1, 0)
+    assert chosen != choice.random_indices(50_000, 8, 0, 1)
+    assert sorted(choice.random_indices(3, 8, 0, 0)) == [0, 1, 2]
 
 
 def test_blocks_are_the_rows_in_their_order(

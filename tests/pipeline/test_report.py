@@ -105,7 +105,7 @@ def test_drawn_pictures_are_said_to_be_drawn(here: Manifest) -> None:
     assert "not comparable" in page(here)
     photographed = dataclasses.replace(here, drawn=False)
     assert "drawn by a program" not in page(photographed)
-    assert "other pictures or classes than the paper's of ILSVRC-2012" in page(photographed)
+    assert "pictures or classes of this run differ from the paper's, ILSVRC-2012" in page(photographed)
     whole = dataclasses.replace(photographed, classes=tuple(Synset(wnid=f"n{k}", words="x") for k in range(1000)))
     assert "compar" not in page(whole, images=50_000)
     assert "40.7\u00a0%" in page(whole, images=50_000)
@@ -155,7 +155,7 @@ def test_what_is_quoted_is_escaped(here: Manifest) -> None:
 
 
 def test_what_the_pictures_were_is_a_table_that_adds_up(here: Manifest) -> None:
-    text = page(here).split("<h2>Pictures as they came")[1].split("<h2>")[0]
+    text = page(here).split("<h2>The source's picture files")[1].split("<h2>")[0]
     table = text.split("</table>")[0]
     cells = re.findall(r'<t[dh]>([^<]*)</t[dh]><t[dh] class="n">([\d,]+)<', table)
     assert cells == [
@@ -163,11 +163,14 @@ def test_what_the_pictures_were_is_a_table_that_adds_up(here: Manifest) -> None:
         ("JPEG colour", "21"),
         ("GIF &lt;palette&gt;", "2"),
         ("JPEG grey", "1"),
-        ("left out: damaged", "1"),
+        ("rejected: damaged", "1"),
     ]
     assert sum(int(count) for _, count in cells[1:]) == CENSUS.indexed == here.indexed
     assert "17 had a shorter side of less than 256 pixels" in text
-    assert re.search(r"EXIF tag of 4 asks for .*\n\(3 for number 6, 1 for number 8\), which was not applied", text)
+    assert re.search(
+        r"4 have an EXIF orientation other than 1\n\(3 with orientation 6, 1 with orientation 8\), which was not applied",
+        text,
+    )
 
 
 def test_parameters_are_printed_by_section(here: Manifest) -> None:
@@ -293,14 +296,14 @@ def test_any_other_byte_of_what_the_page_shows_is_refused(here: Manifest) -> Non
     """metrics.json, the curves, the tables and the counts."""
     classes = trained.names(CLASSES)
     for file, read in (
-        (report.METRICS, lambda: report.measured(report.METRICS)),
+        (report.METRICS, lambda: report.read_metrics(report.METRICS)),
         (report.HISTORY, lambda: str(report.history(report.HISTORY))),
         (report.EVALUATION / "confusion.csv", lambda: report.confusion(Path("data/evaluation/confusion.csv"), classes)),
         (report.EVALUATION / "per_class.csv", lambda: report.hard_classes(Path("data/evaluation/per_class.csv"))),
-        (report.REJECTED, report.left_out),
+        (report.REJECTED, report.rejected_pictures),
         (report.PICTURES, lambda: Census.read(report.PICTURES)),
-        (report.EVALUATION / "neighbours.parquet", lambda: report.drawn_rows("neighbours.parquet", 2, 0, 1)),
-        (report.EVALUATION / "predictions.parquet", lambda: report.drawn_rows("predictions.parquet", 2, 0, 0)),
+        (report.EVALUATION / "neighbours.parquet", lambda: report.random_rows("neighbours.parquet", 2, 0, 1)),
+        (report.EVALUATION / "predictions.parquet", lambda: report.random_rows("predictions.parquet", 2, 0, 0)),
     ):
         assert unsaid(file, lambda read=read: repr(read()), mask=2, always=True) == []
 
