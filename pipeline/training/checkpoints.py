@@ -1,4 +1,4 @@
-"""A run's checkpoints: written whole or not at all, read only if they are as they were written."""
+"""A run's checkpoints: written whole or not at all, and read only if they are as they were written."""
 
 from __future__ import annotations
 
@@ -18,59 +18,59 @@ from pipeline.runtime import files
 FILE = "checkpoint.pt"
 
 KEPT = 2
-"""Checkpoints of a run that are kept: the newest, and one to go back to."""
+"""Number of checkpoints to keep: the newest, and one to fall back to."""
 
 UNSEALED = frozenset(("fingerprint", "classes", "weights", "velocity", "progress"))
-"""What was in a checkpoint before it had a digest and a record of the code."""
+"""Keys of a checkpoint that is older than its digest and its record of the code."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ChangedError(OSError):
-    """A checkpoint that its driver has found whole is another one, or none, to a worker."""
+    """A checkpoint that the driver found whole is missing or different on a worker's node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a whole checkpoint says of itself, without its tensors."""
+    """A whole checkpoint, without its tensors."""
 
     folder: Path
     step: int
-    """Updates that were made until then."""
+    """Updates made so far."""
     epoch: int
-    """Epochs that were ended until then."""
+    """Epochs ended so far."""
     code: Any
-    """The record of the code that wrote it; None before there was one."""
+    """The record of the code that wrote it; None in checkpoints older than that record."""
 
 
 def every(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, whole or not, the newest first."""
+    """The folders of a run's checkpoints, newest first, whole or damaged."""
     return sorted(run.glob("checkpoint-*"), reverse=True)
 
 
 def newest_whole_checkpoint(run: Path, fingerprint: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; None if it has not made any. Damaged ones are named, and left.
+    """The newest whole checkpoint of a run; None if it has none. Damaged ones are named through `say`, and left in place.
 
-    `ValueError` if one is another run's, as when somebody has renamed the folder, and if there are some but none is whole.
+    `ValueError` if a checkpoint belongs to another run, or if there are checkpoints but none is whole.
     """
     _refuse_others(run, fingerprint)
-    there = every(run)
-    for folder in there:
+    folders = every(run)
+    for folder in folders:
         try:
             contents = read(folder)
             return Checkpoint(folder, contents["progress"]["step"], contents["progress"]["epoch"], contents.get("code"))
         except (ValueError, OSError) as error:
             say(f"{error}. It is left as it is, and not gone on from")
-    if there:
+    if folders:
         raise ValueError(
-            f"{run}: none of its checkpoints is whole ({len(there)} there). Bring one back from a copy; or, to begin anew "
+            f"{run}: none of its checkpoints is whole ({len(folders)} there). Bring one back from a copy; or, to begin anew "
             f"at step 0, remove them: rm -r {run}/checkpoint-*"
         )
     return None
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU; runs no code of the file. `ValueError` if it is not as it was written."""
+    """Reads a checkpoint's contents to the CPU, without running code of the file. `ValueError` if it is damaged."""
     with (folder / FILE).open("rb") as handle:
         contents = sealed.read(handle, UNSEALED)
     if not contents.keys() >= UNSEALED:
@@ -79,7 +79,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(run: Path, contents: dict[str, Any]) -> Path:
-    """Leaves a checkpoint in a run's folder and gives its own; an older one that lies there already stays."""
+    """Writes a checkpoint into the run's folder and returns the checkpoint's folder. Never overwrites another one."""
     progress = contents["progress"]
     name = f"checkpoint-{progress['step']:09d}-{progress['epoch']:04d}"
     made = run / f"part-{name}"
@@ -100,20 +100,20 @@ def write(run: Path, contents: dict[str, Any]) -> Path:
 
 
 def thin_out(known: list[Path]) -> None:
-    """Removes all but the last of these folders from the disk and from the list."""
+    """Removes all but the last `KEPT` folders from the disk and from the list."""
     while len(known) > KEPT:
         files.discard(known.pop(0))
 
 
 def clear(run: Path) -> None:
-    """Removes what a killed process has left half-written, and Ray's list of checkpoints, which is heeded no more."""
+    """Removes what a killed process left half-written, and Ray's own list of checkpoints, which nothing reads."""
     for part in [*run.glob("part-checkpoint-*"), *run.glob(f"*{files.UNFINISHED}")]:
         files.discard(part)
     (run / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
 
 
 def _free(folder: Path) -> Path:
-    """The folder, or one beside it with a number behind its name: what lies there is damaged, or it would be in use."""
+    """The folder; or if it exists, the first free name with a number appended: what is there is damaged and kept."""
     number, free = 0, folder
     while free.exists():
         number += 1
