@@ -31,7 +31,7 @@ def draw(study: Study) -> None:
     losses: dict[str, list[tuple[list[float], list[float]]]] = {}
     classes = 0
     for row in (row for by_seed in measured.values() for row in by_seed.values()):
-        steps = points[row["key"]]
+        steps = points.get(row["key"], [])  # none of a run shorter than learning.log_steps
         curve = [float(point["step"]) for point in steps], [float(point["loss"]) for point in steps]
         losses.setdefault(row["variant"], []).append(curve)
         classes = int(row["classes"])

@@ -191,7 +191,8 @@ def test_a_run_that_fails_costs_none_after_it_and_what_is_there_is_drawn_once(
     def experiment(study: Study, run: Run) -> Result:
         if run.variant.name == "base":
             raise ValueError("base, seed 0: ended with 1")
-        steps, epochs = [{"step": 1.0, "loss": 2.0}], [{"val_top1_error": 0.5, "val_top5_error": 0.25}]
+        short = run.variant.name == "untried"  # than learning.log_steps
+        steps, epochs = [] if short else [{"step": 1.0, "loss": 2.0}], [{"val_top1_error": 0.5, "val_top5_error": 0.25}]
         return Result(steps=steps, epochs=epochs, cells={"classes": 10})
 
     monkeypatch.setattr(experiments, "experiment", experiment)
