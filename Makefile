@@ -1,14 +1,14 @@
-# The only commands a fresh machine needs: make repro, make test. Each makes .venv from the lock if it is missing.
+# A fresh machine needs only two commands: make repro, make test. Each creates .venv from the lock if it is missing.
 
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# DVC runs whatever python comes first
+# DVC runs the first python on PATH
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
-# what .venv/ready says to a `dvc` that is not run by make
+# .venv/ready sets the same for a `dvc` that make does not run
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site
 RECIPE ?=
 SOURCE ?=
@@ -20,49 +20,49 @@ PORT ?= 5000
 
 .PHONY: help repro test fast lint mutants kills faults fuzz whole study ui audit licences lock clean
 
-help: ## this list
+help: ## prints this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
 
-repro: .venv/installed ## the whole workflow; RECIPE=paper, SOURCE=ilsvrc2012 or both: an experiment beside it
+repro: .venv/installed ## runs the whole workflow; with RECIPE=paper, SOURCE=ilsvrc2012 or both, as a separate experiment
 	@if [ -n "$(RECIPE)$(SOURCE)" ]; then python -m pipeline.recipe $(RECIPE) $(addprefix --source ,$(SOURCE))
 	else dvc repro && dvc metrics show; fi
 
-test: lint ## lint, types, and all tests, in two processes
+test: lint ## runs lint and all tests, in two processes
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-fast: .venv/installed ## the tests of a minute
+fast: .venv/installed ## runs the fast tests, a minute
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-lint: .venv/installed ## ruff, mypy, and which package may import which
+lint: .venv/installed ## runs ruff and mypy, and checks which package imports which
 	@ruff check
 	ruff format --check
 	mypy
 	lint-imports --no-cache --no-logo
 
-mutants: .venv/installed ## breaks the code line by line and asks whether a test sees it
+mutants: .venv/installed ## breaks the code line by line and checks that a test fails
 	@python tests/mutants.py
 
-kills: .venv/installed ## kills every stage again and again and compares what comes of it
+kills: .venv/installed ## kills every stage again and again and compares the outs
 	@python tests/kills.py
 
-faults: .venv/installed ## the faults of docs/faults.md that take long, or need network namespaces; FAULTS="tests/test_network.py": of a file
+faults: .venv/installed ## runs the tests of docs/faults.md that are slow or need network namespaces; FAULTS="tests/test_network.py": one file
 	@pytest -n 2 --dist loadfile --faults -m faults $(FAULTS)
 
-fuzz: .venv/installed ## 20,000 damaged pictures, archives, tables, networks and lists, and what is said of each
+fuzz: .venv/installed ## feeds the readers 20,000 damaged pictures, archives, tables, networks and lists
 	@python tests/fuzz.py --cases 20000 --seed 0
 
-whole: .venv/installed ## the whole workflow with each recipe at full width, and on a small set of each source
+whole: .venv/installed ## runs the whole workflow with each recipe at full width, and on a small set from each source
 	@pytest tests/test_whole.py --whole
 
-study: .venv/installed ## NAME=ablations: makes the runs that a study lacks, and prints its table; ONLY="one-column no-dropout"; ON=memory
+study: .venv/installed ## NAME=ablations: does the missing runs of a study and prints its table; ONLY="one-column no-dropout"; ON=memory
 	@python -m studies $(NAME) $(ONLY) --on $(ON)
 
-ui: .venv/installed ## MLflow's pages on the runs, at http://127.0.0.1:$(PORT)
+ui: .venv/installed ## serves MLflow's pages at http://127.0.0.1:$(PORT)
 	@python -m pipeline tracking ui --port $(PORT)
 
-audit: ## asks PyPI's database for advisories on the locked packages, but for those that docs/advisories.csv has a reason for
-	@# it needs that database, so .ci/run does not: what a day's answer was is in docs/advisories.csv, and held by a test.
-	@# An environment of its own: what audits is no part of what is audited. --strict: what was not found is not passed
+audit: ## asks PyPI for advisories on the locked packages, except those that docs/advisories.csv gives a reason for
+	@# It needs PyPI, so .ci/run does not run it; a test checks the lock against the answers kept in docs/advisories.csv.
+	@# pip-audit has its own environment, so that it is not audited itself. --strict: a package without an answer fails
 	if [ ! -x .audit/bin/pip-audit ]; then
 		rm -rf .audit
 		python3 -m venv .audit
@@ -71,14 +71,14 @@ audit: ## asks PyPI's database for advisories on the locked packages, but for th
 	known=$$(awk -F, 'NR > 1 && $$3 == "" {print "--ignore-vuln " $$2}' docs/advisories.csv)
 	.audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock $$known
 
-licences: .venv/installed ## docs/licences.csv anew: what the locked packages state
+licences: .venv/installed ## writes docs/licences.csv anew: the licences that the locked packages state
 	@python docs/licences.py
 
-lock: ## requirements.lock anew, from pyproject.toml (needs uv)
+lock: ## writes requirements.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --generate-hashes --universal --python-version 3.11 --group dev pyproject.toml \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
-clean: ## the environment and the work in progress; no archive, no run
+clean: ## removes the environment and work in progress, but no archive and no run
 	@rm -rf .venv work
 
 repro fast lint mutants kills faults fuzz whole study ui licences: .venv/ready

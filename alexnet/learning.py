@@ -87,7 +87,7 @@ class Learning:
     log_steps: int
     """Steps per point of the learning curve, whose loss and error are averaged."""
     streams: int
-    """Positions in the stored order that are read in parallel when it is shuffled: more mix better, fewer read longer runs."""
+    """Streams that read the shuffled order side by side, each from its own part: more mix better, fewer read longer runs."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "log_steps", "streams"):

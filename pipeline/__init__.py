@@ -1,1 +1,1 @@
-"""The works: a stage of dvc.yaml or a program in each module, and rooms for what they share."""
+"""The workflow: one module for each stage of dvc.yaml and each program, and a folder for each thing that they share."""

@@ -1,6 +1,6 @@
-"""The entry of every stage and program: `python -m pipeline STAGE`. Nothing is done before its words are understood.
+"""The entry point of every stage and program, `python -m pipeline STAGE`, which checks its arguments before anything else.
 
-`python -m pipeline.STAGE` is the same. The module is imported by its name: Ray's workers know its functions by that.
+`python -m pipeline.STAGE` is the same. The module is imported by its name, by which Ray's workers look up its functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STAGES = ("download", "resize", "mean", "train", "evaluate", "report")
 
 
 def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
-    """Runs the stage or program of that name, or that of the first word; exit code 2 if the words say nothing known."""
+    """Runs a stage or program: `name`, or the first of `words`. Exits with code 2 for unknown arguments."""
     guard.hold()
     words = sys.argv[1:] if words is None else words
     if name is None:
@@ -32,16 +32,16 @@ def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
 
 
 def _named(words: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The first word, if it is a stage's or a program's, and the others."""
+    """The first word, if it names a stage or a program, and the other words; else exits."""
     from pipeline.runtime.commands import PROGRAMS
 
     if not words or words[0] not in (*STAGES, *PROGRAMS):
-        _entry().parse_args(words[:1])  # shows or refuses, and ends
+        _entry().parse_args(words[:1])  # prints help or an error, and exits
     return words[0], words[1:]
 
 
 def _entry() -> argparse.ArgumentParser:
-    """Only shows and refuses: a word that is known does not come here."""
+    """The parser for help and for unknown words; known words do not reach it."""
     import argparse
 
     from pipeline.runtime.commands import PROGRAMS, file_of, head
@@ -50,7 +50,7 @@ def _entry() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="\n".join(["The stages, which dvc repro runs, and the programs:\n", *each]),
-        epilog="python -m pipeline STAGE --help says what it reads and writes.",
+        epilog="python -m pipeline STAGE --help shows what a stage reads and writes.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -63,7 +63,7 @@ def _stage(name: str, words: Sequence[str]) -> None:
 
     parser = parser_of(name)
     parser.prog = f"python -m pipeline {name}"
-    parser.add_argument("--verbose", action="store_true", help="with the traceback where something fails")
+    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     if parser.parse_args(words).verbose:
         os.environ["ALEXNET_TRACEBACK"] = "1"
     guard.over(name)

@@ -1,8 +1,8 @@
-"""All of params.yaml, machine.yaml and the machine's room are checked before any stage works, whichever stage it is.
+"""Checks all of params.yaml, machine.yaml, and the free memory and disk space, before any stage begins.
 
-Nothing here decides a byte, and nothing of it becomes a stage's param or dep. The sections' classes live in modules that
-take up to two seconds to import. So a section that was found good is noted under work/, by a hash of its values and of all
-code: only the first stage after a change imports them.
+Nothing here decides a byte, and none of it becomes a stage's param or dep. The classes of the sections are in modules that
+take up to two seconds to import. Therefore a section that passed is noted in work/checked, by a hash of its values and of
+all code: only the first stage after a change imports them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ KINDS = {
     "results": "pipeline.evaluation.results:Results",
     "report": "pipeline.report:Report",
 }
-"""Where the class of each section of params.yaml is, or the classes that it may have."""
+"""Section of params.yaml → module and name of its class, or of a tuple of classes that it may have."""
 
 KEPT = 200
-"""Notes of sections that were found good: more than a comparison has variants."""
+"""Most notes of sections that passed; more than a study has variants."""
 
 
 def check(name: str) -> None:
-    """`ParamsError` that lists all faults, one a line, before the stage `name` does anything."""
+    """Checks everything before stage `name`; `ParamsError` with all faults, one a line."""
     faults: list[str] = []
     settings = _machine(faults)
     document, network = _params(faults)
@@ -62,14 +62,14 @@ def _machine(faults: list[str]) -> Machine:
 
 
 def _addresses(settings: Machine) -> None:
-    """`ValueError` for an address that no cluster or tracking server can have."""
+    """`ValueError` for an impossible address of a cluster or a tracking server."""
     machine.ray_address(settings)
     if "://" in settings.tracking and not settings.tracking.startswith("sqlite:") and _port(settings.tracking) == 0:
-        raise ValueError(f"machine.yaml: tracking: {settings.tracking}: has no port that can be")
+        raise ValueError(f"machine.yaml: tracking: {settings.tracking}: its port is not a number from 1 to 65535")
 
 
 def _port(address: str) -> int | None:
-    """The port of an address: None if it names none, 0 if it names one that cannot be."""
+    """The port of an address; None if it has none, 0 if it is invalid."""
     try:
         return urlsplit(address).port
     except ValueError:
@@ -77,34 +77,34 @@ def _port(address: str) -> int | None:
 
 
 def _params(faults: list[str]) -> tuple[Mapping[str, Any], Network | None]:
-    """The file, and how large its network is; None where the file has faults."""
+    """The contents of params.yaml, and the size of its network, None if the file has faults."""
     try:
         document = added.completed(params.load(params.PARAMS))
     except params.ParamsError as error:
         faults.append(str(error))
         return {}, None
-    found, good, code, network = list[str](), dict[str, Any](), _code(), None
+    problems, good, code, network = list[str](), dict[str, Any](), _code(), None
     for name in [*KINDS, *(name for name in document if name not in KINDS)]:
         if name not in KINDS:
-            found.append(f"{params.PARAMS}: unknown section '{name}'{params.nearest(name, KINDS)}")
+            problems.append(f"{params.PARAMS}: unknown section '{name}'{params.nearest(name, KINDS)}")
         elif name not in document:
-            found.append(f"{params.PARAMS}: section '{name}' is missing{params.nearest(name, document)}")
+            problems.append(f"{params.PARAMS}: section '{name}' is missing{params.nearest(name, document)}")
         else:
             try:
                 size = _checked(name, document[name], code)
                 good[name], network = document[name], size or network
             except params.ParamsError as error:
-                found += str(error).splitlines()
-    found += _between(good, network)
-    faults += found
-    return document, None if found else network
+                problems += str(error).splitlines()
+    problems += _between(good, network)
+    faults += problems
+    return document, None if problems else network
 
 
 def _checked(name: str, section: Any, code: str) -> Network | None:
-    """`ParamsError` for a section's faults; of `model`, how large the network is. What is noted is not checked again."""
+    """Checks a section, unless a note says that it passed; for `model`, the network's size. `ParamsError` for its faults."""
     digest = hashlib.sha256(f"{code} {json.dumps(section, sort_keys=True, default=str)}".encode()).hexdigest()[:16]
     note = machine.home() / stage.WORK / "checked" / f"{name}-{digest}.json"
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged note is none
+    with contextlib.suppress(FileNotFoundError, ValueError):  # no note, or a damaged one
         noted = json.loads(digests.unstamped(note))
         return Network(**noted) if noted else None
     read = params.check(section, _kind(name), params.PARAMS, name)
@@ -114,7 +114,7 @@ def _checked(name: str, section: Any, code: str) -> Network | None:
 
 
 def _code() -> str:
-    """SHA-256 of all code of ours: what was found good stays so as long as it does not change."""
+    """sha256 of all code in pipeline/ and alexnet/: a note holds while it does not change."""
     digest, here = hashlib.sha256(), Path(__file__).parent
     for file in sorted([*here.rglob("*.py"), *here.with_name("alexnet").glob("*.py")]):
         digest.update(file.read_bytes())
@@ -122,7 +122,7 @@ def _code() -> str:
 
 
 def _write(note: Path, noted: Mapping[str, int]) -> None:
-    # a disk without room is told of by `room`; without a note the next stage checks once more
+    # a full disk is reported by `room`; without a note the next stage checks again
     with contextlib.suppress(OSError):
         for old in sorted(note.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[: -KEPT + 1]:
             old.unlink(missing_ok=True)
@@ -131,27 +131,27 @@ def _write(note: Path, noted: Mapping[str, int]) -> None:
 
 
 def _kind(name: str) -> Any:
-    """The class of a section, or the classes that it may have; its module alone is imported."""
+    """The class or classes of a section; imports only its module."""
     module, kind = KINDS[name].split(":")
     return getattr(import_module(module), kind)
 
 
 def _between(good: Mapping[str, Any], network: Network | None) -> list[str]:
-    """Faults that no section has by itself, among those that have none."""
+    """Contradictions between sections that have no fault of their own."""
     faults = []
     if network and "resize" in good and good["resize"]["side"] < network.patch:
         faults.append(
-            f"{params.PARAMS}: resize.side: {good['resize']['side']} pixels are stored, and the network sees "
-            f"{network.patch} of them. Set at least that"
+            f"{params.PARAMS}: resize.side: {good['resize']['side']} pixels are stored, and the network's patches have "
+            f"{network.patch}. Set at least {network.patch}"
         )
     drawn = "source" in good and good["source"]["name"] == "sample"
     if drawn and "results" in good and good["results"]["split"] == "test":
-        faults.append(f"{params.PARAMS}: results.split: test, but the sample has train and val alone. Set val")
+        faults.append(f"{params.PARAMS}: results.split: test, but the sample has only train and val. Set val")
     return faults
 
 
 def _size(model: Model) -> Network:
-    """Builds the network once and shows it a picture."""
+    """Measures the network's size by building it and passing one patch through it."""
     import torch
 
     from alexnet.build import build
@@ -164,7 +164,7 @@ def _size(model: Model) -> Network:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             saved[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # else the next one could get its place
+            kept.append(tensor)  # kept alive, so that no later tensor gets the same address
         return tensor
 
     patch = torch.zeros(1, 3, model.patch, model.patch)

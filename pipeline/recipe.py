@@ -1,13 +1,13 @@
-"""Runs a recipe as a DVC experiment, in a copy: the working copy and its params.yaml stay as they are.
+"""Runs a recipe as a DVC experiment in a copy of the working copy; params.yaml here does not change.
 
 Run:    make repro RECIPE=paper SOURCE=ilsvrc2012   (python -m pipeline.recipe paper --source ilsvrc2012)
-Reads:  recipes/paper.yaml; recipes/sources/ilsvrc2012.yaml for what it changes in it
-Writes: a DVC experiment, listed by `dvc exp show`, and what every stage writes
+Reads:  recipes/paper.yaml, and recipes/sources/ilsvrc2012.yaml, which overrides parts of it
+Writes: a DVC experiment, listed by `dvc exp show`, and the outs of every stage
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("recipe")
@@ -26,11 +26,11 @@ from pipeline.runtime.commands import RECIPES, names
 SITE = Path(".dvc/site")
 
 OPEN = "source."
-"""Begins the keys that a recipe may have and params.yaml not, or the other way: each source has its own."""
+"""Prefix of the keys that may be in a recipe but not in params.yaml, or the reverse: each source has its own keys."""
 
 
 def main() -> None:
-    """Starts the experiment and waits for it; the exit code is DVC's."""
+    """Runs the experiment; the exit code is DVC's."""
     asked = commands.recipe().parse_args()
     try:
         command = experiment(asked.recipe, asked.source)
@@ -41,12 +41,12 @@ def main() -> None:
         try:
             raise SystemExit(dvc.wait())
         except guard.Stopped:
-            dvc.terminate()  # its stage sees that it has gone, and ends
+            dvc.terminate()  # its stage notices, and ends
             raise
 
 
 def experiment(name: str | None, source: str | None = None) -> list[str]:
-    """The command that runs a recipe, or params.yaml, maybe on other pictures."""
+    """The command that runs a recipe (None: params.yaml), with the pictures of `source` if it is given."""
     file = params.PARAMS if name is None else _named(RECIPES, name)
     wanted = params.load(file)
     if source is not None:
@@ -55,7 +55,7 @@ def experiment(name: str | None, source: str | None = None) -> list[str]:
 
 
 def with_source(wanted: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The parameters with the `source` of a file in recipes/sources/, and what else of them its size asks for."""
+    """The parameters, overridden by a file of recipes/sources/: its `source`, and keys that depend on its size."""
     changed = dict(wanted)
     for section, values in params.load(file).items():
         changed[section] = values if section == "source" else {**changed.get(section, {}), **values}
@@ -69,7 +69,7 @@ def _named(folder: Path, name: str) -> Path:
 
 
 def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> list[str]:
-    """`dvc exp run` in a copy, with each key in which `wanted`, which comes from `file`, differs from params.yaml."""
+    """The `dvc exp run --temp` that sets each key in which `wanted`, the contents of `file`, differs from params.yaml."""
     keep_here()
     here = params.load(params.PARAMS)
     changes = differences(flat(here), flat(added.completed(wanted)), file)
@@ -79,10 +79,10 @@ def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> 
 
 
 def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) -> list[str]:
-    """What turns the leaves that are here into those of a recipe, in the grammar of `dvc exp run -S`.
+    """The changes from `here` to `wanted`, both flat, as arguments of `dvc exp run -S`.
 
-    Another source has other keys: those that are too many are removed, those that are missing added. Everywhere else a
-    recipe has to have the keys of params.yaml, or `ValueError`; but either may be older than a key of `added`.
+    Keys of another source are removed (~) or added (+). Apart from those, and from keys in `added`, both must have the
+    same keys; else `ValueError`.
     """
     gone, new = ([key for key in some if key not in other] for some, other in ((here, wanted), (wanted, here)))
     new = [key for key in new if not added.means_nothing(key, wanted[key])]
@@ -97,7 +97,7 @@ def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) 
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by their path with dots."""
+    """The leaves of nested mappings, by dotted path."""
     return dict(_leaves(tree, above))
 
 
@@ -110,16 +110,16 @@ def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
 
 
 def keep_here() -> None:
-    """Lets DVC keep its databases, which hold pickles, in this working copy: its own place is one where all may write.
+    """Makes DVC keep its databases in this working copy: they contain pickles, and the default folder is world-writable.
 
-    An absolute path, since DVC changes its folder for `exp run --temp`; so it cannot stand in .dvc/config.
+    The path is absolute, since DVC changes its folder for `exp run --temp`, and can therefore not be in .dvc/config.
     """
     if not os.environ.get("DVC_SITE_CACHE_DIR"):
         os.environ["DVC_SITE_CACHE_DIR"] = str(SITE.absolute())
 
 
 def unused(name: str) -> str:
-    """The recipe's name, or with a number behind it if an experiment is called so already."""
+    """The name, followed by a number if an experiment with this name exists."""
     git = ["git", "for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps"]
     taken = subprocess.run(git, check=True, capture_output=True, text=True).stdout.split()
     number = 1
@@ -129,7 +129,7 @@ def unused(name: str) -> str:
 
 
 def _word(value: object) -> str:
-    """A value in the grammar of `dvc exp run -S`, which is JSON but for the keys of mappings."""
+    """A value in the grammar of `dvc exp run -S`: JSON, except that keys of mappings are not quoted."""
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}:{_word(each)}' for key, each in value.items())}}}"
     if isinstance(value, list):

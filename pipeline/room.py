@@ -1,4 +1,4 @@
-"""The room that a run takes, in memory and on disks, against what is free: refused is only what cannot go well."""
+"""The memory and disk space that a run needs, compared with what is free; only a run that would fail is refused."""
 
 from __future__ import annotations
 
@@ -21,63 +21,64 @@ from pipeline.runtime.machine import Machine
 ORDER = ("download", "resize", "mean", "train", "evaluate", "report")
 
 LEAST = 64 * 2**20
-"""Bytes without which no stage begins."""
+"""Free bytes without which no stage begins."""
 
 JPEG, SIDE = 12_000, 256
-"""Bytes of a stored picture of that side at the least that is usual: photographs have 30,000 at quality 95."""
+"""A low estimate of the bytes of a stored picture with this side; photographs have 30,000 at quality 95."""
 
 
-# Measured, the sample on 2 cores in two processes: 32 pictures at once take 4.0 GB in all, 256 take 6.3, 1,024 take 11.0,
-# 1,499 take 15.5; by what follows they are 3.9, 5.5, 11.2 and 14.8.
+# Measured on the sample, 2 cores, two processes: batches of 32, 256, 1,024 and 1,499 pictures take 4.0, 6.3, 11.0 and
+# 15.5 GB in all. The constants below estimate 3.9, 5.5, 11.2 and 14.8.
 RAY, PROCESS = 2_200_000_000, 700_000_000
-"""Bytes of the stage with its Ray, and of each process that trains, before a picture comes."""
+"""Bytes of the stage with its Ray, and of each training process, before the first picture."""
 KEPT = 2.35
-"""What a step takes for a picture, in terms of what its backward pass needs."""
+"""Memory of a step per picture, as a multiple of what the backward pass saves for the picture."""
 WIDER = {"float64": 2.0, "bfloat16": 0.6}
-"""The same by precision, against float32."""
+"""The same memory at other precisions, relative to float32."""
 
 REFLINKS = ("btrfs", "xfs", "zfs", "apfs", "bcachefs", "overlay")
-"""File systems that may keep equal files once."""
+"""File systems that may store equal files once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """How large the network of params.yaml is."""
+    """The size of the network of params.yaml."""
 
     parameters: int
     features: int
-    """Numbers that `evaluate` keeps of a picture."""
+    """Features per picture that `evaluate` writes."""
     saved: int
-    """Bytes that the backward pass needs of one picture, in float32."""
+    """Bytes that are saved for the backward pass per picture, in float32."""
     patch: int
-    """Side of what it sees, in pixels."""
+    """Side of the input patches, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that will lie in a folder."""
+    """Bytes that will be written to a folder."""
 
     folder: Path
     bytes: int
     what: str
+    """What is written, in a word or two."""
     out: bool = False
-    """Whether it becomes an out, of which DVC's cache takes a copy."""
+    """Whether it becomes an out, which DVC also copies to its cache."""
 
 
 def faults(name: str, document: Mapping[str, Any], network: Network | None, settings: Machine) -> list[str]:
-    """What stands in the way of the stage `name` and of those after it: a line for each disk, and for the memory."""
+    """The lack of space for stage `name` and the stages after it: a line for each disk, and one for the memory."""
     pictures = _pictures(name, document)
     needs = list(_needs(name, document, network, settings, pictures))
     if (cache := _cache()) is not None:
         needs += [Need(cache, need.bytes, "DVC's cache") for need in needs if need.out]
-    found = list(_disks([*_first(settings), *needs]))
+    lines = list(_disks([*_first(settings), *needs]))
     if network is not None and ORDER.index(name) <= ORDER.index("train"):
-        found += _memory(name, document, network, settings, pictures)
-    return found
+        lines += _memory(name, document, network, settings, pictures)
+    return lines
 
 
 def _pictures(name: str, document: Mapping[str, Any]) -> dict[str, int]:
-    """How many pictures each split has, as far as that is known before the stage."""
+    """Pictures of each split, as far as known before stage `name`; may be empty."""
     manifest, source = Path("data/shards/manifest.json"), document.get("source")
     try:
         if ORDER.index(name) > ORDER.index("resize"):
@@ -91,12 +92,12 @@ def _pictures(name: str, document: Mapping[str, Any]) -> dict[str, int]:
         if isinstance(source, Mapping) and source.get("name") == "sample":
             return {"train": int(source["train_images"]), "val": int(source["val_images"])}
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # who reads it says what is wrong
+        pass  # the stage that reads the file will report it
     return {}
 
 
 def _first(settings: Machine) -> Iterator[Need]:
-    """Every folder in which something is written, whatever the parameters say."""
+    """The folders to which every run writes."""
     yield Need(Path.cwd(), LEAST, "work in progress")
     yield Need(machine.base(settings), LEAST, "runs")
     if folder := _shards(settings):
@@ -106,7 +107,7 @@ def _first(settings: Machine) -> Iterator[Need]:
 def _needs(
     name: str, document: Mapping[str, Any], network: Network | None, settings: Machine, pictures: Mapping[str, int]
 ) -> Iterator[Need]:
-    """What this stage and those after it will write, where that is known."""
+    """The known needs of stage `name` and of the stages after it."""
     done = ORDER.index(name)
     if network is None:
         return
@@ -114,9 +115,9 @@ def _needs(
         yield from _archives(settings)
     if done <= ORDER.index("resize") and (folder := _shards(settings)):
         each = _picture(document["resize"])
-        there = _below(Path("work/resize")) if folder == Path.cwd() else 0
+        finished = _below(Path("work/resize")) if folder == Path.cwd() else 0
         in_dvc = settings.shards == settings.storage == "auto"
-        yield Need(folder, max(0, sum(pictures.values()) * each - there), "shards", out=in_dvc)
+        yield Need(folder, max(0, sum(pictures.values()) * each - finished), "shards", out=in_dvc)
     if done <= ORDER.index("train"):
         # two checkpoints of weights and velocity
         yield Need(machine.base(settings), 16 * network.parameters, "checkpoints")
@@ -128,7 +129,7 @@ def _needs(
 
 
 def _archives(settings: Machine) -> Iterator[Need]:
-    """What is fetched to the data store, and what is made of archives whose pictures are no ranges of their bytes."""
+    """The archives to be fetched to the data store, and the tars into which compressed ones are repacked."""
     from pipeline.download import SOURCES  # as the stage itself does
 
     source, store = params.read("source", SOURCES), machine.store(settings)
@@ -138,8 +139,10 @@ def _archives(settings: Machine) -> Iterator[Need]:
         file = store / source.name / remote.name
         part, unpacked = file.with_name(file.name + ".part"), any((store / source.name).glob("*/"))
         if remote.bytes and not file.exists() and not unpacked:
-            come = part.stat().st_size if part.exists() else 0
-            yield Need(store, max(0, remote.bytes - come) + (remote.bytes if file.suffix != ".tar" else 0), "archives")
+            fetched = part.stat().st_size if part.exists() else 0
+            yield Need(
+                store, max(0, remote.bytes - fetched) + (remote.bytes if file.suffix != ".tar" else 0), "archives"
+            )
 
 
 def _picture(resize: Mapping[str, Any]) -> int:
@@ -148,28 +151,28 @@ def _picture(resize: Mapping[str, Any]) -> int:
 
 
 def _shards(settings: Machine) -> Path | None:
-    """The folder of the shards, if it is on a disk."""
+    """The folder of the shards; None if it is on an object store."""
     if settings.shards == "auto":
         return machine.base(settings)
     return None if "://" in settings.shards else Path(settings.shards)
 
 
 def _cache() -> Path | None:
-    """DVC's cache, if `dvc` runs this stage and copies its outs there; None where its disk or `cache.type` makes links."""
+    """DVC's cache, if `dvc` runs this stage and copies outs there; None if its file system or `cache.type` links instead."""
     if "DVC_STAGE" not in os.environ:
         return None
-    given = configparser.ConfigParser(interpolation=None)
-    # the last one counts; an experiment's copy names the cache of the working copy in its config.local
-    given.read([Path.home() / ".config/dvc/config", ".dvc/config", ".dvc/config.local"])
-    cache = given["cache"] if given.has_section("cache") else {}
+    config = configparser.ConfigParser(interpolation=None)
+    # the last file counts; an experiment's copy names the working copy's cache in its config.local
+    config.read([Path.home() / ".config/dvc/config", ".dvc/config", ".dvc/config.local"])
+    cache = config["cache"] if config.has_section("cache") else {}
     folder = (Path(".dvc") / cache.get("dir", "cache")).absolute()
     links = cache.get("type", "reflink,copy")
     copied = not ({"hardlink", "symlink"} & set(links.replace(" ", "").split(",")))
-    return folder if copied and not ("reflink" in links and _system(_there(folder)) in REFLINKS) else None
+    return folder if copied and not ("reflink" in links and _system(_existing(folder)) in REFLINKS) else None
 
 
 def _system(folder: Path) -> str:
-    """The kind of file system that a folder lies on; nothing where the system does not say."""
+    """The type of the folder's file system; empty if unknown."""
     disks = {Path(disk.mountpoint): disk.fstype for disk in psutil.disk_partitions(all=True)}
     return next((disks[path] for path in (folder, *folder.parents) if path in disks), "")
 
@@ -178,22 +181,22 @@ def _below(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _there(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+def _existing(folder: Path) -> Path:
+    """The folder itself, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
 def _disks(needs: list[Need]) -> Iterator[str]:
-    """A line for each folder that cannot be written to, and for each disk that has too little room."""
+    """A line for each folder that is not writable, and for each disk with too little free space."""
     by_disk: dict[int, list[Need]] = {}
     for need in needs:
-        there = _there(need.folder)
-        if why := _unwritable(there):
+        folder = _existing(need.folder)
+        if why := _unwritable(folder):
             yield f"{need.folder}: cannot be written to ({why}). Allow that, or name another folder in machine.yaml"
-        by_disk.setdefault(there.stat().st_dev, []).append(need)
+        by_disk.setdefault(folder.stat().st_dev, []).append(need)
     for disk in by_disk.values():
         folder, wanted = disk[0].folder, max(LEAST, sum(need.bytes for need in disk))
-        free = shutil.disk_usage(_there(folder)).free
+        free = shutil.disk_usage(_existing(folder)).free
         if free < wanted:
             what = ", ".join(dict.fromkeys(need.what for need in disk if need.bytes))
             yield (
@@ -204,7 +207,7 @@ def _disks(needs: list[Need]) -> Iterator[str]:
 
 @functools.cache
 def _unwritable(folder: Path) -> str:
-    """Why nothing can be written there; nothing if it can."""
+    """The reason why the folder is not writable; empty if it is."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return ""
@@ -215,7 +218,7 @@ def _unwritable(folder: Path) -> str:
 def _memory(
     name: str, document: Mapping[str, Any], network: Network, settings: Machine, pictures: Mapping[str, int]
 ) -> list[str]:
-    """A line if a batch cannot fit into the memory of this machine, where it is here that the network is trained."""
+    """A line if the network is trained on this machine's CPUs and a batch does not fit into its memory."""
     elsewhere = (
         settings.ray_address != "auto" or os.environ.get("RAY_ADDRESS") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     )
@@ -231,13 +234,13 @@ def _memory(
     most = max(0, free - fixed) // each
     return [
         f"params.yaml: learning.batch_size: {asked}: a step with {batch:,} pictures takes some {_gb(fixed + batch * each)} "
-        f"of memory, and {_gb(free)} are there. "
-        + (f"Set at most {most:,}" if most else "Free some, or take a smaller network (model.width)")
+        f"of memory, and {_gb(free)} are available. "
+        + (f"Set at most {most:,}" if most else "Free some memory, or use a smaller network (model.width)")
     ]
 
 
 def _training(document: Mapping[str, Any], network: Network, settings: Machine) -> tuple[int, int]:
-    """Bytes of a training on CPUs: what it takes at any batch size, and what each picture of a batch adds."""
+    """Bytes that training on CPUs takes at any batch size, and that each picture of a batch adds."""
     processes = 1 if settings.placement == "one" or (os.cpu_count() or 1) < 2 else 2
     side, times = int(document["resize"]["side"]), WIDER.get(document["learning"]["precision"], 1.0)
     fixed = RAY + processes * PROCESS + 24 * network.parameters
@@ -245,21 +248,21 @@ def _training(document: Mapping[str, Any], network: Network, settings: Machine) 
 
 
 def _free() -> int:
-    """Bytes that the training may take now."""
+    """Bytes available to the training now."""
     return min(int(psutil.virtual_memory().available), _limit()) - _spare()
 
 
 def _whole() -> int:
-    """Bytes that it may take once nothing else runs."""
+    """Bytes available to the training when nothing else runs."""
     return min(int(psutil.virtual_memory().total), _limit()) - _spare()
 
 
 def _spare() -> int:
-    return int(psutil.virtual_memory().total) // 20  # in the last twentieth Ray's memory monitor ends workers
+    return int(psutil.virtual_memory().total) // 20  # Ray's memory monitor kills workers in the last twentieth
 
 
 def _limit() -> int:
-    """The container's limit, where there is one."""
+    """The container's memory limit in bytes, or 2^63 if there is none."""
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return int(Path(file).read_text())

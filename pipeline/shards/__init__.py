@@ -1,1 +1,1 @@
-"""What stands between the stages: the schemas, the shards and where they lie, batches, the census."""
+"""What passes between the stages: the Parquet schemas, the locations of shards and mean, batches, the census."""

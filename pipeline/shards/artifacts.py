@@ -1,4 +1,4 @@
-"""Where the shards and the mean lie: in this working copy, or where all nodes see them."""
+"""The locations of the shards and the mean: in this working copy, or in a folder that all nodes see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEAN = Path("data/mean.npz")
 
 
 def locate(manifest: Manifest, machine: Machine) -> AnyPath:
-    """The folder of the shard files, absolute; `ValueError` if one is missing or has another size than it had."""
+    """The absolute folder of the shard files; `ValueError` if one is missing or its size is not the manifest's."""
     above = elsewhere(machine)
     folder = SHARDS.absolute() if above is None else stored(above, manifest)
     there = dict(files.listed(folder)) if folder.is_dir() else {}
@@ -32,7 +32,7 @@ def locate(manifest: Manifest, machine: Machine) -> AnyPath:
 
 
 def elsewhere(machine: Machine) -> AnyPath | None:
-    """What the shards lie below where all nodes see them; None if that is this working copy, as DVC's out."""
+    """Shared root of the shards, if machine.yaml names one; None if they are DVC's output here."""
     if machine.shards != "auto":
         return paths.parse(machine.shards)
     storage = shared(machine)
@@ -40,15 +40,14 @@ def elsewhere(machine: Machine) -> AnyPath | None:
 
 
 def stored(above: AnyPath, manifest: Manifest) -> AnyPath:
-    """The folder there for the shards that `manifest` describes."""
+    """The folder of the shards of `manifest` below a shared root, named by the manifest's digest."""
     return above / manifest.digest
 
 
 def prepared(machine: Machine) -> Path | None:
-    """The folder in the storage for what the data sections of this params.yaml lead to; None without a storage.
+    """The folder in the storage for manifest.json and mean.npz, by the data sections of params.yaml; None without storage.
 
-    By it a Ray job, which brings code and params.yaml but no data, finds its inputs. It holds manifest.json, and
-    mean.npz once that is made.
+    A Ray job that is sent with code and params.yaml, but without data, finds its inputs there.
     """
     storage = shared(machine)
     if storage is None:
@@ -59,9 +58,10 @@ def prepared(machine: Machine) -> Path | None:
 
 
 def inputs(machine: Machine) -> tuple[Manifest, Path]:
-    """What training starts from, the manifest and the file of the mean: of `data/` here, else of the storage.
+    """The inputs of training: the manifest, and the file of the mean; from `data/` here, else from the storage.
 
-    Raises `FileNotFoundError` with what to run where there is neither, and `ValueError` where they are not as written.
+    `FileNotFoundError`, with the command to run, if both are missing; `ValueError` if they have changed since they were
+    written.
     """
     folder = _holding(machine)
     found, mean = Manifest.read(folder), MEAN.absolute() if folder == SHARDS else folder / MEAN.name
@@ -74,7 +74,7 @@ def inputs(machine: Machine) -> tuple[Manifest, Path]:
 
 
 def _check_mean(file: Path, manifest: Manifest) -> None:
-    """`ValueError` if the file is not what `mean` writes for the training pictures of this manifest."""
+    """`ValueError` if the mean was not computed from as many pictures, of the same size, as this manifest has."""
     from alexnet.dataset import Mean
 
     try:
@@ -90,12 +90,12 @@ def _check_mean(file: Path, manifest: Manifest) -> None:
 
 
 def manifest(machine: Machine) -> Manifest:
-    """What the shards hold; it lies where `inputs` finds it, and so do its errors."""
+    """The manifest that `inputs` would find, with the same errors."""
     return Manifest.read(_holding(machine))
 
 
 def _holding(machine: Machine) -> Path:
-    """The folder of the manifest: here, or in the storage what was prepared there."""
+    """The folder of the manifest: data/shards here, or the prepared folder in the storage."""
     folder = prepared(machine)
     if folder is None or (SHARDS / MANIFEST).exists():
         return SHARDS

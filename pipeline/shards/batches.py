@@ -1,6 +1,6 @@
-"""Shards → batches of bytes, in an order fixed by (seed, epoch), from any position on.
+"""Shards → batches of uint8 pictures, in an order fixed by (seed, epoch), starting from any batch.
 
-The order is that of the whole batch. A replica reads its share of it, and together the replicas read what one would.
+The order is that of the whole batch. Each replica reads its part; together the replicas read what a single one would.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.runtime.paths import AnyPath
 from pipeline.shards.tables import Shard, in_one_line
 
 AHEAD = 3
-"""Batches read before they are asked for: enough to hide one slow read."""
+"""Batches that are prefetched: enough to hide one slow read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Order:
     pictures_N: NDArray[np.int64]
     """Index of the picture at each position, counted through all shards of the split."""
     streams_N: NDArray[np.int64]
-    """The stream that reads it, 0 … streams - 1: a replica reads the streams whose number is its own, modulo replicas."""
+    """The stream of each position, 0 … streams - 1. A replica reads the streams that equal its number modulo replicas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +47,20 @@ class Batch:
     number: int
     """Number of the batch in the epoch, from 0."""
     count: int
-    """Pictures of the batch in all replicas together."""
+    """Pictures in the batch, all replicas together."""
     positions_B: Tensor
-    """Each picture's position in the epoch's order, int64: the key of its draws."""
+    """Each picture's position in the epoch's order, int64: the key of its random draws."""
     images_BCHW: Tensor
-    """B×3×side×side, uint8; empty and without that shape where B is 0."""
+    """B×3×side×side, uint8; of shape (0,) if B is 0."""
     labels_B: Tensor
     """int64."""
 
 
 class Pictures:
-    """A split's shards as one row of pictures, read by row group.
+    """A split's pictures, numbered through all of its shards, and read by row group.
 
-    A shard's sha256 is compared before anything of it is given out, and once in a process: at 1 GB/s, the 40 GB of
-    ILSVRC-2012 take 40 seconds of the reading threads, spread over the first epoch. Later its pages' checksums are.
+    Before the first read from a shard, its sha256 is compared, once per process: the 40 GB of ILSVRC-2012 at 1 GB/s take
+    40 seconds of the reading threads, spread over the first epoch. Later reads verify the checksums of pages.
     """
 
     def __init__(self, folder: AnyPath, shards: Sequence[Shard]) -> None:
@@ -83,7 +83,7 @@ class Pictures:
         return int(self.starts[-1])
 
     def find(self, picture: int) -> tuple[int, int]:
-        """The row group of a picture and its row there."""
+        """The row group of a picture, and its row in the group."""
         group = int(self.group(picture))
         return group, picture - int(self.starts[group])
 
@@ -93,21 +93,21 @@ class Pictures:
         return found
 
     def read(self, group: int) -> tuple[list[bytes], list[int]]:
-        """The files of the pictures of a row group, and their labels."""
+        """The encoded pictures of a row group, and their labels."""
         shard, place = self.groups[group]
         self._see(shard)
-        # opened anew for each row group: no handle outlives its read, and a group is megabytes
+        # opened for each row group: no handle stays open, and a group is megabytes, so that opening costs little
         with _readable(self.files[shard]) as source:
             parquet = pq.ParquetFile(
                 source, metadata=self.metadata[shard], page_checksum_verification=True, pre_buffer=True
             )
             table = parquet.read_row_group(place, columns=["image.bytes", "label"])
             if table.num_rows != self.sizes[group]:
-                raise OSError(f"{table.num_rows} rows where {self.sizes[group]} are")
+                raise OSError(f"{table.num_rows} rows, its metadata says {self.sizes[group]}")
         return table["image"].combine_chunks().field("bytes").to_pylist(), table["label"].to_pylist()
 
     def _see(self, shard: int) -> None:
-        """Compares a shard's sha256, unless this process has; who else wants of it waits for that."""
+        """Compares a shard's sha256 if this process has not done so; other threads that read the shard wait."""
         lock = self._unseen.get(shard)
         if lock is None:
             return
@@ -118,9 +118,9 @@ class Pictures:
 
 
 def _check_rows(file: AnyPath, groups: Sequence[int], rows: int) -> None:
-    """`OSError` if the row groups' sizes are not those of so many rows: equal, but for the last.
+    """`OSError` if the row groups do not add up to `rows`, or differ in size other than by a shorter last one.
 
-    The order of an epoch is made of them before a byte of most shards is read.
+    The order of an epoch is computed from these sizes, before most shards are read.
     """
     if sum(groups) != rows or any(size != groups[0] for size in groups[:-1]) or (groups and groups[-1] > groups[0]):
         raise OSError(
@@ -135,7 +135,7 @@ def _metadata(file: AnyPath) -> pq.FileMetaData:
 
 @contextmanager
 def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
-    """The file, open; an error says which one it is that cannot be read."""
+    """Opens the file; errors name it."""
     try:
         with files.opened(file) as source:
             yield source
@@ -146,19 +146,17 @@ def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
 
 
 def held_out(count: int, learning: Learning) -> NDArray[np.bool_]:
-    """For each of so many pictures whether it is set aside: never learned from, so that it can be watched."""
+    """Whether each of `count` training pictures is held out of training, bool, by (seed, picture)."""
     aside: NDArray[np.bool_] = draws.uniform("held out", learning.seed, torch.arange(count)).numpy() < learning.held_out
     return aside
 
 
 def order(stored: Pictures, learning: Learning, epoch: int) -> Order:
-    """The order of an epoch: a pure function of the shards' sizes, `learning.seed`, its streams and the epoch.
+    """The order of an epoch, without held-out pictures: a function of row group sizes, `learning.seed`, streams and epoch.
 
-    It leaves out what is held out.
-
-    Shuffled: the row groups in a random order are cut into streams of equal length; each is read from its start to its
-    end, the pictures of a row group in random order, and the places of a batch are dealt to all streams evenly. (The
-    pictures were shuffled once already when they were stored.) Cyclic: as stored, in every epoch.
+    shuffled: row groups in random order are divided into streams of equal length. A stream is read from start to end, with
+    the pictures of each row group in random order, and the positions of a batch are shared evenly among the streams.
+    (`resize` has already shuffled the pictures globally.) cyclic: the stored order in every epoch.
     """
     aside = held_out(len(stored), learning)
     if learning.order == "cyclic":
@@ -180,7 +178,10 @@ def order(stored: Pictures, learning: Learning, epoch: int) -> Order:
 def batches(
     stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1, threads: int = 1
 ) -> Iterator[Batch]:
-    """The batches of an epoch from batch `first` on, each with the pictures whose streams are this replica's."""
+    """Yields the batches of an epoch from number `first` on, each with the pictures of this replica's streams.
+
+    `size`: pictures per batch, over all replicas. `threads`: decoding threads.
+    """
     own_streams = sum(stream % replicas == replica for stream in set(epoch.streams_N.tolist()))
     reader = _Reader(stored, threads, keep=own_streams + 1)
     with ThreadPoolExecutor(1) as loader:
@@ -206,7 +207,7 @@ def batches(
 
 
 class _Reader:
-    """Decodes pictures, and keeps the row groups that its streams are in the middle of."""
+    """Decodes pictures, and caches the row group at which each of its streams is."""
 
     def __init__(self, stored: Pictures, threads: int, keep: int) -> None:
         self.stored, self.keep = stored, keep
@@ -222,13 +223,13 @@ class _Reader:
         pictures_B: NDArray[np.int64],
         soon: NDArray[np.int64],
     ) -> Batch:
-        """A batch of these pictures, while the row groups of those that come `soon` are on their way."""
+        """A batch of the given pictures; the row groups of the pictures in `soon` are prefetched."""
         groups = dict.fromkeys(self.stored.group(np.concatenate([pictures_B, soon])).tolist())
         for group in groups:
             if group not in self.kept:
                 self.kept[group] = self.readers.submit(self.stored.read, group)
             self.kept.move_to_end(group)
-        # a stream is in one row group at a time; when it moves on, the oldest one is the one it left
+        # a stream is in one row group at a time; when it moves on, the least recently used group is the one it left
         while len(self.kept) > max(self.keep, len(groups)):
             self.kept.popitem(last=False)
         found = [self._one(int(picture)) for picture in pictures_B]

@@ -1,4 +1,4 @@
-"""What the pictures were as they came: their formats, sizes and turns, and why some were left out."""
+"""Counts over the source's picture files: formats, sizes, orientations, and the reasons why some were rejected."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pipeline.runtime.paths import AnyPath
 
 @dataclass(kw_only=True, slots=True)
 class Census:
-    """Counts over pictures: `data/shards/pictures.json`. Each picture is in `formats` or in `rejected`."""
+    """The contents of `data/shards/pictures.json`. Each picture is counted in `formats` or in `rejected`."""
 
     formats: dict[str, int] = field(default_factory=dict)
-    """Kept pictures, by the kind of their file."""
+    """Kept pictures by the kind of file."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Rejected pictures, by the kind of the reason."""
+    """Rejected pictures by the category of the reason."""
     orientations: dict[str, int] = field(default_factory=dict)
-    """Kept pictures whose EXIF tag asks for a turn or a reflection, by its number. It is not applied."""
+    """Kept pictures with an EXIF orientation other than 1, by that number. Orientations are not applied."""
     smaller: int = 0
-    """Kept pictures whose shorter side has fewer pixels than is stored: enlarged."""
+    """Kept pictures whose shorter side is less than the stored side, so that they were enlarged."""
     file_bytes: int = 0
-    """Bytes of the kept pictures as they came."""
+    """Total size of the kept pictures' original files."""
     pixels: int = 0
-    """Pixels of the kept pictures as they came."""
+    """Total pixels of the kept pictures' originals."""
 
     def keep(self, kind: str, orientation: int, file_bytes: int, width: int, height: int, side: int) -> None:
-        """Counts a picture that was decoded, and is stored with `side` pixels; see `alexnet.pictures.describe`."""
+        """Counts a kept picture, stored with `side` pixels; `kind` and `orientation` are from `pictures.describe`."""
         _count(self.formats, kind)
         if orientation != 1:
             _count(self.orientations, str(orientation))
@@ -41,7 +41,7 @@ class Census:
         self.pixels += width * height
 
     def reject(self, reason: str) -> None:
-        """Counts a picture that was not; what stands behind the colon is its own."""
+        """Counts a rejected picture by its reason's part before the colon."""
         _count(self.rejected, reason.partition(":")[0])
 
     def __add__(self, other: Census) -> Census:
@@ -56,40 +56,40 @@ class Census:
 
     @property
     def kept(self) -> int:
-        """How many pictures were kept."""
+        """Number of pictures kept."""
         return sum(self.formats.values())
 
     @property
     def indexed(self) -> int:
-        """How many pictures there were."""
+        """Number of pictures in the index."""
         return self.kept + sum(self.rejected.values())
 
     def lines(self) -> list[str]:
-        """The counts as sentences."""
+        """The counts as lines of text."""
         said = [f"{self.indexed:,} pictures: {_words(self.formats) or 'none kept'}"]
         if self.rejected:
             said.append(f"rejected: {_words(self.rejected)}")
         if self.kept:
             size, pixels = self.file_bytes / self.kept / 1000, self.pixels / self.kept / 1e6
-            said.append(f"as they came, {size:,.0f} kB and {pixels:.2f} megapixels on average")
+            said.append(f"originals have {size:,.0f} kB and {pixels:.2f} megapixels on average")
         if self.smaller:
-            said.append(f"{self.smaller:,} are smaller than what is stored, and were enlarged")
+            said.append(f"{self.smaller:,} are smaller than the stored size, and were enlarged")
         if self.orientations:
             said.append(f"{sum(self.orientations.values()):,} have an EXIF orientation, which is not applied")
         return said
 
     def to_json(self) -> str:
-        """The counts as text, the same for equal counts."""
+        """The counts as JSON text; equal counts give equal text."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Reads `pictures.json`; if it is not as `resize` wrote it, an `OSError` or `ValueError` says what to run."""
+        """Reads `pictures.json`. `OSError` or `ValueError`, with the command to run, if it is not as `resize` wrote it."""
         return cls.parse(digests.read(file, "resize"), file)
 
     @classmethod
     def parse(cls, text: bytes | str, file: AnyPath) -> Self:
-        """The counts in a text that was read from `file`; `ValueError` if they are none."""
+        """Parses the text of `file`; `ValueError` if it is not a census."""
         found = documents.parse(text, cls, file, "resize")
         for name in ("formats", "rejected", "orientations"):
             for kind, count in getattr(found, name).items():
@@ -104,7 +104,7 @@ class Census:
 
 
 def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """What there is most of first; by name where they are equal, so that nothing depends on who counted first."""
+    """Counts in descending order; ties by name, so that the order does not depend on the order of counting."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

@@ -1,4 +1,4 @@
-"""The index as `download` left it: the pictures, where they lie, and what they show; and whether the store still has them."""
+"""Reading the index of `download`: each picture's archive, byte range and class; and checking that the store has them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.shards.tables import Synset
 INDEX = Path("data/index")
 
 LOOKED_AT = 1000
-"""Archives whose size is compared before the work begins."""
+"""Most archives whose size is compared before the work begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,23 +32,24 @@ class _Contents:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """What `download` wrote."""
+    """The contents of `data/index`."""
 
     rows: pa.Table
-    """`tables.INDEX`, and in `archive_bytes` the size of the archive."""
+    """The schema `tables.INDEX`, and `archive_bytes`, the size of the picture's archive."""
     classes: tuple[Synset, ...]
     archives: pa.Table
-    """`tables.ARCHIVES`."""
+    """The schema `tables.ARCHIVES`."""
     drawn: bool
+    """Whether the pictures were drawn by a program."""
     digest: str
-    """Digest of the files that all this comes from, the archives' checksums among them."""
+    """Digest of the index's files; it covers the archives' checksums."""
 
 
 def read_index(folder: Path) -> Index:
-    """Reads what `download` wrote; `OSError` or `ValueError` if it is another now, or breaks its promises."""
+    """Reads the index; `OSError` or `ValueError` if it has changed since `download` wrote it, or breaks its promises."""
     written = [folder / name for name in ("index.parquet", "archives.parquet", "contents.json")]
     data = [digests.read(file, "download") for file in written]
-    rows, archives = (tables.parse(data[place], written[place]) for place in (0, 1))
+    rows, archives = (tables.parse(data[index], written[index]) for index in (0, 1))
     contents = documents.parse(data[2], _Contents, written[2], "download")
     tables.check_index(rows, contents.classes, archives, written[0])
     sizes = archives["bytes"].take(pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks()))
@@ -63,9 +64,9 @@ def read_index(folder: Path) -> Index:
 
 
 def check_store(index: Index, folder: AnyPath) -> None:
-    """`ValueError` if an archive that the index names is not in the store, or has another size.
+    """`ValueError` if an archive of the index is missing from the store, or has another size.
 
-    Where every picture is a file of its own, a thousand are looked at; the others are when they are read.
+    If every picture is its own file, about `LOOKED_AT` are checked here, and the others when they are read.
     """
     used = index.archives.filter(pc.is_in(index.archives["name"], value_set=pc.unique(index.rows["archive"])))
     step = max(1, used.num_rows // LOOKED_AT)
@@ -74,7 +75,7 @@ def check_store(index: Index, folder: AnyPath) -> None:
     with ThreadPoolExecutor(files.at_once(folder)) as readers:
         for file, archive, size in zip(named, looked_at, readers.map(files.size, named), strict=True):
             if size is None:
-                raise ValueError(f"{file}: not there, but the index names it. Run: dvc repro --force download")
+                raise ValueError(f"{file}: missing, but the index names it. Run: dvc repro --force download")
             if size != archive["bytes"]:
                 raise ValueError(
                     f"{file}: has {size} bytes, had {archive['bytes']} when it was indexed. "

@@ -1,6 +1,6 @@
-"""The Parquet schemas and what they promise; all of pyarrow.
+"""The Parquet schemas, what they promise, and reading and writing with pyarrow.
 
-Between two stages stands one of these tables. The writer checks the promise, so that a reader need not.
+Between two stages stands one of these tables. The writer checks the promises, so that readers need not.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 
 MOST_PIXELS = 4096
-"""Pixels that a stored square's side may have."""
+"""Largest side of a stored picture, in pixels."""
 
 _NAME = re.compile(r"[\w-][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 INDEX = pa.schema(
     {
-        "id": pa.string(),  # unique: the picture's name without its ending, n01440764_10026
+        "id": pa.string(),  # unique: the picture's file name without suffix, n01440764_10026
         "split": pa.string(),  # train, val or test
         "label": pa.int64(),  # the rank of the WordNet id among the classes, from 0
         "wnid": pa.string(),
-        "archive": pa.string(),  # the file's name in the data store
+        "archive": pa.string(),  # name of the archive's file in the data store
         "offset": pa.int64(),  # of the picture's first byte in the archive
         "length": pa.int64(),  # in bytes
-        "crc32": pa.uint32(),  # of those bytes, as they lay there when the archive was hashed (zlib.crc32)
+        "crc32": pa.uint32(),  # of the picture's bytes, computed when the archive was hashed (zlib.crc32)
     }
 )
 
 ARCHIVES = pa.schema(
     {
-        "name": pa.string(),  # of a file in the data store: an archive of many pictures, or a picture by itself
+        "name": pa.string(),  # of a file in the data store: an archive of pictures, or a single picture
         "bytes": pa.int64(),
         "sha256": pa.string(),
-        "md5": pa.string(),  # null where the file is a picture by itself
+        "md5": pa.string(),  # null for a single picture
     }
 )
 
@@ -67,19 +67,21 @@ IMAGES = pa.schema(
         "label": pa.int64(),
         "wnid": pa.string(),
         "id": pa.string(),
-        "width": pa.int32(),  # of the picture as it came, in pixels
+        "width": pa.int32(),  # of the original picture, in pixels
         "height": pa.int32(),
-        "sha256": pa.string(),  # of its bytes as they came
+        "sha256": pa.string(),  # of the original file
     }
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Synset:
-    """A class of the data set; its label is its place in the list, by rank of the WordNet id."""
+    """A class of the data set. Classes are sorted by WordNet id; a label is an index in that list."""
 
     wnid: str
+    """WordNet id."""
     words: str
+    """Synonyms, separated by commas."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,33 +96,36 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """`data/shards/manifest.json`: what the shards hold. Its digest stands for the pictures in every later stage."""
+    """`data/shards/manifest.json`, the contents of the shards. Its digest identifies the pictures in all later stages."""
 
     side: int
+    """Side of the stored pictures, in pixels."""
     classes: tuple[Synset, ...]
     shards: dict[str, tuple[Shard, ...]]
-    """By split."""
+    """Split → its shards, in order."""
     indexed: int
+    """Pictures in the index."""
     rejected: int
+    """Pictures of the index that could not be decoded."""
     drawn: bool
-    """The pictures were drawn by a program, not photographed."""
+    """Whether the pictures were drawn by a program rather than photographed."""
 
     def rows(self, split: str) -> int:
-        """How many pictures the split has."""
+        """Number of pictures in the split."""
         return sum(shard.rows for shard in self.shards[split])
 
     @property
     def digest(self) -> str:
-        """sha256 of the manifest, in hexadecimal."""
+        """sha256 of the manifest's text, in hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The manifest as text, the same for equal manifests."""
+        """The manifest as JSON text; equal manifests give equal text."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def read(cls, folder: AnyPath) -> Manifest:
-        """Reads `folder/manifest.json`; if it is not as `resize` wrote it, a `ValueError` or `OSError` says what to run."""
+        """Reads `folder/manifest.json`. `ValueError` or `OSError`, with the command to run, if it is not as `resize` wrote it."""
         file = folder / MANIFEST
         found = documents.parse(digests.read(file, "resize"), cls, file, "resize")
         if broken := next(found._broken(), ""):
@@ -128,7 +133,7 @@ class Manifest:
         return found
 
     def _broken(self) -> Iterator[str]:
-        """The promises that it does not keep."""
+        """Yields the promises that the manifest breaks."""
         shards = [shard for part in self.shards.values() for shard in part]
         wnids = [synset.wnid for synset in self.classes]
         if not 1 <= self.side <= MOST_PIXELS:
@@ -141,9 +146,9 @@ class Manifest:
             yield "shards: names a file twice"
         for shard in shards:
             if not _NAME.fullmatch(shard.file):
-                yield f"shards: '{shard.file}' is no name of a file"
+                yield f"shards: '{shard.file}' is not a file name"
             if not _SHA256.fullmatch(shard.sha256):
-                yield f"shards: {shard.file}: sha256: '{shard.sha256}' is none"
+                yield f"shards: {shard.file}: sha256: '{shard.sha256}' is not a sha256"
             if not 0 <= shard.rows < 2**63 or not 0 <= shard.bytes < 2**63:
                 yield f"shards: {shard.file}: has {shard.rows} rows and {shard.bytes} bytes"
         rows = sum(shard.rows for shard in shards)
@@ -152,7 +157,7 @@ class Manifest:
 
 
 def with_classes(schema: pa.Schema, classes: Iterable[Synset]) -> pa.Schema:
-    """`schema` with `label` marked as Hugging Face's ClassLabel and `image` as its Image."""
+    """`schema` with Hugging Face's metadata: `label` is a ClassLabel, `image` an Image."""
     names = [synset.wnid for synset in classes]
     features: dict[str, object] = {field.name: _feature(field, names) for field in schema}
     huggingface = json.dumps({"info": {"features": features}}, sort_keys=True)
@@ -168,11 +173,11 @@ def _feature(field: pa.Field, names: list[str]) -> dict[str, object]:
 
 
 BATCH = 65_536
-"""Rows that `collect` holds as Python's objects."""
+"""Rows that `collect` holds as Python objects at a time."""
 
 
 def collect(rows: Iterable[object], schema: pa.Schema) -> pa.Table:
-    """A table of objects that have its columns as attributes; a million of them are never in memory at once."""
+    """A table from objects that have the schema's columns as attributes; only `BATCH` objects are in memory at a time."""
     waiting = iter(rows)
     batches = []
     while some := list(itertools.islice(waiting, BATCH)):
@@ -182,9 +187,9 @@ def collect(rows: Iterable[object], schema: pa.Schema) -> pa.Table:
 
 
 def write(rows: Mapping[str, list[Any]] | pa.Table, schema: pa.Schema, file: Path, group: int = 0) -> None:
-    """Writes a table to `file`, the same bytes for the same rows, `group` rows to a row group (0: all in one).
+    """Writes a table to `file`, with `group` rows per row group (0: one group); equal rows give equal bytes.
 
-    Pictures are stored as they are, since a JPEG does not compress further; every page carries its checksum.
+    Pictures are not compressed, since a JPEG does not compress further. Every page has a checksum.
     """
     table = rows if isinstance(rows, pa.Table) else pa.table(dict(rows), schema=schema)
     words = [name for name in ("label", "wnid", "split", "archive") if name in schema.names]
@@ -201,24 +206,24 @@ def write(rows: Mapping[str, list[Any]] | pa.Table, schema: pa.Schema, file: Pat
 
 
 def read(file: AnyPath, columns: list[str] | None = None, stage: str | None = None) -> pa.Table:
-    """Reads a table whole, its pages' checksums verified; `OSError` if it is not there or damaged.
+    """Reads a whole table and verifies its pages' checksums; `OSError` if it is missing or damaged.
 
-    With the `stage` that wrote it, an error says how it is made anew.
+    `stage`: the stage that wrote it, so that an error can say how to write it again.
     """
     with _readable(file, stage) as source:
         return pq.read_table(source, columns=columns, page_checksum_verification=True)
 
 
 def parse(data: bytes, file: AnyPath) -> pa.Table:
-    """A table from all the bytes of `file`; `OSError` if it is none."""
+    """Parses the bytes of `file` as a table; `OSError` if they are not one."""
     try:
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"{file}: damaged, or no table of ours: {in_one_line(error)}") from None
+        raise OSError(f"{file}: damaged, or not Parquet: {in_one_line(error)}") from None
 
 
 def groups(file: AnyPath, columns: list[str] | None = None, stage: str | None = None) -> Iterator[pa.Table]:
-    """Reads a table by row groups, so that one is in memory and the next on its way; otherwise like `read`."""
+    """Yields a table's row groups, prefetching the next; otherwise like `read`."""
     with (
         _readable(file, stage) as source,
         pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as parquet,
@@ -235,14 +240,14 @@ def groups(file: AnyPath, columns: list[str] | None = None, stage: str | None = 
 
 @contextmanager
 def _readable(file: AnyPath, stage: str | None) -> Iterator[pa.NativeFile]:
-    """The file, open; an error says which one it is that cannot be read."""
+    """Opens the file; errors name it, and say how to write it again if `stage` is given."""
     try:
         with files.opened(file) as source:
             yield source
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: not there{_advice(stage)}") from None
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"{file}: damaged, or no table of ours: {in_one_line(error)}{_advice(stage)}") from None
+        raise OSError(f"{file}: damaged, or not Parquet: {in_one_line(error)}{_advice(stage)}") from None
 
 
 def _advice(stage: str | None) -> str:
@@ -250,12 +255,12 @@ def _advice(stage: str | None) -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """What Arrow says, whose lines end anywhere."""
+    """An error's message on one line; Arrow breaks lines anywhere."""
     return " ".join(str(error).split())
 
 
 def check_index(rows: pa.Table, classes: Sequence[Synset], archives: pa.Table, file: Path) -> None:
-    """`ValueError` if the rows of the index do not keep the promises of `INDEX`, beside its `ARCHIVES`."""
+    """`ValueError` if an index breaks a promise of `INDEX` or `ARCHIVES`, with the first one broken."""
     wrong = f"{file}: {{}}. Run: dvc repro --force download"
     for table, schema, name in ((rows, INDEX, "INDEX"), (archives, ARCHIVES, "ARCHIVES")):
         if not table.schema.equals(schema):
@@ -263,9 +268,9 @@ def check_index(rows: pa.Table, classes: Sequence[Synset], archives: pa.Table, f
     if absent := next((name for name in rows.schema.names if rows[name].null_count), None):
         raise ValueError(wrong.format(f"a picture has no {absent}"))
     if rows.num_rows == 0:
-        raise ValueError(wrong.format("holds no picture"))
+        raise ValueError(wrong.format("contains no picture"))
     if pc.count_distinct(rows["id"]).as_py() != rows.num_rows:
-        raise ValueError(wrong.format("names a picture twice"))
+        raise ValueError(wrong.format("contains a picture twice"))
     strange = set(pc.unique(rows["split"]).to_pylist()) - set(SPLITS)
     if strange:
         raise ValueError(wrong.format(f"unknown split '{min(strange)}'"))
@@ -274,7 +279,9 @@ def check_index(rows: pa.Table, classes: Sequence[Synset], archives: pa.Table, f
         raise ValueError(wrong.format("the classes are not in the order of their WordNet ids, each once"))
     wnids = pa.array(names, pa.string())
     ranked = pc.equal(pc.index_in(rows["wnid"], value_set=wnids), rows["label"])
-    sound = pc.or_(pc.fill_null(ranked, False), pc.equal(rows["split"], "test"))  # what a test shows may be secret
+    sound = pc.or_(
+        pc.fill_null(ranked, False), pc.equal(rows["split"], "test")
+    )  # the classes of test pictures may be secret
     if not pc.all(sound).as_py():
         raise ValueError(wrong.format("a label is not the rank of its WordNet id among the classes"))
     places = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
@@ -284,7 +291,7 @@ def check_index(rows: pa.Table, classes: Sequence[Synset], archives: pa.Table, f
     negative = pc.or_(pc.less(rows["offset"], 0), pc.less(rows["length"], 0))
     ends, sizes = pc.add(rows["offset"], rows["length"]), archives["bytes"].take(places)
     beyond = pc.greater(ends, sizes)
-    for bad, said in ((negative, "has a negative place or length"), (beyond, "ends at byte {end}")):
+    for bad, said in ((negative, "has a negative offset or length"), (beyond, "ends at byte {end}")):
         if pc.any(bad).as_py():
             place = pc.index(bad, True).as_py()
             name, end, size = (column[place].as_py() for column in (rows["archive"], ends, sizes))

@@ -1,1 +1,1 @@
-"""How a training is watched: its attempts, its faults, what its workers say, which code began it; no byte is decided here."""
+"""Supervision of a training: its attempts, its faults, its workers' messages, the code that began it. Decides no byte."""

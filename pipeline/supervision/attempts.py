@@ -1,4 +1,4 @@
-"""A training's attempts: after a fault from outside it goes on from the last whole checkpoint, a few times."""
+"""A training's attempts: after an external fault it resumes from the newest whole checkpoint, a few times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.training.checkpoints import Checkpoint
 
 
 class Attempts:
-    """Counts the tries of what came from outside; progress begins the count anew."""
+    """Counts the attempts after external faults; a checkpoint of a later step resets the count."""
 
     def __init__(self, run: Path, last: Checkpoint | None, sleep: Callable[[float], None] = time.sleep) -> None:
         self.run, self.sleep = run, sleep
@@ -20,14 +20,16 @@ class Attempts:
         self.failed = 0
 
     def again(self, fault: Fault, last: Checkpoint | None, error: BaseException | None = None) -> None:
-        """Waits before another try, or raises what ends the training: it names what, why, and the last whole checkpoint."""
+        """Waits before another attempt, or raises the error that ends the training, with the fault and the last checkpoint."""
         reached = last.step if last else 0
         if reached > self.step:
             self.step, self.failed = reached, 0
         if not fault.outside:
             raise _ended(fault.what, fault, self.where(last)) from error
         if self.failed == len(PAUSES):
-            raise _ended(f"{fault.what}; {len(PAUSES)} more tries came no further", fault, self.where(last)) from error
+            raise _ended(
+                f"{fault.what}; {len(PAUSES)} more attempts came no further", fault, self.where(last)
+            ) from error
         pause = PAUSES[self.failed]
         self.failed += 1
         print(
@@ -38,9 +40,9 @@ class Attempts:
         self.sleep(pause)
 
     def where(self, last: Checkpoint | None) -> str:
-        """The last whole checkpoint, in words."""
+        """A sentence on the last whole checkpoint and on how to resume."""
         if last is None:
-            return f"There is no checkpoint in {self.run} yet: dvc repro begins anew"
+            return f"There is no checkpoint in {self.run} yet: dvc repro starts from the beginning"
         return f"The last whole checkpoint is {last.folder}, step {last.step}: dvc repro goes on from there"
 
 

@@ -1,4 +1,4 @@
-"""Why a training ended: what would come again the same, and what came from outside and is tried again."""
+"""Why a training ended: a fault that would recur, or an external one, after which training is attempted again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.runtime.cluster import out_of_memory
 from pipeline.training.checkpoints import ChangedError
 
 PAUSES = (1.0, 4.0, 16.0)
-"""Seconds before each further try of what came from outside."""
+"""Seconds before each further attempt after an external fault."""
 
 _GONE = (
     RayError,
@@ -36,17 +36,17 @@ _GONE = (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
-"""A worker, or a node, is not there any more."""
+"""Errors of Ray that mean that a worker or a node is gone."""
 
 _AWAY = (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN)
 
 _SERVER = re.compile(
     r"AWS Error (SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|NETWORK_CONNECTION|REQUEST_TIMEOUT|UNKNOWN)"
 )
-"""How Arrow says that an object store is away."""
+"""Arrow's words for an object store that does not answer."""
 
 _LINK = re.compile(r"gloo|nccl|connect|socket|peer|timed? ?out|broken pipe", re.IGNORECASE)
-"""How torch says that a link between two processes is broken: gloo's errors have no class of their own."""
+"""torch's words for a broken connection between two processes; gloo's errors have no class of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +54,31 @@ class Fault:
     """Why a training ended."""
 
     what: str
+    """What happened, in one line."""
     advice: str = ""
+    """What to do, in one line; may be empty."""
     outside: bool = False
-    """It may not come again."""
+    """Whether the cause is external, so that another attempt may succeed."""
     ours: BaseException | None = None
-    """An error in this code, which has to be seen with its traceback."""
+    """An error in this code, to be shown with its traceback."""
 
 
 def explained(error: BaseException) -> Fault:
-    """What Ray Train raised, in words for the user."""
+    """The fault behind an exception that Ray Train raised."""
     causes = list(_causes(error))
     lost = any(isinstance(cause, RayActorError) for cause in causes)
-    # where a process is gone, the others fail with it, in as many ways as there are places to be in
-    same = [cause for cause in causes if not from_outside(cause) and not (lost and type(cause) is RuntimeError)]
-    if same:
-        return _the_same_again(same[0])
+    # when one process dies, the others fail too, each with whatever error it meets first
+    recurring = [cause for cause in causes if not from_outside(cause) and not (lost and type(cause) is RuntimeError)]
+    if recurring:
+        return _internal(recurring[0])
     if killed := next(filter(None, (out_of_memory(str(cause)) for cause in causes)), None):
         return Fault(*killed, outside=True)
     gone = [cause for cause in causes if isinstance(cause, _GONE)]
-    return _from_outside(gone[0] if gone else causes[0])
+    return _external(gone[0] if gone else causes[0])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What is behind an error of Ray's, one for each worker that failed."""
+    """The exceptions that caused an error of Ray's, one for each worker that failed."""
     inner: list[BaseException | None] = []
     match error:
         case WorkerGroupError():
@@ -97,7 +99,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def from_outside(error: BaseException) -> bool:
-    """Whether an error comes from outside the training, and so may not come again: memory, a process, a node, a server."""
+    """Whether an error's cause is external (memory, a process, a node, a server), so that it may not recur."""
     match error:
         case RuntimeEnvSetupError():
             return False
@@ -112,7 +114,7 @@ def from_outside(error: BaseException) -> bool:
     return type(error) is RuntimeError and bool(_LINK.search(str(error)))
 
 
-def _the_same_again(error: BaseException) -> Fault:
+def _internal(error: BaseException) -> Fault:
     if isinstance(error, (ValueError, OSError, ArithmeticError)):
         return Fault(str(error) or type(error).__name__)
     if isinstance(error, ImportError):
@@ -124,23 +126,25 @@ def _the_same_again(error: BaseException) -> Fault:
     return Fault(f"{type(error).__name__}: {_line(error)}", ours=error)
 
 
-def _from_outside(error: BaseException) -> Fault:
+def _external(error: BaseException) -> Fault:
     match error:
         case torch.OutOfMemoryError():
-            what = f"the memory of the GPU was not enough: {_line(error)}"
-            return Fault(what, "End what else is on the GPU, or make learning.batch_size smaller", outside=True)
+            what = f"the GPU is out of memory: {_line(error)}"
+            return Fault(what, "End other programs on the GPU, or lower learning.batch_size", outside=True)
         case MemoryError():
-            what = f"the memory was not enough: {_line(error)}"
-            return Fault(what, "End what else is in memory, or make learning.batch_size smaller", outside=True)
+            what = f"out of memory: {_line(error)}"
+            return Fault(what, "End other programs, or lower learning.batch_size", outside=True)
         case WorkerGroupStartupTimeoutError():
             return Fault("there was no room for its workers", "See `ray status`: what else runs there?", outside=True)
         case OSError():
             return Fault(str(error), outside=True)
     if isinstance(error, _GONE):
         return Fault("a worker died, or its node", "Was it killed (dmesg), or the node switched off?", outside=True)
-    return Fault(f"a link between two workers broke: {_line(error)}", "Do all nodes reach each other?", outside=True)
+    return Fault(
+        f"a connection between two workers broke: {_line(error)}", "Can all nodes reach each other?", outside=True
+    )
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message, at most 200 characters."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

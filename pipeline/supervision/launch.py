@@ -1,4 +1,4 @@
-"""Launches a training's workers with Ray Train, again and again where it helps, until the last checkpoint is there."""
+"""Launches a training's workers with Ray Train, again after external faults, until the last checkpoint is written."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.worker import Task
 
 Loop = Callable[[dict[str, Any]], None]
-"""What each worker runs."""
+"""The function that each worker runs."""
 
 
 class _EndableTrainer(TorchTrainer):
-    """Ray's trainer, which leaves SIGINT to us and can be ended from outside."""
+    """Ray's trainer, without its own SIGINT handler, and with a method that ends it."""
 
     controller: Any = None
 
@@ -50,10 +50,10 @@ def until_the_last_checkpoint(
     patience: float,
     say: Callable[[str], None],
 ) -> Checkpoint:
-    """Runs attempts until there is the checkpoint after the last epoch, which it returns.
+    """Runs attempts until the checkpoint after the last epoch exists, and returns it.
 
-    `images`: pictures to learn from in all epochs, for the progress line. Raises what ends the training where another
-    attempt would not help.
+    `images`: training pictures in all epochs together, for the progress line. Raises the error that ends the training when
+    another attempt would not help.
     """
     attempts = Attempts(task.run, last)
     with Progress("train", images, "images") as progress:
@@ -86,7 +86,7 @@ def attempt(loop: Loop, task: Task, last: Checkpoint | None, placement: Placemen
             use_gpu=placement.gpu,
             resources_per_worker={"CPU": placement.threads, **({"GPU": 1} if placement.gpu else {})},
         ),
-        run_config=RunConfig(  # (the types are those of Ray Train before its second version)
+        run_config=RunConfig(  # (its type annotations are those of Ray Train V1)
             name="ray",
             storage_path=str(task.run),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]

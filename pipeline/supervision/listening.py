@@ -1,4 +1,4 @@
-"""What a training's driver hears of its workers: rows of history, how far they are, and whether they live."""
+"""The driver's side of the mailbox: it logs the workers' rows, shows their progress, and ends workers that hang."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Rows = Callable[[list[dict[str, float]]], None]
 
 
 class Listener:
-    """Asks the mailbox again and again, writes down what is in it, and ends workers that are silent for too long."""
+    """Polls the mailbox, logs its rows, and ends workers that have been silent for too long."""
 
     def __init__(self, placement: Placement, progress: Progress, log: Rows, patience: float) -> None:
         self.placement, self.progress, self.log, self.patience = placement, progress, log, patience
         self.ended = ""
-        """Why the workers were ended from here; nothing if they were not."""
+        """Why this listener ended the workers; empty if it did not."""
         self.hopeless = False
-        """The workers never began: it is no use to try again."""
+        """The workers never began, so that another attempt would not help."""
         self._since = time.monotonic()
         self._longest, self._said, self._begun, self._gap = 0.0, False, False, False
         self._news = News(mailbox="")
@@ -45,7 +45,7 @@ class Listener:
 
     @contextmanager
     def attempt(self, mailbox: Any, end: Callable[[], None]) -> Iterator[None]:
-        """Listens while the block runs; `end` ends what has the workers."""
+        """Listens while the block runs; `end` ends the trainer that owns the workers."""
         self._mailbox, self._news, self._begun, self._gap = mailbox, News(mailbox=""), False, False
         self.ended, self._said = "", False
         over = threading.Event()
@@ -58,7 +58,7 @@ class Listener:
             thread.join(30)
             if not thread.is_alive():
                 self._look()
-            self._mailbox = None  # a thread that is late asks nobody: Ray may be gone by then
+            self._mailbox = None  # a thread that is still running must not call Ray, which may be gone by then
 
     def _listen(self, over: threading.Event, end: Callable[[], None]) -> None:
         while not over.wait(1.0):
@@ -73,7 +73,9 @@ class Listener:
         try:
             news: News = ray.get(mailbox.take.remote(), timeout=ANSWER)
         except (RayError, TimeoutError):
-            self._gap = True  # rows may be lost: the checkpoint has them, and whoever begins from it sends all of them
+            self._gap = (
+                True  # rows may be lost here; the checkpoint has them, and the next attempt sends them all again
+            )
             return
         self._take(news)
         if news.rows and not self._gap:
@@ -121,7 +123,7 @@ class Listener:
             end()
 
     def _what(self) -> str:
-        """What the workers are waited for to do, and where they are."""
+        """What the driver waits for, and the workers' processes, in words."""
         if not self._news.processes:
             return f"its workers to begin: they are {needed(self.placement)}, and {there()}"
         where = ", ".join(f"{process.pid} on {process.address}" for process in self._news.processes)
@@ -143,7 +145,7 @@ def mailbox() -> Any:
 
 
 def release() -> None:
-    """Gives back what this driver's trainings still reserve: nobody does where Ray's controller of one has died."""
+    """Removes the placement groups of this driver's trainings; Ray does not if the training's controller has died."""
     job = ray.get_runtime_context().get_job_id()
     for name, group in placement_group_table().items():
         if name.endswith(job) and group["state"] != "REMOVED":
@@ -151,7 +153,7 @@ def release() -> None:
 
 
 def _kill(processes: list[Process]) -> None:
-    """Ends processes by SIGKILL, which one that is stopped heeds as well, each from its own node."""
+    """Ends processes by SIGKILL, each from its own node; unlike SIGTERM it also ends stopped processes."""
     for process in processes:
         with contextlib.suppress(RayError, TimeoutError):
             on_it = NodeAffinitySchedulingStrategy(process.node, soft=False)
@@ -161,5 +163,5 @@ def _kill(processes: list[Process]) -> None:
 @ray.remote(num_cpus=0, max_retries=0)
 def _end(pid: int) -> None:
     with contextlib.suppress(psutil.Error):
-        if "ray::" in " ".join(psutil.Process(pid).cmdline()):  # no other process, which has its number by now
+        if "ray::" in " ".join(psutil.Process(pid).cmdline()):  # another process may have this pid by now
             os.kill(pid, signal.SIGKILL)

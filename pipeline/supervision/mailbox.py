@@ -1,4 +1,4 @@
-"""The mailbox between a training's workers and its driver: rows of the history, signs of life, news of checkpoints."""
+"""The mailbox between a training's workers and its driver: rows of history, heartbeats, news of checkpoints."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import ray
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """Where a worker is."""
+    """A worker's process."""
 
     node: str
-    """Ray's name for the node."""
+    """Ray's id of the node."""
     address: str
+    """The node's IP address."""
     pid: int
 
 
 @dataclass(kw_only=True)
 class News:
-    """What the driver hears of its workers."""
+    """The workers' messages to the driver."""
 
     mailbox: str
-    """Names the mailbox. One that died and was started again has another name: what it held is lost."""
+    """Id of the mailbox. One that died and was restarted has another id: its contents are lost."""
     rows: list[dict[str, float]] = field(default_factory=list)
+    """New rows of the history."""
     images: int = 0
-    """Pictures learned from so far."""
+    """Training pictures so far, counted in every epoch."""
     first: int | None = None
-    """Pictures learned from when the workers began."""
+    """`images` when the workers began."""
     step: int = 0
+    """Steps so far."""
     beats: int = 0
-    """Signs of life."""
+    """Heartbeats so far."""
     processes: list[Process] = field(default_factory=list)
     saved: int = 0
     """The step of the last checkpoint."""
@@ -40,28 +43,28 @@ class News:
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Carries news from the workers to the driver as they come."""
+    """A Ray actor that passes messages from the workers to the driver."""
 
     def __init__(self) -> None:
         self.news = News(mailbox=uuid.uuid4().hex)
 
     def here(self, *, node: str, address: str, pid: int) -> None:
-        """From each worker: where it is."""
+        """From each worker: its process."""
         self.news.processes.append(Process(node=node, address=address, pid=pid))
         self.news.beats += 1
 
     def put(self, rows: list[dict[str, float]], images: float, step: int) -> None:
-        """From rank 0: new rows, and pictures and steps learned from so far; for the first time when it is about to begin."""
+        """From rank 0: new rows, and pictures and steps so far. The first call is made just before the first step."""
         news = self.news
         news.rows += rows
         news.images, news.step, news.beats = int(images), step, news.beats + 1
         news.first = news.images if news.first is None else news.first
 
     def saved(self, step: int) -> None:
-        """From rank 0: it has left a checkpoint."""
+        """From rank 0: the step of a checkpoint that it has written."""
         self.news.saved = step
 
     def take(self) -> News:
-        """To the driver: the news, with the rows since it last asked."""
+        """To the driver: the messages so far, with the rows since the last call."""
         taken, self.news = self.news, dataclasses.replace(self.news, rows=[])
         return taken

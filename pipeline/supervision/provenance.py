@@ -1,4 +1,4 @@
-"""Which code and which libraries decide a training: what a checkpoint says of them, and what is here."""
+"""The code and libraries that decide a training: as recorded in a checkpoint, and as installed here."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from typing import Any
 from pipeline.runtime import params
 
 LIBRARIES = ("torch", "torchvision")
-"""The arithmetic, and the codec of the pictures."""
+"""The libraries with the arithmetic and the pictures' codec."""
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Files of this repository and versions of libraries, by name."""
+    """The versions of the code: files of this repository, and libraries."""
 
     files: Mapping[str, str]
-    """SHA-256."""
+    """Path → sha256."""
     libraries: Mapping[str, str]
+    """Name → version."""
 
     @property
     def digest(self) -> str:
-        """Names this code: 16 hexadecimal digits."""
+        """An id of this code: 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:16]
 
     def record(self) -> dict[str, dict[str, str]]:
@@ -36,7 +37,7 @@ class Code:
 
 
 def of(record: Any) -> Code | None:
-    """The code that a checkpoint's record names; None if it names none, as in runs that are older than the record."""
+    """The code in a checkpoint's record; None if it has none, as in runs from before code was recorded."""
     if not (isinstance(record, dict) and isinstance(record.get("files"), dict)):
         return None
     return Code(record["files"], record["libraries"])
@@ -44,7 +45,7 @@ def of(record: Any) -> Code | None:
 
 @cache
 def here() -> Code:
-    """The code that runs here: what dvc.yaml names as the code of `train`, and the libraries."""
+    """The code that runs here: the code deps of `train` in dvc.yaml, and the libraries."""
     root = Path(__file__).resolve().parents[2]
     deps = params.load(root / "dvc.yaml")["stages"]["train"]["deps"]
     files = {dep: hashlib.sha256((root / dep).read_bytes()).hexdigest() for dep in deps if dep.endswith(".py")}
@@ -52,12 +53,12 @@ def here() -> Code:
 
 
 def version(library: str) -> str:
-    """A library's version without what it was built for: a training may go on from a CPU on a GPU."""
+    """A library's version without its local part, such as +cpu: a training may resume on another kind of device."""
     return metadata.version(library).partition("+")[0]
 
 
 def differences(before: Code, now: Code) -> str:
-    """The files and libraries that differ, in a few words; empty if none do."""
+    """The files and libraries that differ, in one line; empty if none do."""
     names = sorted(before.files.keys() | now.files.keys())
     files = [name for name in names if before.files.get(name) != now.files.get(name)]
     libraries = [

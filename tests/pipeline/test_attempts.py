@@ -126,7 +126,7 @@ def test_what_comes_from_outside_is_tried_three_times_with_longer_and_longer_pau
     with pytest.raises(OSError) as caught:
         attempts.again(OUTSIDE, reached(4))
     assert str(caught.value).splitlines() == [
-        "a worker died; 3 more tries came no further",
+        "a worker died; 3 more attempts came no further",
         "Was it killed?",
         "The last whole checkpoint is runs/one/checkpoint-000000004-0001, step 4: dvc repro goes on from there",
     ]
@@ -145,7 +145,7 @@ def test_what_would_come_again_the_same_is_tried_once() -> None:
         attempts.again(Fault("the loss is nan"), None)
     assert str(caught.value).splitlines() == [
         "the loss is nan",
-        "There is no checkpoint in runs/one yet: dvc repro begins anew",
+        "There is no checkpoint in runs/one yet: dvc repro starts from the beginning",
     ]
 
 

@@ -59,8 +59,8 @@ def test_the_lines_say_the_counts() -> None:
     assert census.lines() == [
         "2,011 pictures: 2,000 JPEG colour, 5 GIF palette, 5 JPEG grey",
         "rejected: 1 damaged",
-        "as they came, 110 kB and 0.19 megapixels on average",
-        "7 are smaller than what is stored, and were enlarged",
+        "originals have 110 kB and 0.19 megapixels on average",
+        "7 are smaller than the stored size, and were enlarged",
         "3 have an EXIF orientation, which is not applied",
     ]
     assert Census().lines() == ["0 pictures: none kept"]

@@ -122,7 +122,7 @@ def test_workers_that_are_killed_again_and_again_end_it_with_the_last_checkpoint
     assert ran.code == 1
     assert [int(found) for found in re.findall(r"trying again .* (\d) of 3", ran.said)][-3:] == [1, 2, 3], ran.said
     what, why, last = last_lines(ran)
-    assert what == "train: a worker died, or its node; 3 more tries came no further"
+    assert what == "train: a worker died, or its node; 3 more attempts came no further"
     assert "dmesg" in why
     step = max(saved(training))
     assert re.search(rf"checkpoint-{step:09d}-\d+, step {step}: dvc repro goes on from there", last)

@@ -76,8 +76,8 @@ def test_what_is_in_the_repository_is_good(here: Path) -> None:
         ({"source": {"name": "samlpe"}}, "params.yaml: source.name: unknown name 'samlpe', did you mean 'sample'"),
         ({"reslts": {}}, "params.yaml: unknown section 'reslts', did you mean 'results'"),
         ({"report": None}, "params.yaml: section 'report' is missing"),
-        ({"resize__side": 200}, r"params.yaml: resize.side: 200 pixels are stored, and the network sees 224"),
-        ({"results__split": "test"}, "params.yaml: results.split: test, but the sample has train and val alone"),
+        ({"resize__side": 200}, r"params.yaml: resize.side: 200 pixels are stored, and the network's patches have 224"),
+        ({"results__split": "test"}, "params.yaml: results.split: test, but the sample has only train and val"),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )
@@ -115,7 +115,7 @@ def test_two_faults_of_different_kinds_are_told_together(here: Path, monkeypatch
             "ray_address: head:99999\n",
             "machine.yaml: ray_address: head:99999 is no cluster's address: it has to be host:port",
         ),
-        ("tracking: http://server:port\n", "machine.yaml: tracking: http://server:port: has no port that can be"),
+        ("tracking: http://server:port\n", "machine.yaml: tracking: http://server:port: its port is not a number"),
         ("storage: /proc/x\n", "/proc/x: cannot be written to"),
         ("storege: /tmp\n", ".*machine.yaml: storege: unknown key"),
     ],
@@ -152,7 +152,7 @@ def test_a_batch_that_the_memory_cannot_hold_is_refused_with_what_it_can(
         (said,) = faults(name)
         assert re.match(
             r"params.yaml: learning.batch_size: 4096: a step with 1,(499|500) pictures takes some 14.\d GB of memory, "
-            r"and 9.0 GB are there. Set at most \d{3}",
+            r"and 9.0 GB are available. Set at most \d{3}",
             said,
         )
     assert faults("evaluate") == []

@@ -636,5 +636,5 @@ def test_of_very_many_archives_a_thousand_are_looked_at(tmp_path: Path) -> None:
     resize.check_store(index, tmp_path)
     for name in names[1000:1010]:
         (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=r"10\d\d\.jpg: not there, but the index names it"):
+    with pytest.raises(ValueError, match=r"10\d\d\.jpg: missing, but the index names it"):
         resize.check_store(index, tmp_path)

@@ -142,7 +142,7 @@ def test_a_sound_index_passes() -> None:
 @pytest.mark.parametrize(
     ("row", "change", "message"),
     [
-        (1, {"id": "a"}, "names a picture twice"),
+        (1, {"id": "a"}, "contains a picture twice"),
         (0, {"split": "training"}, "unknown split 'training'"),
         (0, {"label": 1}, "not the rank of its WordNet id"),
         (0, {"label": 2, "wnid": "n9"}, "not the rank of its WordNet id"),
@@ -161,7 +161,7 @@ def test_a_broken_promise_is_named(row: int, change: dict[str, Any], message: st
 
 
 def test_an_index_has_rows_and_columns() -> None:
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="contains no picture"):
         check([])
     with pytest.raises(ValueError, match="has the columns"):
         tables.check_index(pa.table({"id": ["a"]}), CLASSES, ARCHIVES, Path("index.parquet"))
@@ -251,9 +251,9 @@ WRONG: list[tuple[tuple[Any, ...], object, str]] = [
     (("shards", "train", 0, "rows"), -3, "shards: t: has -3 rows and 9 bytes"),
     (("shards", "train", 0, "bytes"), 1e99, r"shards\.train\.0\.bytes: .*integer"),
     (("shards", "train", 0, "bytes"), 2**64, r"shards: t: has 3 rows and 18446744073709551616 bytes"),
-    (("shards", "train", 0, "file"), "../t", r"shards: '\.\./t' is no name of a file"),
+    (("shards", "train", 0, "file"), "../t", r"shards: '\.\./t' is not a file name"),
     (("shards", "train", 0, "file"), "u", "shards: names a file twice"),
-    (("shards", "train", 0, "sha256"), "0", "shards: t: sha256: '0' is none"),
+    (("shards", "train", 0, "sha256"), "0", "shards: t: sha256: '0' is not a sha256"),
 ]
 
 
