@@ -6,7 +6,7 @@ Axes: B pictures, V views of each, K classes. Scores are logits or probabilities
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,18 @@ def wilson(wrong: float, images: int) -> tuple[float, float]:
     low = 0.0 if wrong == 0 else max(0.0, middle - half)
     high = 1.0 if wrong == images else min(1.0, middle + half)
     return low, high
+
+
+def summary(counts: Mapping[int, Count]) -> dict[str, float]:
+    """Error rates and the ends of their 95 % intervals, by the names of metrics.json: `top1_error`, `top1_low`, …
+
+    `counts`: top → count of right answers.
+    """
+    rates: dict[str, float] = {}
+    for top, right in counts.items():
+        low, high = right.interval
+        rates |= {f"top{top}_error": right.error, f"top{top}_low": low, f"top{top}_high": high}
+    return rates
 
 
 def mean_over_views(logits_BVK: Tensor) -> Tensor:

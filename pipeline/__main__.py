@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-from pipeline.runtime import guard
-
-if TYPE_CHECKING:
-    import argparse
+from pipeline.runtime import guard, redaction
+from pipeline.runtime.commands import PROGRAMS, file_of, head, parser_of
 
 STAGES = ("download", "resize", "mean", "train", "evaluate", "report")
 
@@ -33,8 +31,6 @@ def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
 
 def _named(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The first word, if it names a stage or a program, and the other words; else exits."""
-    from pipeline.runtime.commands import PROGRAMS
-
     if not words or words[0] not in (*STAGES, *PROGRAMS):
         _entry().parse_args(words[:1])  # prints help or an error, and exits
     return words[0], words[1:]
@@ -42,10 +38,6 @@ def _named(words: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 def _entry() -> argparse.ArgumentParser:
     """The parser for help and for unknown words; known words do not reach it."""
-    import argparse
-
-    from pipeline.runtime.commands import PROGRAMS, file_of, head
-
     each = [f"  {name:10} {head(file_of(name)).splitlines()[0]}" for name in (*STAGES, *PROGRAMS)]
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
@@ -59,8 +51,6 @@ def _entry() -> argparse.ArgumentParser:
 
 
 def _stage(name: str, words: Sequence[str]) -> None:
-    from pipeline.runtime.commands import parser_of
-
     parser = parser_of(name)
     parser.prog = f"python -m pipeline {name}"
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
@@ -75,9 +65,6 @@ def _stage(name: str, words: Sequence[str]) -> None:
 
 
 def _program(name: str, words: Sequence[str]) -> None:
-    from pipeline.runtime import redaction
-    from pipeline.runtime.commands import PROGRAMS, file_of
-
     with redaction.guarded():
         PROGRAMS[name]().parse_args(words)
         guard.release()

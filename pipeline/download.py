@@ -24,7 +24,8 @@ from typing import get_args
 import pyarrow.compute as pc
 
 from pipeline.archives.contents import Contents
-from pipeline.runtime import digests, files, machine, params
+from pipeline.runtime import digests, files, params
+from pipeline.runtime import machine as machines
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.said import say
 from pipeline.shards import tables
@@ -48,7 +49,7 @@ SOURCES: tuple[type[Source], ...] = get_args(Source)
 def run() -> None:
     """Sees that the source's archives are in the data store, whole, and writes the index."""
     section = params.read("source", SOURCES)
-    contents = readable(section.contents, machine.store(machine.read()))
+    contents = readable(section.contents, machines.store(machines.read()))
     check(contents)
     with files.atomic(OUT) as folder:
         folder.mkdir()

@@ -34,7 +34,8 @@ from alexnet.names import cut
 from pipeline import recipe
 from pipeline.evaluation.trained import OUT
 from pipeline.evaluation.vectors import to_matrix
-from pipeline.runtime import commands, digests, files, machine, stage
+from pipeline.runtime import commands, digests, files, stage
+from pipeline.runtime import machine as machines
 from pipeline.runtime.said import say
 from pipeline.tracking import runs
 
@@ -127,7 +128,7 @@ def run(words: Sequence[str] | None = None) -> None:
     """Computes the errors, prints them, logs them to MLflow, and writes them to the file of --out."""
     options = commands.ensemble().parse_args(words)
     arguments = [Argument.parse(word) for word in options.members]
-    settings = machine.read()
+    machine = machines.read()
     with ExitStack() as stack:
         handles = [stack.enter_context(opened(each.name)) for each in arguments]
         sums = [hashlib.file_digest(handle, "sha256").hexdigest() for handle in handles]  # type: ignore[arg-type]
@@ -136,6 +137,8 @@ def run(words: Sequence[str] | None = None) -> None:
         members = [Member(each.name, handle) for each, handle in zip(arguments, handles, strict=True)]
         check(members)
         alone, together = measure(members, [each.weight for each in arguments])
+    from alexnet.errors import summary
+
     result = {
         "images": together[1].images,
         "classes": members[0].classes,
@@ -148,7 +151,7 @@ def run(words: Sequence[str] | None = None) -> None:
     say(*table(result).split("\n"))
     fingerprint = hashlib.sha256(json.dumps([sums, [each.weight for each in arguments]]).encode()).hexdigest()[:16]
     parameters = {"members": [each.name for each in arguments], "weights": [each.weight for each in arguments]}
-    with runs.run(settings, fingerprint, parameters, None, "ensemble", adopt=True) as record:
+    with runs.run(machine, fingerprint, parameters, None, "ensemble", adopt=True) as record:
         errors = {f"ten_views/{name}": result["ensemble"][name] for name in ("top1_error", "top5_error")}
         record.score(errors)
     if options.out:
@@ -253,15 +256,6 @@ def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
     rest = iter(items)
     while block := list(islice(rest, size)):
         yield block
-
-
-def summary(counts: Counts) -> dict[str, float]:
-    """Error rates and their 95 % intervals, named as in metrics.json."""
-    rates: dict[str, float] = {}
-    for top, one in counts.items():
-        low, high = one.interval
-        rates |= {f"top{top}_error": one.error, f"top{top}_low": low, f"top{top}_high": high}
-    return rates
 
 
 def table(result: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # before the slow imports
 
     enter("evaluate")
 
-import csv
 import dataclasses
 import hashlib
 import io
@@ -28,7 +27,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +37,8 @@ import pyarrow as pa
 from pipeline.evaluation import neighbours, vectors
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, NONE, OUT, check_labels, load, names, read_model
-from pipeline.runtime import cluster, digests, files, machine, params, stage
+from pipeline.runtime import cluster, digests, documents, files, params, stage
+from pipeline.runtime import machine as machines
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards import artifacts, tables
@@ -79,13 +79,13 @@ class Task:
 def run() -> None:
     """Runs the stage."""
     section = params.read("results", Results)
-    settings = machine.read()
-    manifest = artifacts.manifest(settings)
+    machine = machines.read()
+    manifest = artifacts.manifest(machine)
     model = read_model(MODEL)
     network, facts = load(model, manifest, section.split)
     sections = {"results": dataclasses.asdict(section), "model": dataclasses.asdict(network.model)}
-    with runs.run(settings, facts["fingerprint"], sections, manifest, "evaluate", adopt=True) as record:
-        parts = classify(model, manifest, section, settings)
+    with runs.run(machine, facts["fingerprint"], sections, manifest, "evaluate", adopt=True) as record:
+        parts = classify(model, manifest, section, machine)
         with files.atomic(OUT) as folder:
             folder.mkdir()
             check_parts(parts)
@@ -103,7 +103,7 @@ def run() -> None:
     )
 
 
-def classify(model: bytes, manifest: Manifest, section: Results, settings: machine.Machine) -> dict[str, list[Path]]:
+def classify(model: bytes, manifest: Manifest, section: Results, machine: machines.Machine) -> dict[str, list[Path]]:
     """Classifies every picture, resuming in work/; returns a file per shard, by split, in the order of the shards."""
     key = hashlib.sha256(f"{KERNEL} {hashlib.sha256(model).hexdigest()}".encode()).hexdigest()
     work = stage.WORK / "evaluate"
@@ -113,11 +113,11 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
     folder = work / key
     folder.mkdir(parents=True, exist_ok=True)
     splits = (section.split, "train") if section.neighbours else (section.split,)
-    with cluster.connected(settings):
+    with cluster.connected(machine):
         import ray
 
-        device: Literal["cpu", "cuda"] = "cuda" if cluster.gpus(settings) else "cpu"
-        handle, shards = ray.put(model), artifacts.locate(manifest, settings)
+        device: Literal["cpu", "cuda"] = "cuda" if cluster.gpus(machine) else "cpu"
+        handle, shards = ray.put(model), artifacts.locate(manifest, machine)
         check_labels(manifest, section.split, shards)
         tasks = [
             Task(split=split, shard=shard, folder=shards, device=device, model=handle)
@@ -128,7 +128,7 @@ def classify(model: bytes, manifest: Manifest, section: Results, settings: machi
         with Progress("evaluate", sum(task.shard.rows for task in tasks), "images") as progress:
             missing = [task for task in tasks if not digests.marked(folder / task.name)]
             progress.begin(sum(task.shard.rows for task in tasks) - sum(task.shard.rows for task in missing))
-            for task, table in cluster.each(of_shard, missing, settings, gpus=int(device == "cuda")):
+            for task, table in cluster.each(of_shard, missing, machine, gpus=int(device == "cuda")):
                 with files.atomic(folder / task.name) as made:
                     tables.write(table, table.schema, made, 128)
                 digests.mark(folder / task.name)
@@ -236,11 +236,13 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
         [label, synset.wnid, synset.words, one.images, _text(one.error), _text(five.error)]
         for label, (synset, one, five) in enumerate(zip(classes, *counts.by_class(), strict=True))
     ]
-    _csv(folder / "per_class.csv", ["label", "wnid", "words", "images", "top1_error", "top5_error"], rows)
+    documents.write_rows(
+        folder / "per_class.csv", ["label", "wnid", "words", "images", "top1_error", "top5_error"], rows
+    )
     errors = [[label, words[label], _text(one.error)] for label, one in enumerate(counts.by_class()[0])]
-    _csv(folder / "errors.csv", ["label", "class", "top1_error"], errors)
+    documents.write_rows(folder / "errors.csv", ["label", "class", "top1_error"], errors)
     answers = [[words[label], words[guess] if guess >= 0 else NONE] for label, guess in counts.answers]
-    _csv(folder / "confusion.csv", ["actual", "predicted"], answers)
+    documents.write_rows(folder / "confusion.csv", ["actual", "predicted"], answers)
     return {
         "images": counts.images,
         "classes": len(classes),
@@ -278,14 +280,9 @@ class Counts:
 
     def summary(self, name: str) -> dict[str, float]:
         """Error rates and their 95 % intervals, from the column `name`, for metrics.json."""
-        from alexnet.errors import Count
+        from alexnet.errors import Count, summary
 
-        rates: dict[str, float] = {}
-        for top in (1, 5):
-            count = Count(float(self._cat(self.credits[name, top]).sum()), self.images)
-            low, high = count.interval
-            rates |= {f"top{top}_error": count.error, f"top{top}_low": low, f"top{top}_high": high}
-        return rates
+        return summary({top: Count(float(self._cat(self.credits[name, top]).sum()), self.images) for top in (1, 5)})
 
     def by_class(self) -> tuple[list[Count], list[Count]]:
         """Top-1 and top-5 counts of each class, over ten views."""
@@ -304,16 +301,6 @@ def _tensor(column: pa.ChunkedArray) -> Tensor:
 
 def _text(error: float) -> str:
     return "" if math.isnan(error) else repr(error)  # a class without a picture has no error
-
-
-def _csv(file: Path, head: list[str], rows: Sequence[Sequence[object]]) -> None:
-    """Writes a CSV file. Names are not changed, even if they begin like a spreadsheet's formula."""
-    # csv quotes "\n" but not "\r", which its own reader then refuses
-    turned = any("\r" in str(cell) for row in rows for cell in row)
-    with file.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n", quoting=csv.QUOTE_ALL if turned else csv.QUOTE_MINIMAL)
-        writer.writerow(head)
-        writer.writerows(rows)
 
 
 def publish(record: runs.Run, network: Network, summary: dict[str, Any], weights: bytes) -> None:

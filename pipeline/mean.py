@@ -17,6 +17,8 @@ if __name__ == "__main__":  # before the slow imports
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.runtime import cluster, digests, files
 from pipeline.runtime.machine import Machine, read
 from pipeline.runtime.paths import AnyPath
@@ -63,7 +65,6 @@ def total(manifest: Manifest, folder: AnyPath, machine: Machine) -> Sums:
 
 def of_shard(task: Task) -> Sums:
     """The sums over one shard's pictures, in a Ray worker; `ValueError` if it is damaged or a picture does not decode."""
-    import numpy as np
     import torch
 
     from alexnet.dataset import Sums

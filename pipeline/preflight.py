@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from pipeline import room
 from pipeline.room import Network
-from pipeline.runtime import added, digests, files, machine, params, stage
+from pipeline.runtime import added, digests, files, params, stage
+from pipeline.runtime import machine as machines
 from pipeline.runtime.machine import Machine
 
 if TYPE_CHECKING:
@@ -44,28 +45,28 @@ KEPT = 200
 def check(name: str) -> None:
     """Checks everything before stage `name`; `ParamsError` with all faults, one a line."""
     faults: list[str] = []
-    settings = _machine(faults)
+    machine = _machine(faults)
     document, network = _params(faults)
-    faults += room.faults(name, document, network, settings)
+    faults += room.faults(name, document, network, machine)
     if faults:
         raise params.ParamsError("\n".join(dict.fromkeys(faults)))
 
 
 def _machine(faults: list[str]) -> Machine:
     try:
-        settings = machine.read()
-        _addresses(settings)
+        machine = machines.read()
+        _addresses(machine)
     except ValueError as error:
         faults.append(str(error))
         return Machine()
-    return settings
+    return machine
 
 
-def _addresses(settings: Machine) -> None:
+def _addresses(machine: Machine) -> None:
     """`ValueError` for an impossible address of a cluster or a tracking server."""
-    machine.ray_address(settings)
-    if "://" in settings.tracking and not settings.tracking.startswith("sqlite:") and _port(settings.tracking) == 0:
-        raise ValueError(f"machine.yaml: tracking: {settings.tracking}: its port is not a number from 1 to 65535")
+    machines.ray_address(machine)
+    if "://" in machine.tracking and not machine.tracking.startswith("sqlite:") and _port(machine.tracking) == 0:
+        raise ValueError(f"machine.yaml: tracking: {machine.tracking}: its port is not a number from 1 to 65535")
 
 
 def _port(address: str) -> int | None:
@@ -103,7 +104,7 @@ def _params(faults: list[str]) -> tuple[Mapping[str, Any], Network | None]:
 def _checked(name: str, section: Any, code: str) -> Network | None:
     """Checks a section, unless a note says that it passed; for `model`, the network's size. `ParamsError` for its faults."""
     digest = hashlib.sha256(f"{code} {json.dumps(section, sort_keys=True, default=str)}".encode()).hexdigest()[:16]
-    note = machine.home() / stage.WORK / "checked" / f"{name}-{digest}.json"
+    note = machines.home() / stage.WORK / "checked" / f"{name}-{digest}.json"
     with contextlib.suppress(FileNotFoundError, ValueError):  # no note, or a damaged one
         noted = json.loads(digests.unstamped(note))
         return Network(**noted) if noted else None

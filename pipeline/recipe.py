@@ -16,11 +16,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import added, commands, guard, params
+from pipeline.runtime import added, commands, git, guard, params
 from pipeline.runtime.commands import RECIPES, names
 
 SITE = Path(".dvc/site")
@@ -72,10 +72,10 @@ def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> 
     """The `dvc exp run --temp` that sets each key in which `wanted`, the contents of `file`, differs from params.yaml."""
     keep_here()
     here = params.load(params.PARAMS)
-    changes = differences(flat(here), flat(added.completed(wanted)), file)
+    changes = differences(params.flat(here), params.flat(added.completed(wanted)), file)
     dvc = str(Path(sys.executable).with_name("dvc"))
-    settings = [word for change in changes for word in ("-S", change)]
-    return [dvc if os.access(dvc, os.X_OK) else "dvc", "exp", "run", "--temp", "--name", name, *settings, *targets]
+    changed = [word for change in changes for word in ("-S", change)]
+    return [dvc if os.access(dvc, os.X_OK) else "dvc", "exp", "run", "--temp", "--name", name, *changed, *targets]
 
 
 def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) -> list[str]:
@@ -96,19 +96,6 @@ def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) 
     ]
 
 
-def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by dotted path."""
-    return dict(_leaves(tree, above))
-
-
-def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
 def keep_here() -> None:
     """Makes DVC keep its databases in this working copy: they contain pickles, and the default folder is world-writable.
 
@@ -120,8 +107,7 @@ def keep_here() -> None:
 
 def unused(name: str) -> str:
     """The name, followed by a number if an experiment with this name exists."""
-    git = ["git", "for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps"]
-    taken = subprocess.run(git, check=True, capture_output=True, text=True).stdout.split()
+    taken = git.says("for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps").split()
     number = 1
     while (unused := name if number == 1 else f"{name}-{number}") in taken:
         number += 1

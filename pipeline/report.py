@@ -30,12 +30,13 @@ from pipeline.evaluation import choice
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_model
 from pipeline.evaluation.trained import OUT as EVALUATION
-from pipeline.runtime import digests, documents, files, machine, params
+from pipeline.runtime import digests, documents, files, params
+from pipeline.runtime import machine as machines
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards import artifacts, tables
 from pipeline.shards.census import Census, ranked
 from pipeline.shards.tables import Manifest
-from pipeline.tracking import runs
+from pipeline.tracking import description, runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,15 +97,15 @@ class Report:
 def run() -> None:
     """Runs the stage."""
     section = params.read("report", Report)
-    settings = machine.read()
-    manifest = artifacts.manifest(settings)
+    machine = machines.read()
+    manifest = artifacts.manifest(machine)
     metrics = read_metrics(METRICS)
     split = params.read("results", Results).split
     network, facts = load(read_model(MODEL), manifest, split)
-    figures = draw(section, split, manifest, settings, network, facts["mean"])
+    figures = draw(section, split, manifest, machine, network, facts["mean"])
     page = render(metrics, split, manifest, figures, parameters())
     sections = {"report": dataclasses.asdict(section)}
-    with runs.run(settings, facts["fingerprint"], sections, manifest, "report", adopt=True) as record:
+    with runs.run(machine, facts["fingerprint"], sections, manifest, "report", adopt=True) as record:
         with files.atomic(OUT) as folder:
             folder.mkdir()
             for name, png in plots(figures).items():
@@ -115,7 +116,7 @@ def run() -> None:
 
 
 def draw(
-    section: Report, split: str, manifest: Manifest, settings: machine.Machine, network: Network, mean_CHW: Tensor
+    section: Report, split: str, manifest: Manifest, machine: machines.Machine, network: Network, mean_CHW: Tensor
 ) -> dict[str, bytes]:
     """The figures as PNG, by name, without those that have nothing to show."""
     import numpy as np
@@ -129,7 +130,7 @@ def draw(
         "first-layer": figures.first_layer(network.first_layer().numpy(), network.columns),
         "confusion": figures.confusion(confusion(EVALUATION / "confusion.csv", classes), classes),
     }
-    folder = artifacts.locate(manifest, settings)
+    folder = artifacts.locate(manifest, machine)
     rows = random_rows("predictions.parquet", section.pictures, section.seed, 0)
     if rows:
         tested = fetch([row["id"] for row in rows], split, manifest, folder)
@@ -281,7 +282,7 @@ def render(
     split: str,
     manifest: Manifest,
     figures: Mapping[str, bytes],
-    settings: Mapping[str, Any],
+    sections: Mapping[str, Any],
 ) -> str:
     """The HTML page. All text from files is escaped, for HTML and for characters that would not be visible."""
     environment = jinja2.Environment(
@@ -294,7 +295,7 @@ def render(
     environment.filters["shown"] = shown
     rejected = rejected_pictures()
     hardest = hard_classes(EVALUATION / "per_class.csv")
-    contest = "ILSVRC-2010" if settings.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"
+    contest = "ILSVRC-2010" if sections.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"
     paper_split, least = TESTED[contest]
     same = not manifest.drawn and len(manifest.classes) == 1000 and split == paper_split
     return environment.get_template(TEMPLATE.name).render(
@@ -310,7 +311,7 @@ def render(
         rejected=rejected[:LISTED],
         census=Census.read(PICTURES),
         ranked=ranked,
-        parameters={name: runs.flat(section) for name, section in settings.items()},
+        parameters={name: description.words(section) for name, section in sections.items()},
     )
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet
 
-from pipeline.runtime import machine, params
+from pipeline.runtime import machine as machines
+from pipeline.runtime import params
 from pipeline.runtime.machine import Machine
 
 ORDER = ("download", "resize", "mean", "train", "evaluate", "report")
@@ -65,15 +67,15 @@ class Need:
     """Whether it becomes an out, which DVC also copies to its cache."""
 
 
-def faults(name: str, document: Mapping[str, Any], network: Network | None, settings: Machine) -> list[str]:
+def faults(name: str, document: Mapping[str, Any], network: Network | None, machine: Machine) -> list[str]:
     """The lack of space for stage `name` and the stages after it: a line for each disk, and one for the memory."""
     pictures = _pictures(name, document)
-    needs = list(_needs(name, document, network, settings, pictures))
+    needs = list(_needs(name, document, network, machine, pictures))
     if (cache := _cache()) is not None:
         needs += [Need(cache, need.bytes, "DVC's cache") for need in needs if need.out]
-    lines = list(_disks([*_first(settings), *needs]))
+    lines = list(_disks([*_first(machine), *needs]))
     if network is not None and ORDER.index(name) <= ORDER.index("train"):
-        lines += _memory(name, document, network, settings, pictures)
+        lines += _memory(name, document, network, machine, pictures)
     return lines
 
 
@@ -85,8 +87,6 @@ def _pictures(name: str, document: Mapping[str, Any]) -> dict[str, int]:
             shards = json.loads(manifest.read_bytes())["shards"]
             return {split: sum(shard["rows"] for shard in shards[split]) for split in shards}
         if name == "resize":
-            import pyarrow.parquet
-
             index = pyarrow.parquet.read_table("data/index/index.parquet", columns=["split"])
             return {count["values"]: count["counts"] for count in index["split"].value_counts().to_pylist()}
         if isinstance(source, Mapping) and source.get("name") == "sample":
@@ -96,31 +96,31 @@ def _pictures(name: str, document: Mapping[str, Any]) -> dict[str, int]:
     return {}
 
 
-def _first(settings: Machine) -> Iterator[Need]:
+def _first(machine: Machine) -> Iterator[Need]:
     """The folders to which every run writes."""
     yield Need(Path.cwd(), LEAST, "work in progress")
-    yield Need(machine.base(settings), LEAST, "runs")
-    if folder := _shards(settings):
+    yield Need(machines.base(machine), LEAST, "runs")
+    if folder := _shards(machine):
         yield Need(folder, 0, "shards")
 
 
 def _needs(
-    name: str, document: Mapping[str, Any], network: Network | None, settings: Machine, pictures: Mapping[str, int]
+    name: str, document: Mapping[str, Any], network: Network | None, machine: Machine, pictures: Mapping[str, int]
 ) -> Iterator[Need]:
     """The known needs of stage `name` and of the stages after it."""
     done = ORDER.index(name)
     if network is None:
         return
     if name == "download":
-        yield from _archives(settings)
-    if done <= ORDER.index("resize") and (folder := _shards(settings)):
+        yield from _archives(machine)
+    if done <= ORDER.index("resize") and (folder := _shards(machine)):
         each = _picture(document["resize"])
         finished = _below(Path("work/resize")) if folder == Path.cwd() else 0
-        in_dvc = settings.shards == settings.storage == "auto"
+        in_dvc = machine.shards == machine.storage == "auto"
         yield Need(folder, max(0, sum(pictures.values()) * each - finished), "shards", out=in_dvc)
     if done <= ORDER.index("train"):
         # two checkpoints of weights and velocity
-        yield Need(machine.base(settings), 16 * network.parameters, "checkpoints")
+        yield Need(machines.base(machine), 16 * network.parameters, "checkpoints")
         yield Need(Path.cwd(), 4 * network.parameters, "model.pt", out=True)
     if done <= ORDER.index("evaluate"):
         results = document["results"]
@@ -128,11 +128,11 @@ def _needs(
         yield Need(Path.cwd(), rows * network.features, "evaluation", out=True)
 
 
-def _archives(settings: Machine) -> Iterator[Need]:
+def _archives(machine: Machine) -> Iterator[Need]:
     """The archives to be fetched to the data store, and the tars into which compressed ones are repacked."""
     from pipeline.download import SOURCES  # as the stage itself does
 
-    source, store = params.read("source", SOURCES), machine.store(settings)
+    source, store = params.read("source", SOURCES), machines.store(machine)
     if not isinstance(store, Path):
         return
     for remote in getattr(source, "remotes", ()):
@@ -150,11 +150,11 @@ def _picture(resize: Mapping[str, Any]) -> int:
     return side * side * 3 if resize["quality"] == "raw" else JPEG * side * side // SIDE**2
 
 
-def _shards(settings: Machine) -> Path | None:
+def _shards(machine: Machine) -> Path | None:
     """The folder of the shards; None if it is on an object store."""
-    if settings.shards == "auto":
-        return machine.base(settings)
-    return None if "://" in settings.shards else Path(settings.shards)
+    if machine.shards == "auto":
+        return machines.base(machine)
+    return None if "://" in machine.shards else Path(machine.shards)
 
 
 def _cache() -> Path | None:
@@ -216,18 +216,18 @@ def _unwritable(folder: Path) -> str:
 
 
 def _memory(
-    name: str, document: Mapping[str, Any], network: Network, settings: Machine, pictures: Mapping[str, int]
+    name: str, document: Mapping[str, Any], network: Network, machine: Machine, pictures: Mapping[str, int]
 ) -> list[str]:
     """A line if the network is trained on this machine's CPUs and a batch does not fit into its memory."""
     elsewhere = (
-        settings.ray_address != "auto" or os.environ.get("RAY_ADDRESS") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        machine.ray_address != "auto" or os.environ.get("RAY_ADDRESS") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     )
-    on_gpu = settings.devices != "cpu" and Path("/dev/nvidia0").exists()
+    on_gpu = machine.devices != "cpu" and Path("/dev/nvidia0").exists()
     if elsewhere or on_gpu:
         return []
     asked = int(document["learning"]["batch_size"])
     batch = min(asked, pictures.get("train", asked))
-    fixed, each = _training(document, network, settings)
+    fixed, each = _training(document, network, machine)
     free = _free() if name == "train" else _whole()
     if fixed + batch * each <= free:
         return []
@@ -239,9 +239,9 @@ def _memory(
     ]
 
 
-def _training(document: Mapping[str, Any], network: Network, settings: Machine) -> tuple[int, int]:
+def _training(document: Mapping[str, Any], network: Network, machine: Machine) -> tuple[int, int]:
     """Bytes that training on CPUs takes at any batch size, and that each picture of a batch adds."""
-    processes = 1 if settings.placement == "one" or (os.cpu_count() or 1) < 2 else 2
+    processes = 1 if machine.placement == "one" or (os.cpu_count() or 1) < 2 else 2
     side, times = int(document["resize"]["side"]), WIDER.get(document["learning"]["precision"], 1.0)
     fixed = RAY + processes * PROCESS + 24 * network.parameters
     return fixed, int(processes * 3 * side * side + KEPT * times * network.saved)

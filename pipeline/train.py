@@ -22,7 +22,8 @@ from alexnet.augmentation import Augmentation
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.runtime import cluster, machine, params, stage
+from pipeline.runtime import cluster, params, stage
+from pipeline.runtime import machine as machines
 from pipeline.runtime.machine import Machine
 from pipeline.shards import artifacts
 from pipeline.supervision import provenance
@@ -40,23 +41,23 @@ def main() -> None:
 
 def run() -> None:
     """Trains, or takes over what a run with the same fingerprint has left."""
-    settings = machine.read()
-    spec = read_spec(settings)
-    folder = machine.runs(settings) / spec.fingerprint
-    with run_folder.held(folder, limit=3 * settings.patience):
+    machine = machines.read()
+    spec = read_spec(machine)
+    folder = machines.runs(machine) / spec.fingerprint
+    with run_folder.held(folder, limit=3 * machine.patience):
         finished = run_folder.taken_over(folder)
         last = None if finished else checkpoints.newest_whole_checkpoint(folder, spec.fingerprint, say)
         reached = (finished.code, "its end") if finished else (last.code, f"step {last.step}") if last else None
-        policy = settings.other_code
+        policy = machine.other_code
         resumed = provenance.resumed_by_other_code(*reached, folder, policy, say) if reached else ""
         adopt = finished is not None
-        with runs.run(settings, spec.fingerprint, spec.params, spec.manifest, "train", adopt=adopt) as record:
+        with runs.run(machine, spec.fingerprint, spec.params, spec.manifest, "train", adopt=adopt) as record:
             record.tag("start", spec.first.said or "drawn")
             record.tag("code.resumed_with" if resumed else "code", resumed or provenance.here().digest)
             if finished:
                 print(f"train: run {spec.fingerprint} is finished, in {folder}; its results are taken over")
             else:
-                fit(spec, settings, folder, record, last)
+                fit(spec, machine, folder, record, last)
             record.log_all(map(history.metrics, history.read(folder)))
         if cluster.in_job() and "DVC_STAGE" not in os.environ:
             print(f"train: the results are in {folder}; dvc repro takes them over")
@@ -64,11 +65,11 @@ def run() -> None:
             run_folder.deliver(folder)
 
 
-def read_spec(settings: Machine) -> TrainingSpec:
+def read_spec(machine: Machine) -> TrainingSpec:
     """Reads and checks everything that decides the training, before any work is done."""
     model, start = params.read("model", Model), params.read("start", Start)
     augmentation, learning = params.read("augmentation", Augmentation), params.read("learning", Learning)
-    manifest, mean = artifacts.inputs(settings)
+    manifest, mean = artifacts.inputs(machine)
     if manifest.rows("train") == 0:
         raise ValueError("data/shards has no training picture. Run: dvc repro --force --single-item resize")
     return TrainingSpec(
@@ -79,14 +80,14 @@ def read_spec(settings: Machine) -> TrainingSpec:
         manifest=manifest,
         mean_digest=hashlib.sha256(mean.read_bytes()).hexdigest(),
         mean=Mean.load(mean),
-        first=initial.read_pretrained(start, model, manifest, settings),
+        first=initial.read_pretrained(start, model, manifest, machine),
     )
 
 
-def fit(spec: TrainingSpec, settings: Machine, folder: Path, record: runs.Run, last: Checkpoint | None) -> None:
+def fit(spec: TrainingSpec, machine: Machine, folder: Path, record: runs.Run, last: Checkpoint | None) -> None:
     """Trains on the cluster, from the checkpoint `last` on if there is one, and leaves a finished run in `folder`."""
-    with cluster.connected(settings):
-        placement = cluster.placement(settings, spec.model.divisible)
+    with cluster.connected(machine):
+        placement = cluster.placement(machine, spec.model.divisible)
         if placement.replicas > spec.learning.streams:
             raise ValueError(
                 f"params.yaml: learning.streams: {spec.learning.streams} streams cannot feed "
@@ -97,13 +98,13 @@ def fit(spec: TrainingSpec, settings: Machine, folder: Path, record: runs.Run, l
             print(f"train: begins with {spec.first.said}")
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.clear(folder)
-        last = _launch(spec, settings, folder, record, last, placement)
+        last = _launch(spec, machine, folder, record, last, placement)
     run_folder.finish(checkpoints.read(last.folder), spec, folder)
 
 
 def _launch(
     spec: TrainingSpec,
-    settings: Machine,
+    machine: Machine,
     folder: Path,
     record: runs.Run,
     last: Checkpoint | None,
@@ -115,14 +116,14 @@ def _launch(
     from pipeline.supervision import launch
     from pipeline.training import worker
 
-    shards = artifacts.locate(spec.manifest, settings)
+    shards = artifacts.locate(spec.manifest, machine)
     task = worker.Task(
         spec=ray.put(initial.with_clusters(spec, shards)),
         columns=spec.model.columns,
         apart=placement.apart,
         shards=shards,
         threads=placement.threads,
-        checkpoint_steps=settings.checkpoint_steps,
+        checkpoint_steps=machine.checkpoint_steps,
         run=folder,
         code=provenance.here().record(),
     )
@@ -136,6 +137,6 @@ def _launch(
         epochs=spec.learning.epochs,
         images=spec.learning.epochs * (stored - int(held_out(stored, spec.learning).sum())),
         log=lambda rows: record.log_all(map(history.metrics, rows)),
-        patience=settings.patience,
+        patience=machine.patience,
         say=say,
     )

@@ -29,7 +29,8 @@ from alexnet.dataset import Mean
 from alexnet.errors import mean_over_views, topk_credit
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.runtime import machine, params
+from pipeline.runtime import machine as machines
+from pipeline.runtime import params
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.said import say
 from pipeline.shards.batches import Batch, Order, Pictures, batches
@@ -130,7 +131,7 @@ class Process:
             manifest=manifest,
             mean=Mean.load(mean),
             mean_digest=hashlib.sha256(mean.read_bytes()).hexdigest(),
-            first=initial.read_pretrained(start, model, manifest, machine.read()),
+            first=initial.read_pretrained(start, model, manifest, machines.read()),
         )
         return initial.with_clusters(spec, self.shared.shards)
 

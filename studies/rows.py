@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import csv
 import itertools
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import files
+from pipeline.runtime import documents, files, git
 from studies.study import Run, Study, Variant, runs_of
 
 ERRORS = ("top1_error", "top5_error", "centre_top1_error", "centre_top5_error")
@@ -86,16 +85,10 @@ def record(study: Study, run: Run, result: Result) -> None:
     for per, measured in (("step", result.steps), ("epoch", result.epochs)):
         points += [{**named, "per": per, **point} for point in measured]
     _write(file, list(dict.fromkeys([*CURVES, *itertools.chain(*points)])), points)
-    row = {**named, "commit": commit(), **result.cells}
+    row = {**named, "commit": git.commit(), **result.cells}
     if study.target == "train":
         row |= {f"centre_top{top}_error": result.epochs[-1][f"val_top{top}_error"] for top in (1, 5)}
     _write(study.folder / "runs.csv", RUNS, [*read(study), row])
-
-
-def commit() -> str:
-    """The commit that is checked out; empty outside of git."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
-    return asked.stdout.strip() if asked.returncode == 0 else ""
 
 
 def _read(file: Path) -> list[Row]:
@@ -106,7 +99,5 @@ def _read(file: Path) -> list[Row]:
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with files.atomic(file) as made, made.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, columns, lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    with files.atomic(file) as made:
+        documents.write_records(made, columns, rows)

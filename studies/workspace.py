@@ -18,7 +18,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline import recipe
-from pipeline.runtime import files, machine, stage
+from pipeline.runtime import files, stage
+from pipeline.runtime import machine as machines
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.said import say
 from pipeline.shards import artifacts
@@ -59,9 +60,9 @@ def prepare(study: Study) -> Prepared:
 def read(folder: Path) -> Prepared:
     """The shards and the mean in a workspace."""
     with contextlib.chdir(folder):
-        settings = machine.read()
-        manifest, mean = artifacts.inputs(settings)
-        return Prepared(manifest=manifest, shards=artifacts.locate(manifest, settings), mean=mean.absolute())
+        machine = machines.read()
+        manifest, mean = artifacts.inputs(machine)
+        return Prepared(manifest=manifest, shards=artifacts.locate(manifest, machine), mean=mean.absolute())
 
 
 def fill(folder: Path, base: Path) -> Path:
@@ -77,8 +78,8 @@ def fill(folder: Path, base: Path) -> Path:
     config.parent.mkdir(exist_ok=True)
     shutil.copyfile(".dvc/config", config)
     config.with_name("config.local").write_text(f"[core]\n    no_scm = true\n[cache]\n    dir = {cache()}\n")
-    ours = machine.read()
-    settings = dataclasses.asdict(ours) | {"store": str(machine.store(ours))}
+    ours = machines.read()
+    settings = dataclasses.asdict(ours) | {"store": str(machines.store(ours))}
     file = folder / "machine.yaml"
     with file.open("w", encoding="utf-8") as handle:
         YAML(typ="safe").dump(settings, handle)

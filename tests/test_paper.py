@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import recipe
 from pipeline.runtime import params
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +23,7 @@ def test_a_claim_leads_to_what_is_there(row):
     named = re.findall(r"`([^`]+)`", here[0])
     assert named, "an empty row"
     tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
-    keys = set(recipe.flat(params.load(ROOT / "params.yaml")))
+    keys = set(params.flat(params.load(ROOT / "params.yaml")))
     for name in named:
         if name.startswith("test_"):
             assert f"def {name}(" in tests, name

@@ -105,7 +105,7 @@ def test_every_recipe_is_listed_here():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_complete_params_file(name):
-    here, wanted = (recipe.flat(params.load(each)) for each in (ROOT / "params.yaml", file(name)))
+    here, wanted = (params.flat(params.load(each)) for each in (ROOT / "params.yaml", file(name)))
     older = {key for key in added.ADDED if key not in wanted}
     assert [key for key in wanted if not key.startswith(recipe.OPEN)] == [
         key for key in here if not key.startswith(recipe.OPEN) and key not in older
@@ -124,7 +124,7 @@ def test_the_table_says_how_many_parameters_a_recipe_has(name):
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_a_recipe_differs_from_the_paper_in_these_and_says_why(name):
-    paper, other = (recipe.flat(params.load(file(each))) for each in ("paper", name))
+    paper, other = (params.flat(params.load(file(each))) for each in ("paper", name))
     assert {key for key in paper if paper[key] != other[key]} == DIFFERENCES[name]
     text = file(name).read_text()
     for key in DIFFERENCES[name]:
@@ -141,7 +141,7 @@ def test_a_recipe_s_values_reach_dvc_as_they_are(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = recipe.command(file(name), params.load(file(name)), name)
     given = [word for flag, word in itertools.pairwise(command) if flag == "-S"]
-    wanted, here = (recipe.flat(params.load(each)) for each in (file(name), ROOT / "params.yaml"))
+    wanted, here = (params.flat(params.load(each)) for each in (file(name), ROOT / "params.yaml"))
     parsed = {override.key_or_group: override.value() for override in OverridesParser.create().parse_overrides(given)}
     assert parsed == {key: value for key, value in wanted.items() if value != here[key]}
 
@@ -156,7 +156,7 @@ def test_another_source_s_keys_take_the_place_of_those_that_are_there(tmp_path):
         "name": "imagefolder", "folder": "a, b: {c}=[d]", "classes": ["n01440764", "true", "3"], "val_share": 0.1, "seed": 7,
     }  # fmt: skip
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    changes = recipe.differences(recipe.flat(here), recipe.flat(wanted), tmp_path / "other.yaml")
+    changes = recipe.differences(params.flat(here), params.flat(wanted), tmp_path / "other.yaml")
     apply_overrides(tmp_path / "params.yaml", changes)
     assert params.load(tmp_path / "params.yaml") == wanted
     assert params.read("source", SOURCES, tmp_path / "params.yaml").classes == ("n01440764", "true", "3")
@@ -164,7 +164,7 @@ def test_another_source_s_keys_take_the_place_of_those_that_are_there(tmp_path):
     with pytest.raises(
         ValueError, match=r"other\.yaml: has to have the keys of params\.yaml; .* model\.widht, model\.width"
     ):
-        recipe.differences(recipe.flat(here), recipe.flat(wanted), tmp_path / "other.yaml")
+        recipe.differences(params.flat(here), params.flat(wanted), tmp_path / "other.yaml")
 
 
 @pytest.mark.parametrize("name", sorted(each.stem for each in (ROOT / "recipes/sources").glob("*.yaml")))
@@ -174,8 +174,8 @@ def test_a_recipe_takes_other_pictures(name, monkeypatch):
     wanted = recipe.with_source(params.load(file("paper")), ROOT / f"recipes/sources/{name}.yaml")
     assert wanted["source"] == changes["source"], "whole, with none of the sample's keys"
     params.check(wanted["source"], SOURCES, file(name))
-    here, there = recipe.flat(params.load(file("paper"))), recipe.flat(wanted)
-    asked = {key for key in recipe.flat(changes) if not key.startswith("source.")}
+    here, there = params.flat(params.load(file("paper"))), params.flat(wanted)
+    asked = {key for key in params.flat(changes) if not key.startswith("source.")}
     assert {key for key in here if not key.startswith("source.") and here[key] != there[key]} == asked
     given = [word for flag, word in itertools.pairwise(recipe.command(file("paper"), wanted, name)) if flag == "-S"]
     parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(given)}

@@ -7,16 +7,14 @@ import os
 import secrets
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import grpc
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # they are compiled
 from ray.exceptions import AuthenticationError
 
 from pipeline.runtime import waiting
-
-if TYPE_CHECKING:
-    import grpc
 
 PATIENCE = 60.0
 """Seconds for which a cluster may be away: its head may be starting."""
@@ -104,8 +102,6 @@ def _mode(mode: str) -> None:
 
 def _ask(address: str, metadata: tuple[tuple[str, str], ...]) -> Literal["welcome", "stranger"]:
     """How the head takes a request with these headers, once it answers."""
-    import grpc
-
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         return waiting.until(
             lambda: _answer(channel, metadata), "ray", f"the cluster at {address}", PATIENCE, pause=1.0
@@ -113,8 +109,6 @@ def _ask(address: str, metadata: tuple[tuple[str, str], ...]) -> Literal["welcom
 
 
 def _answer(channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> Literal["welcome", "stranger"] | None:
-    import grpc
-
     try:
         channel.unary_unary(ALIVE)(b"", timeout=5, metadata=metadata)
     except grpc.RpcError as error:

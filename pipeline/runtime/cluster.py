@@ -57,7 +57,7 @@ _KILLED = re.compile(
 
 @contextmanager
 def connected(machine: Machine) -> Iterator[None]:
-    """Joins the running cluster that the machine's settings or `RAY_ADDRESS` name, or starts one of this machine.
+    """Joins the running cluster that machine.yaml or `RAY_ADDRESS` names, or starts one of this machine.
 
     Raises `ValueError` for an address that is no cluster's own and for a cluster that lets strangers in or us not,
     `ConnectionError` or `TimeoutError` where none answers.
@@ -138,7 +138,7 @@ def cpus() -> int:
 
 
 def gpus(machine: Machine) -> int:
-    """GPUs to use: all of the cluster's, none, or as many as the settings say."""
+    """GPUs to use: all of the cluster's, none, or as many as machine.yaml says."""
     if machine.devices == "cpu":
         return 0
     there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
@@ -160,7 +160,7 @@ def each(
     """Runs `work` on every item, a Ray task each, and gives (item, result) in the order in which they are done.
 
     A task has a CPU, or less of one where more workers than CPUs are asked for, and `gpus` GPUs. As many are under way
-    as the machine's settings allow. `work` has to bear being run twice: a task whose node is lost is started again
+    as machine.yaml allows. `work` has to bear being run twice: a task whose node is lost is started again
     elsewhere. What it raises is raised here; `OSError` if its workers keep dying, `TimeoutError` if there is no room for
     any of them. A task may take as long as it takes: see `Silence`.
     """
@@ -240,7 +240,7 @@ class Placement:
 def placement(machine: Machine, divisible: bool) -> Placement:
     """Chooses the placement (machine.yaml, `placement`) of a network whose columns can, or cannot, be in two processes.
 
-    All give the same weights to rounding. Raises `ValueError` if what the settings ask for cannot be had.
+    All give the same weights to rounding. Raises `ValueError` if what machine.yaml asks for cannot be had.
     """
     gpu_count, cpu_count = gpus(machine), cpus()
     wanted = machine.placement

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from collections.abc import Callable
 from pathlib import Path
+
+from pipeline.runtime import git
 
 RECIPES = Path("recipes")
 
@@ -64,8 +67,6 @@ def there(word: str) -> Path:
 
 def _network(word: str) -> str:
     """What may name a network: with a weight or without, a path, or a name that git knows, DVC's experiments among them."""
-    import subprocess
-
     for name in (word, word.rpartition("=")[0]):
         if name and Path(name).exists():
             return word
@@ -73,7 +74,7 @@ def _network(word: str) -> str:
             ["rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"],
             ["for-each-ref", f"refs/exps/**/{name}"],
         ):
-            if name and subprocess.run(["git", *asked], capture_output=True, check=False).stdout:
+            if name and git.says(*asked):
                 return word
     raise argparse.ArgumentTypeError(f"{word}: no path, no experiment and no revision. See: dvc exp list")
 
@@ -101,8 +102,6 @@ def parser_at(file: str | Path, program: str) -> argparse.ArgumentParser:
 
 def head(file: Path) -> str:
     """A module's docstring up to its second empty line: what it is for, and Run, Reads, Writes, Takes, Expect."""
-    import ast
-
     return "\n\n".join((ast.get_docstring(ast.parse(file.read_bytes())) or "").split("\n\n")[:2])
 
 

@@ -1,4 +1,4 @@
-"""JSON and CSV of ours as they are read back: each key, value and row is checked, or one line says what is wrong."""
+"""JSON and CSV of ours: written one way, and read back with each key, value and row checked, or one line that says the fault."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -73,6 +73,23 @@ def rows(
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: line {line}: {_short(str(error))}. {again(stage)}") from None
     return found
+
+
+def write_rows(file: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Writes a CSV that `rows` reads: a head, then the rows. Words are not changed, even if they begin like a formula."""
+    # csv quotes "\n" but not "\r", which its own reader then refuses
+    turned = any("\r" in str(cell) for row in rows for cell in row)
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n", quoting=csv.QUOTE_ALL if turned else csv.QUOTE_MINIMAL)
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def write_records(file: Path, head: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
+    """Writes a CSV as `write_rows`; a value that a record has not is empty. `ValueError` for one that has no column."""
+    if strange := {name for record in records for name in record}.difference(head):
+        raise ValueError(f"{file}: has no column {min(strange)}")
+    write_rows(file, head, [[record.get(name, "") for name in head] for record in records])
 
 
 def _refuse(constant: str) -> NoReturn:

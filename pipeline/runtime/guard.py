@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import mmap
 import os
 import select
@@ -16,10 +17,9 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    import psutil
+import psutil
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that stop a stage."""
@@ -140,8 +140,6 @@ def _nothing(number: int, _: FrameType | None) -> None:
 
 def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # only Linux has it; elsewhere some orphans are not found
-        import ctypes
-
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
@@ -230,8 +228,6 @@ def _kill(stage: int) -> None:
 
 def _end_what_is_left() -> None:
     """Ends the processes that the stage has started and left, Ray's among them."""
-    import psutil
-
     end = time.monotonic() + 1.0
     while left := psutil.Process().children(recursive=True):
         for process in left:
@@ -253,8 +249,6 @@ def _dvc() -> list[psutil.Process] | None:
     """The processes from this one up to the DVC that started it; none where no DVC did, None where it is gone already."""
     if "DVC_STAGE" not in os.environ:
         return []
-    import psutil
-
     chain = []
     for process in psutil.Process().parents():
         chain.append(process)
@@ -266,8 +260,6 @@ def _dvc() -> list[psutil.Process] | None:
 
 
 def _words(process: psutil.Process) -> list[str]:
-    import psutil
-
     try:
         return process.cmdline()
     except psutil.Error:
@@ -275,8 +267,6 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _run_on(chain: list[psutil.Process]) -> bool:
-    import psutil
-
     try:
         return all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in chain)
     except psutil.NoSuchProcess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import threading
@@ -24,12 +25,8 @@ _AWAY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.EHOSTDO
 @contextmanager
 def watched(address: str) -> Iterator[None]:
     """Knocks at the head at host:port while the block runs, and ends the stage after `LIMIT` seconds without an answer."""
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(address, over), name="head", daemon=True).start()
-    try:
+    with waiting.beside(functools.partial(_watch, address), "head"):
         yield
-    finally:
-        over.set()
 
 
 def _watch(address: str, over: threading.Event) -> None:

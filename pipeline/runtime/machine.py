@@ -69,7 +69,7 @@ class Machine:
 
 
 def read() -> Machine:
-    """The settings of this machine: of the file `$ALEXNET_MACHINE`, else of `machine.yaml`, else all `auto`."""
+    """This machine, as the file `$ALEXNET_MACHINE` says, else `machine.yaml`; without either all is `auto`."""
     named = os.environ.get("ALEXNET_MACHINE")
     file = Path(named) if named else home() / "machine.yaml"
     if not named and not file.exists():

@@ -157,6 +157,14 @@ def _dataclasses(hint: Any) -> Iterator[Any]:
         yield from _dataclasses(arg)
 
 
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by their path with dots: `{"learning": {"rate": 0.01}}` has `learning.rate`."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found
+
+
 def nearest(key: str, known: Any) -> str:
     """Words behind an unknown key: the known one that it may have meant, else all of them."""
     near = difflib.get_close_matches(key, [str(name) for name in known], n=1, cutoff=0.5)

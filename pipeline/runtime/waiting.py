@@ -47,9 +47,8 @@ def watched(name: str, what: str, count: Callable[[], int], least: int, seconds:
 
     `count` says how many bytes have come; it is called in a thread. A line is printed once for each such time.
     """
-    over = threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         before, said = count(), False
         while not over.wait(SAID_AFTER):
             place = count()
@@ -62,11 +61,24 @@ def watched(name: str, what: str, count: Callable[[], int], least: int, seconds:
                 tell(name, f"{line(what)}: {words}")
             said = slow
 
-    threading.Thread(target=watch, daemon=True).start()
-    try:
+    with beside(watch, "watch"):
         yield
+
+
+@contextmanager
+def beside(watch: Callable[[threading.Event], None], name: str, join: float = 0.0) -> Iterator[threading.Thread]:
+    """Runs `watch` in a thread of that name while the block runs; the event that it is given is set when the block ends.
+
+    Then the thread is waited for, at most `join` seconds.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=watch, args=(over,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield thread
     finally:
         over.set()
+        thread.join(join)
 
 
 def line(what: str, limit: float | None = None) -> str:

@@ -21,7 +21,8 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline.runtime import machine, redaction, waiting
+from pipeline.runtime import machine as machines
+from pipeline.runtime import redaction, waiting
 from pipeline.runtime.said import say
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ def _next(url: str, page: str | None) -> str | None:
 
 def mirrored(url: str) -> str:
     """The address, or that of a mirror in machine.yaml: of those whose beginning fits, the longest."""
-    mirrors = machine.read().mirrors
+    mirrors = machines.read().mirrors
     start = max((start for start in mirrors if url.startswith(start)), key=len, default=None)
     return url if start is None else redaction.also(mirrors[start]) + url.removeprefix(start)
 

@@ -9,11 +9,9 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -24,7 +22,8 @@ from alexnet.learning import Learning
 from alexnet.pictures import decode
 from pipeline.runtime import digests, files
 from pipeline.runtime.paths import AnyPath
-from pipeline.shards.tables import Shard, in_one_line
+from pipeline.shards import tables
+from pipeline.shards.tables import Shard
 
 AHEAD = 3
 """Batches that are prefetched: enough to hide one slow read."""
@@ -97,7 +96,7 @@ class Pictures:
         shard, place = self.groups[group]
         self._see(shard)
         # opened for each row group: no handle stays open, and a group is megabytes, so that opening costs little
-        with _readable(self.files[shard]) as source:
+        with tables.readable(self.files[shard], digests.again("resize")) as source:
             parquet = pq.ParquetFile(
                 source, metadata=self.metadata[shard], page_checksum_verification=True, pre_buffer=True
             )
@@ -129,20 +128,8 @@ def _check_rows(file: AnyPath, groups: Sequence[int], rows: int) -> None:
 
 
 def _metadata(file: AnyPath) -> pq.FileMetaData:
-    with _readable(file) as source:
+    with tables.readable(file, digests.again("resize")) as source:
         return pq.read_metadata(source)
-
-
-@contextmanager
-def _readable(file: AnyPath) -> Iterator[pa.NativeFile]:
-    """Opens the file; errors name it."""
-    try:
-        with files.opened(file) as source:
-            yield source
-    except (pa.ArrowException, OSError) as error:
-        raise OSError(
-            f"{file}: gone or damaged: {in_one_line(error)}. Run: dvc repro --force --single-item resize"
-        ) from None
 
 
 def held_out(count: int, learning: Learning) -> NDArray[np.bool_]:

@@ -210,7 +210,7 @@ def read(file: AnyPath, columns: list[str] | None = None, stage: str | None = No
 
     `stage`: the stage that wrote it, so that an error can say how to write it again.
     """
-    with _readable(file, stage) as source:
+    with readable(file, digests.again(stage) if stage else "") as source:
         return pq.read_table(source, columns=columns, page_checksum_verification=True)
 
 
@@ -219,13 +219,13 @@ def parse(data: bytes, file: AnyPath) -> pa.Table:
     try:
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"{file}: damaged, or not Parquet: {in_one_line(error)}") from None
+        raise OSError(f"{file}: damaged, or not Parquet: {_in_one_line(error)}") from None
 
 
 def groups(file: AnyPath, columns: list[str] | None = None, stage: str | None = None) -> Iterator[pa.Table]:
     """Yields a table's row groups, prefetching the next; otherwise like `read`."""
     with (
-        _readable(file, stage) as source,
+        readable(file, digests.again(stage) if stage else "") as source,
         pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as parquet,
         ThreadPoolExecutor(1) as reader,
     ):
@@ -239,22 +239,21 @@ def groups(file: AnyPath, columns: list[str] | None = None, stage: str | None = 
 
 
 @contextmanager
-def _readable(file: AnyPath, stage: str | None) -> Iterator[pa.NativeFile]:
-    """Opens the file; errors name it, and say how to write it again if `stage` is given."""
+def readable(file: AnyPath, advice: str = "") -> Iterator[pa.NativeFile]:
+    """Opens the file; `OSError` with its name and the advice if it is missing, or if the disk or Arrow cannot read it."""
+    advice = f". {advice}" if advice else ""
     try:
         with files.opened(file) as source:
             yield source
+    except MemoryError:
+        raise  # also Arrow's, which says nothing of the file
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: not there{_advice(stage)}") from None
+        raise FileNotFoundError(f"{file}: not there{advice}") from None
     except (pa.ArrowException, OSError) as error:
-        raise OSError(f"{file}: damaged, or not Parquet: {in_one_line(error)}{_advice(stage)}") from None
+        raise OSError(f"{file}: damaged, or not Parquet: {_in_one_line(error)}{advice}") from None
 
 
-def _advice(stage: str | None) -> str:
-    return f". {digests.again(stage)}" if stage else ""
-
-
-def in_one_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     """An error's message on one line; Arrow breaks lines anywhere."""
     return " ".join(str(error).split())
 

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -32,6 +31,7 @@ from pipeline.runtime import files
 from pipeline.runtime.fetch import Remote, fetch
 from pipeline.runtime.paths import AnyPath, S3Path
 from pipeline.runtime.web import listing
+from pipeline.shards import tables
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 """The split that a file's name begins with, and what it is called here."""
@@ -49,6 +49,8 @@ PAGES = 10_000
 
 MOST_ROWS, GROUP = 2**26, 2**31
 """Rows of a file, and bytes that a row group may claim to have unpacked; imagenet-1k's have 100 rows and 15 MB."""
+
+AGAIN = "Fetch it again"
 
 _FILE = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.parquet")
 _WNID = re.compile(r"(.+)_(n[0-9]{8})")
@@ -78,10 +80,10 @@ class HuggingFace:
         folder = StorePath(store) / self.name / self.dataset
         if self.complete:
             self._fetch(folder.path)
-        tables = sorted(
+        found = sorted(
             (file for file in folder.files("*.parquet") if _split(file.path)), key=lambda file: file.path.name
         )
-        if not tables:
+        if not found:
             raise FileNotFoundError(
                 f"{folder}: holds no file like train-00000-of-00294.parquet. If they lie elsewhere, link their folder: "
                 f"ln -s /where/they/are {folder}"
@@ -89,7 +91,7 @@ class HuggingFace:
         notes: list[str] = []
         trees = []
         with Apart() as apart:
-            for file in tables:
+            for file in found:
                 [labelled] = apart.items(_labelled, file.path)
                 if labelled:
                     unpack = partial(apart.items, _pictures, more=(_split(file.path),))
@@ -98,12 +100,12 @@ class HuggingFace:
                     notes.append(f"{file}: its pictures have no labels")
         whole = _joined(trees, folder)
         words = {wnid: word for tree in trees for wnid, word in json.loads(tree.read(LABELS)).items()}
-        found = [
+        pictures = [
             picture for split in ("train", "val", "test") for picture in class_folders.found(whole, split, split, notes)
         ]
         if self.complete:
-            published.check_complete(folder, found, COUNTS.get(self.dataset, {}))
-        return class_folders.contents(whole, found, words, self.classes, notes, short_names=True)
+            published.check_complete(folder, pictures, COUNTS.get(self.dataset, {}))
+        return class_folders.contents(whole, pictures, words, self.classes, notes, short_names=True)
 
     def _fetch(self, folder: AnyPath) -> None:
         """Fetches the files of the set that are not there; asks the Hub only if there are such."""
@@ -157,8 +159,8 @@ def _split(file: PurePath | S3Path) -> str:
 
 def _labelled(file: AnyPath) -> Iterator[bool]:
     """Whether a file has labels: one answer."""
-    with _readable(file), files.opened(file) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
-        _check(parquet, file)
+    with tables.readable(file, AGAIN) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
+        _check(parquet, file, "label")
         labels = parquet.iter_batches(MOST_ROWS // 2**10, columns=["label"], use_threads=False)
         yield any(pc.any(pc.greater_equal(batch["label"], 0)).as_py() for batch in labels)
 
@@ -178,14 +180,16 @@ def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
     words: dict[str, str] = {}
     labels: dict[str, int] = {}
     row = 0
-    with _readable(file), pq.ParquetFile(file, buffer_size=BUFFER) as parquet:
-        _check(parquet, file)
+    with tables.readable(file, AGAIN) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
+        _check(parquet, file, "image", "label")
         names = _label_names(parquet.schema_arrow, file)
         for batch in parquet.iter_batches(ROWS, columns=["image", "label"], use_threads=False):
             bounds.check_member(batch.nbytes, f"row {row}", file)
             for picture in batch.to_pylist():
                 label = picture["label"]
                 if label is not None and label >= 0:
+                    if picture["image"] is None:
+                        raise ValueError(f"{file}: row {row} has a label and no picture. {AGAIN}")
                     if label >= len(names):
                         raise ValueError(f"{file}: row {row} has the label {label}, of {len(names)} names")
                     name, wnid = _name(picture["image"]["path"], f"{file.stem}-{row:06}", names[label])
@@ -211,9 +215,11 @@ def _refuse_one_for_two(wnid: str, label: int, first: int, names: list[str], fil
         )
 
 
-def _check(parquet: pq.ParquetFile, file: AnyPath) -> None:
-    """`ValueError` if the file claims more than fits into memory, a row group at a time."""
-    known = parquet.metadata
+def _check(parquet: pq.ParquetFile, file: AnyPath, *columns: str) -> None:
+    """`ValueError` if it has no such columns, or claims more than fits into memory, a row group at a time."""
+    known, kinds = parquet.metadata, {field.name: field.type for field in parquet.schema_arrow}
+    if not kinds.keys() >= set(columns) or ("image" in columns and not {"bytes", "path"} <= _fields(kinds["image"])):
+        raise ValueError(f"{file}: no pictures and labels: its columns are {', '.join(kinds)[:200]}. {AGAIN}")
     if not 0 <= known.num_rows <= MOST_ROWS:
         raise ValueError(f"{file}: claims {known.num_rows:,} rows, more than {MOST_ROWS:,}. Fetch it again")
     for group in range(known.num_row_groups):
@@ -222,14 +228,8 @@ def _check(parquet: pq.ParquetFile, file: AnyPath) -> None:
             raise ValueError(f"{file}: row group {group} claims {claimed:,} bytes, more than {GROUP:,}. Fetch it again")
 
 
-@contextmanager
-def _readable(file: AnyPath) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise  # which may be one of Arrow's
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: no Parquet file of pictures and labels ({error}). Fetch it again") from None
+def _fields(kind: pa.DataType) -> set[str]:
+    return {kind.field(number).name for number in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
 
 
 def _label_names(schema: pa.Schema, file: Path) -> list[str]:

@@ -338,7 +338,7 @@ def _oddities(seed: int, images: int) -> dict[int, Oddity]:
 def _encoded(picture: Image.Image, rng: Generator, odd: Oddity | None) -> bytes:
     """The file of a picture: a JPEG of some quality, one in 50 grey, unless it is odd."""
     grey = rng.random() < 0.02 and odd is None
-    settings: dict[str, Any] = {
+    options: dict[str, Any] = {
         "format": "JPEG",
         "quality": int(rng.integers(75, 97)),
         "subsampling": int(rng.integers(0, 3)),
@@ -350,16 +350,16 @@ def _encoded(picture: Image.Image, rng: Generator, odd: Oddity | None) -> bytes:
     elif odd == "cmyk":
         picture = _cmyk(picture)  # Pillow writes it inverted with Adobe's marker, as Photoshop did
     elif odd == "png":
-        settings = {"format": "PNG"}
+        options = {"format": "PNG"}
     elif odd == "exif":
         # stored as the camera was held; who follows the tag sees it upright
         turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[tag]
         picture = picture.transpose(turn)
         exif = Image.Exif()
         exif[0x0112] = tag
-        settings["exif"] = exif
+        options["exif"] = exif
     file = io.BytesIO()
-    picture.save(file, **settings)
+    picture.save(file, **options)
     data = file.getvalue()
     return data[: len(data) * 6 // 10] if odd == "truncated" else data
 

@@ -48,15 +48,12 @@ class Listener:
         """Listens while the block runs; `end` ends the trainer that owns the workers."""
         self._mailbox, self._news, self._begun, self._gap = mailbox, News(mailbox=""), False, False
         self.ended, self._said = "", False
-        over = threading.Event()
-        thread = threading.Thread(target=self._listen, args=(over, end), name="listener", daemon=True)
-        thread.start()
+        thread: threading.Thread | None = None
         try:
-            yield
+            with waiting.beside(lambda over: self._listen(over, end), "listener", join=30.0) as thread:
+                yield
         finally:
-            over.set()
-            thread.join(30)
-            if not thread.is_alive():
+            if thread and not thread.is_alive():
                 self._look()
             self._mailbox = None  # a thread that is still running must not call Ray, which may be gone by then
 

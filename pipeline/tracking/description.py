@@ -6,12 +6,11 @@ import getpass
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from pipeline.runtime import owner, redaction
+from pipeline.runtime import git, owner, params, redaction
 from pipeline.tracking import database
 from pipeline.tracking.begin import Wanted
 
@@ -36,10 +35,10 @@ class Pictures(Protocol):
 
 
 def wanted(
-    uri: str, fingerprint: str, params: Mapping[str, Any], manifest: Pictures | None, stage: str, adopt: bool
+    uri: str, fingerprint: str, section: Mapping[str, Any], manifest: Pictures | None, stage: str, adopt: bool
 ) -> Wanted:
     """What a stage asks of MLflow, in plain values."""
-    file, commit = database.path(uri), _git("rev-parse", "HEAD")
+    file, commit = database.path(uri), git.commit()
     return Wanted(
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet",
         # A server knows where it keeps artifacts; with a database they would land in the current folder
@@ -50,25 +49,22 @@ def wanted(
         adopt=adopt,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         owner=owner.identity(),
-        params=flat(params),
+        params=words(section),
         tags=_tags(fingerprint, stage, manifest, commit),
         source=_source(commit),
         pictures=None if manifest is None else _pictures(manifest),
     )
 
 
-def flat(params: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Nested parameters under dotted names, as words: `{"learning": {"rate": 0.01}}` is `learning.rate` = 0.01.
+def words(section: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters under dotted names, as MLflow keeps them: `{"learning": {"rate": 0.01}}` is `learning.rate` = "0.01".
 
-    A secret in one, as in an address, is left out of its words.
+    A secret in one, as in an address, is left out.
     """
-    found: dict[str, str] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
-        else:
-            found[f"{above}{key}"] = redaction.redact(value if isinstance(value, str) else json.dumps(value))
-    return found
+    return {
+        key: redaction.redact(value if isinstance(value, str) else json.dumps(value))
+        for key, value in params.flat(section).items()
+    }
 
 
 def _pictures(manifest: Pictures) -> dict[str, str]:
@@ -114,15 +110,8 @@ def _tags(fingerprint: str, stage: str, manifest: Pictures | None, commit: str) 
     }
     if commit:
         tags["git.commit"] = commit
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        tags["git.dirty"] = str(bool(git.says("status", "--porcelain", "--untracked-files=no"))).lower()
     return {name: redaction.redact(value) for name, value in tags.items() if value}
-
-
-def _git(*words: str) -> str:
-    try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _gpu() -> str:

@@ -11,14 +11,16 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
-    import numpy as np
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
-    from numpy.typing import NDArray
 
     from alexnet.build import Classifier
 
@@ -100,7 +102,6 @@ def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str
 
 def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.float32], ModelSignature]:
     """The network to be served, its classes, pictures to try it with, and what it takes and gives."""
-    import numpy as np
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
@@ -163,6 +164,4 @@ def _champion(client: MlflowClient, name: str) -> dict[str, Any] | None:
 
 def _requirements() -> list[str]:
     """What the served model needs. Given outright: to let MLflow find out takes longer than all the rest."""
-    from importlib.metadata import version
-
-    return [f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "numpy")]
+    return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in ("torch", "numpy")]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -50,8 +51,6 @@ DOWNLOAD = 900.0
 
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 """What MLflow's server keeps runs in."""
-
-flat = description.flat
 
 SEND = "python -m pipeline.tracking send"
 
@@ -318,6 +317,4 @@ def _to(uri: str, machine: Machine) -> str:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return version("mlflow")
+    return metadata.version("mlflow")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from pipeline.runtime import files
+from pipeline.runtime import documents, files
 
 TABLES = ("steps.csv", "epochs.csv")
 """A row for each `learning.log_steps` steps, and one for each epoch."""
@@ -16,10 +16,9 @@ NAMES = {"loss": "train/loss", "top1_error": "train/top1_error", "images_per_sec
 
 def write(rows: list[dict[str, float]], file: Path) -> None:
     """Writes a table, whole or not at all. Its columns are those of the first row."""
-    with files.atomic(file) as made, made.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]) if rows else ["step"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    head = list(rows[0]) if rows else ["step"]
+    with files.atomic(file) as made:
+        documents.write_records(made, head, rows)
 
 
 def read(folder: Path) -> list[dict[str, float]]:

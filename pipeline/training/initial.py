@@ -17,7 +17,7 @@ from alexnet.augmentation import centre_view, mean_to_subtract
 from alexnet.build import SAVED, build
 from alexnet.model import AlexNet
 from alexnet.network import LAYERS, Model
-from pipeline.runtime import machine
+from pipeline.runtime import machine as machines
 from pipeline.runtime.machine import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
@@ -31,7 +31,7 @@ VIEWS = 64
 """Pictures that go through the first layers at once. It decides their last bits, so it is fixed."""
 
 
-def read_pretrained(section: Start, model: Model, manifest: Manifest, settings: Machine) -> FirstWeights:
+def read_pretrained(section: Start, model: Model, manifest: Manifest, machine: Machine) -> FirstWeights:
     """Reads the network that `section` names and chooses the layers to take over.
 
     `ValueError` or `OSError` if it cannot be read, or fits nowhere.
@@ -43,9 +43,9 @@ def read_pretrained(section: Start, model: Model, manifest: Manifest, settings: 
         patches = f"{section.unsupervised_patches:,} patches each, clustered"
         return FirstWeights(digest="none", weights={}, said=f"{' and '.join(layers)} of {patches}" if layers else "")
     if section.network.startswith(("models:/", "runs:/")):
-        where, data = section.network, runs.weights(settings, section.network)
+        where, data = section.network, runs.weights(machine, section.network)
     else:
-        file = machine.home() / section.network
+        file = machines.home() / section.network
         if not file.is_file():
             raise FileNotFoundError(
                 f"params.yaml: start.network: {file}: no such file. It has to be a model.pt, such as data/model.pt "

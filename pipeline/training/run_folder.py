@@ -18,7 +18,8 @@ from typing import Any
 
 from alexnet.augmentation import mean_to_subtract
 from alexnet.build import build, save
-from pipeline.runtime import digests, files, machine, params, stage, waiting
+from pipeline.runtime import digests, files, params, stage, waiting
+from pipeline.runtime import machine as machines
 from pipeline.training import history
 from pipeline.training.spec import TrainingSpec
 
@@ -164,7 +165,7 @@ def say(line: str) -> None:
 
 
 def _mark(folder: Path) -> Path:
-    return machine.home() / stage.WORK / "delivered" / folder.name
+    return machines.home() / stage.WORK / "delivered" / folder.name
 
 
 def _id_in(mark: Path) -> str:

@@ -9,7 +9,6 @@ Expect: 243 epochs of 10 seconds on one idle core; after a kill it goes on with 
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import statistics
@@ -21,7 +20,8 @@ from typing import Any
 import torch
 
 from alexnet import figures
-from pipeline.runtime import files, machine, params, stage
+from pipeline.runtime import documents, files, params, stage
+from pipeline.runtime import machine as machines
 from pipeline.sources.cifar10 import Cifar10
 from studies.figure_1 import pictures
 from studies.figure_1.four_layers import (
@@ -231,7 +231,7 @@ def _finite(value: float) -> float | None:
 def _runs(training: Training) -> Callable[[Setting], Run]:
     """Reads the pictures, and gives what makes a run of a setting."""
     source = params.read("source", Cifar10, PARAMS)
-    cifar = pictures.read(source, machine.store(machine.read()))
+    cifar = pictures.read(source, machines.store(machines.read()))
     if training.measured > len(cifar.labels_N):
         raise ValueError(f"training.measured: {training.measured}, but there are {len(cifar.labels_N)} pictures")
     torch.set_num_threads(1)  # then the same seed gives the same bits
@@ -243,7 +243,4 @@ def _rows(setting: Setting, history: Iterable[Epoch]) -> list[Row]:
 
 
 def _write(file: Path, rows: list[Row]) -> None:
-    with file.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    documents.write_records(file, list(rows[0]), rows)

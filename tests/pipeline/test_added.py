@@ -100,5 +100,5 @@ def test_a_key_that_was_not_added_later_is_still_refused(here: Path) -> None:
 
 
 def test_what_was_added_is_in_params_and_of_no_single_source() -> None:
-    there = recipe.flat(params.load(ROOT / "params.yaml"))
+    there = params.flat(params.load(ROOT / "params.yaml"))
     assert [key for key in added.ADDED if key not in there or key.startswith("source.")] == []

@@ -20,6 +20,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from alexnet.errors import summary
 from pipeline import ensemble
 from pipeline.ensemble import Argument, Member
 from pipeline.evaluation import vectors
@@ -109,11 +110,11 @@ def test_one_block_is_in_memory_where_the_order_is_the_same(tmp_path: Path) -> N
 def test_intervals_are_scipys(tmp_path: Path) -> None:
     with opened(written(tmp_path / "a.parquet", answers(0))) as members:
         _, together = ensemble.measure(members, [1.0])
-    summary = ensemble.summary(together)
+    rates = summary(together)
     for top in (1, 5):
-        wrong = round(summary[f"top{top}_error"] * PICTURES)
+        wrong = round(rates[f"top{top}_error"] * PICTURES)
         expected = binomtest(wrong, PICTURES).proportion_ci(method="wilson")
-        assert (summary[f"top{top}_low"], summary[f"top{top}_high"]) == pytest.approx((expected.low, expected.high))
+        assert (rates[f"top{top}_low"], rates[f"top{top}_high"]) == pytest.approx((expected.low, expected.high))
 
 
 IDS = [f"val_{number:05}" for number in range(PICTURES)]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -515,7 +516,14 @@ def test_parquet_that_is_none_of_the_hub_s_is_named(store: Path) -> None:
     file = store / "huggingface/ILSVRC/imagenet-1k/data/train-00001-of-00002.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet: no Parquet file of pictures and labels"):
+    with pytest.raises(OSError, match=r"train-00001-of-00002\.parquet: damaged, or no Parquet file: .* Fetch it again"):
+        contents(store, layout.section)
+    for column, value in (("image", {"bytes": b"x", "path": "x"}), ("label", 0)):
+        pq.write_table(pa.table({column: [value], "other": [1]}), file)
+        with pytest.raises(ValueError, match=f"no pictures and labels: its columns are {column}, other"):
+            contents(store, layout.section)
+    layouts.parquet([{"image": None, "label": 1}], file)
+    with pytest.raises(ValueError, match="row 0 has a label and no picture"):
         contents(store, layout.section)
     layouts.parquet([{"image": {"bytes": b"x", "path": "x.jpg"}, "label": 7}], file)
     with pytest.raises(ValueError, match="row 0 has the label 7, of 3 names"):

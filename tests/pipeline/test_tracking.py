@@ -30,7 +30,7 @@ from pipeline.runtime.machine import Machine
 from pipeline.runtime.stage import Stopped
 from pipeline.shards.tables import Manifest, Shard, Synset
 from pipeline.tracking import __main__ as program
-from pipeline.tracking import courier, registry, runs
+from pipeline.tracking import courier, description, registry, runs
 from tests.sections import PAPER
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def values(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:
 
 def test_nested_parameters_become_dotted_words() -> None:
     nested = {"a": {"b": {"c": 1e-05}, "d": (1, 2.5)}, "e": "word", "f": None, "g": True}
-    assert runs.flat(nested) == {"a.b.c": "1e-05", "a.d": "[1, 2.5]", "e": "word", "f": "null", "g": "true"}
+    assert description.words(nested) == {"a.b.c": "1e-05", "a.d": "[1, 2.5]", "e": "word", "f": "null", "g": "true"}
 
 
 def test_address_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_artifacts_lie_in_the_working_copy_that_lasts(
 
 KILLED = """
 import sys, time
-from pipeline.tracking import registry, runs
+from pipeline.tracking import description, registry, runs
 from pipeline.runtime.machine import Machine
 from pipeline.shards.tables import Manifest
 pictures = Manifest(side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True)
