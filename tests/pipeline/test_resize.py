@@ -415,7 +415,7 @@ def test_an_archive_that_is_not_what_was_indexed_is_named(
     archive.unlink()
     if how == "cut":
         archive.write_bytes(data[:-1])
-    message = r"val\.tar: " + ("not there" if how == "gone" else f"has {len(data) - 1} bytes, had {len(data)}")
+    message = r"val\.tar: " + ("missing" if how == "gone" else f"has {len(data) - 1} bytes, had {len(data)}")
     with pytest.raises(ValueError, match=message):
         resize.run()
 

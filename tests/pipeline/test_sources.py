@@ -516,7 +516,7 @@ def test_parquet_that_is_none_of_the_hub_s_is_named(store: Path) -> None:
     file = store / "huggingface/ILSVRC/imagenet-1k/data/train-00001-of-00002.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:-10])
-    with pytest.raises(OSError, match=r"train-00001-of-00002\.parquet: damaged, or no Parquet file: .* Fetch it again"):
+    with pytest.raises(OSError, match=r"train-00001-of-00002\.parquet: damaged, or not Parquet: .* Fetch it again"):
         contents(store, layout.section)
     for column, value in (("image", {"bytes": b"x", "path": "x"}), ("label", 0)):
         pq.write_table(pa.table({column: [value], "other": [1]}), file)
