@@ -247,7 +247,7 @@ def test_who_stops_asking_waits_for_nothing(stored: Pictures) -> None:
     running.close()
 
 
-GONE = r"train-0\.parquet: (gone or damaged|damaged, or not Parquet).*Run: dvc repro --force --single-item resize"
+GONE = r"train-0\.parquet: (not there|gone or damaged|damaged, or not Parquet).*Run: dvc repro --force --single-item resize"
 
 
 @pytest.fixture
