@@ -1,4 +1,4 @@
-"""A source's archives, found or made in the data store → the index: where each picture lies, and what it shows (§2).
+"""A source's archives, found or made in the data store → the index: each picture's byte range and label (§2).
 
 Run:    dvc repro download
 Reads:  what lies in the data store (machine.yaml: store): archives, or folders, or links to them
@@ -47,7 +47,7 @@ SOURCES: tuple[type[Source], ...] = get_args(Source)
 
 
 def run() -> None:
-    """Sees that the source's archives are in the data store, whole, and writes the index."""
+    """Makes sure that the source's archives are in the data store, whole, and writes the index."""
     section = params.read("source", SOURCES)
     contents = readable(section.contents, machines.store(machines.read()))
     check(contents)
@@ -58,7 +58,7 @@ def run() -> None:
 
 
 def readable(contents: Callable[[AnyPath], Contents], store: AnyPath) -> Contents:
-    """What the store holds; `ValueError` for a name that no table could hold, rather than when it comes to be written."""
+    """The contents of the store; `ValueError` at once for a name that no table can hold."""
     try:
         return contents(store)
     except UnicodeEncodeError as error:
@@ -70,7 +70,7 @@ def _no_text(where: object, name: str) -> str:
 
 
 def check(contents: Contents) -> None:
-    """The promises of the index: ids unique, labels those of the classes, every picture's bytes inside its archive.
+    """Checks the promises of the index: unique ids, labels of the classes, every picture's bytes inside its archive.
 
     `ValueError` for a class whose name could not be written after the training.
     """
@@ -90,7 +90,7 @@ def _is_text(name: str) -> bool:
 
 
 def write(contents: Contents, folder: Path) -> None:
-    """Writes the index of the pictures as they were found, the list of the archives, and the classes."""
+    """Writes the index of the pictures, the list of the archives, and the classes."""
     tables.write(contents.pictures, tables.INDEX, folder / "index.parquet")
     tables.write(contents.archives, tables.ARCHIVES, folder / "archives.parquet")
     known = {"drawn": contents.drawn, "classes": [dataclasses.asdict(synset) for synset in contents.classes]}
@@ -99,7 +99,7 @@ def write(contents: Contents, folder: Path) -> None:
 
 
 def summary(name: str, contents: Contents) -> list[str]:
-    """Lines: how many pictures of each split, classes and bytes; what was left out."""
+    """Lines for the user: numbers of pictures, classes and bytes, and what was left out."""
     counted = pc.value_counts(contents.pictures["split"]).to_pylist()
     splits = " + ".join(f"{split['counts']:,} {split['values']}" for split in counted)
     megabytes = (pc.sum(contents.archives["bytes"]).as_py() or 0) / 1e6

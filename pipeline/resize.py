@@ -1,4 +1,4 @@
-"""Pictures as they came -> 256 x 256 JPEGs in Parquet shards, in a shuffled order (§2).
+"""Original pictures → 256 × 256 JPEGs in Parquet shards, in a shuffled order (§2).
 
 Run:    dvc repro resize
 Reads:  data/index/, the archives in the data store
@@ -9,7 +9,7 @@ Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on
 
 One Ray task makes one shard. A finished shard stays in work/ until all are, so a stage that was stopped goes on
 where it was. A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed.
-What the pictures were as they came is counted in pictures.json.
+pictures.json counts formats, sizes and orientations of the original pictures.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from pipeline.shards.index import INDEX, Index, check_store, read_index
 from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard
 
 KERNEL = 1
-"""Raised when a change of code changes the bytes of a shard: what older code left in work/ is then not taken over."""
+"""Raised when a change of code changes the bytes of a shard: shards of older code in work/ are then not reused."""
 
 GROUP = 128
 """Rows in a row group: some 4 MB of JPEG, small enough to stream, large enough for one read; the paper's batch."""
 RAW_GROUP = 32
-"""The same where pixels are stored: some 6 MB."""
+"""The same for raw pixels: some 6 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,16 +61,16 @@ class Resize:
     fit: Literal["crop", "warp"]
     """crop: the central square, as in the paper. warp: the whole picture made square, as Caffe's users did."""
     filter: Literal["bilinear", "bicubic", "area"]
-    """How pixels are merged; the first two widen with the reduction. area is cuda-convnet2's: means of the pixels
-    covered, and bicubic where a picture grows. The paper does not say."""
+    """How pixels are merged; bilinear and bicubic are antialiased. area is cuda-convnet2's: means of the covered pixels, and
+    bicubic where a picture is enlarged. The paper does not say."""
     quality: Literal["raw"] | int
-    """JPEG quality of what is stored, 1 to 100; raw: no JPEG but the pixels themselves, six times the bytes and six
-    times as fast to decode. cuda-convnet2: 95."""
+    """JPEG quality of the stored pictures, 1 to 100; raw: the pixels themselves, six times the bytes and decoded six times as
+    fast. cuda-convnet2: 95."""
     shuffle_seed: int
     """Seed of the order in which the pictures are stored."""
     images_per_shard: int
-    """At most so many indexed pictures in a shard; also what is lost when a worker dies. Each takes some 30 kB of
-    the worker's memory."""
+    """The most indexed pictures in a shard, which is also what is lost when a worker dies. Each takes some 30 kB of the
+    worker's memory."""
     max_rejected: float
     """Fraction of the indexed pictures that may fail to decode before the stage refuses to go on."""
 
@@ -91,11 +91,11 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One shard to be made; everything a worker needs to know, since it sees no other setting."""
+    """One shard to be made, with all that a worker needs: it reads no params.yaml and no machine.yaml."""
 
     section: Resize
     schema: pa.Schema
-    """Schema of the shard. It knows the classes, and is sent to a worker in a hundredth of the time that their list takes."""
+    """Schema of the shard, which has the classes. Sending it to a worker takes a hundredth of the time of their list."""
     file: str
     rows: pa.Table
     """In the order of the shard."""
@@ -111,7 +111,7 @@ class Done:
     rejected: list[dict[str, Any]]
     """Rows of `tables.REJECTED`."""
     census: Census
-    """Counts over its pictures, the rejected ones among them."""
+    """Counts over its pictures, including the rejected ones."""
 
 
 def run() -> None:
@@ -131,7 +131,7 @@ def run() -> None:
 
 
 def key(section: Resize, index: Index) -> str:
-    """Names the shards by all that decides their bytes, and nothing else."""
+    """A hash of all that decides the shards' bytes, and of nothing else."""
     decisive = dataclasses.asdict(section)
     del decisive["max_rejected"]
     packages = ("torch", "torchvision", "pillow", "pyarrow")
@@ -142,10 +142,10 @@ def key(section: Resize, index: Index) -> str:
 
 
 def prepare_work(name: str, machine: Machine) -> AnyPath:
-    """The folder, absolute, for the shards in the making under the key `name`, with what is finished of them.
+    """The absolute folder for unfinished work under the key `name`, with the shards that are finished.
 
-    It lies on the disk of the out, so that a rename ends the stage, or in its object store. What this working copy
-    began under another key is removed, here and there.
+    It lies on the disk or object store of the out, so that moving the files ends the stage. Work that this working copy
+    began under another key is removed.
     """
     mine = stage.WORK / "resize"
     above = elsewhere(machine)
@@ -159,7 +159,7 @@ def prepare_work(name: str, machine: Machine) -> AnyPath:
 
 
 def plan(section: Resize, index: Index, folder: AnyPath, archives: AnyPath) -> list[Task]:
-    """The shards to be made: each split shuffled, and parted evenly."""
+    """The shards to be made: each split is shuffled, and divided evenly."""
     tasks = []
     schema = tables.with_classes(tables.IMAGES, index.classes)
     for split in SPLITS:
@@ -235,7 +235,7 @@ def make_shard(task: Task) -> Done:
 
 
 def finished(task: Task, done: AnyPath) -> Done | None:
-    """What an earlier run made of this shard, if its bytes are still those; else None."""
+    """The shard that an earlier run made, if its bytes are unchanged; else None."""
     try:
         known = json.loads(digests.unstamped(done))
         made = Done(shard=Shard(**known["shard"]), rejected=known["rejected"], census=Census(**known["census"]))
@@ -246,7 +246,7 @@ def finished(task: Task, done: AnyPath) -> Done | None:
 
 
 def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
-    """The shard's pictures, rows of `tables.IMAGES` in the order of the task, its rejected ones, and what all were."""
+    """The shard's pictures as rows of `tables.IMAGES` in the order of the task, its rejected ones, and the census of both."""
     import torch
 
     from alexnet.dataset import resize
@@ -329,7 +329,7 @@ def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, census: Cen
 
 
 def _prepare(manifest: Manifest, machine: Machine) -> None:
-    """Leaves the manifest where a job that brings only params.yaml looks; a mean of other pictures goes."""
+    """Writes the manifest where a job that brings only params.yaml finds it, and removes a mean of other pictures."""
     folder = prepared(machine)
     if folder is None:
         return

@@ -1,7 +1,7 @@
-"""What may unpack to anything is read in a process of limited memory.
+"""Files that may unpack to any size are read in a separate process with limited memory.
 
-A Parquet file may claim little: of 3 kB Arrow makes any number of gigabytes before it could be asked how many, as a page is
-unpacked whole, and each row may name the same large value. What the system allows a process holds whatever a file says.
+A Parquet file of 3 kB can become any number of gigabytes before Arrow can be asked how many: a page is unpacked whole, and
+each row may name the same large value. The system's limit on a process holds whatever the file claims.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from pipeline.runtime.paths import AnyPath
 Item = TypeVar("Item")
 
 LIMIT = 4 * 2**30
-"""Bytes that the process may take beyond what it has when it begins; the largest picture that is taken needs 3 GiB. The
-limit is one of Linux; elsewhere there is none."""
+"""Bytes that the process may allocate after its start; the largest accepted picture needs 3 GiB. Linux alone enforces it."""
 
 # threads, each with memory of its own, are as many as there are cores; Arrow's allocators take more than is asked for
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 class Apart:
-    """The process, for as long as the block runs: `with Apart() as apart: for item in apart.items(function, file): …`."""
+    """The process, which lives as long as the block: `with Apart() as apart: for item in apart.items(function, file): …`."""
 
     def __enter__(self) -> Self:
         self._child = Child("pipeline.archives.apart", environment=ENVIRONMENT, silent=True)
@@ -44,9 +43,9 @@ class Apart:
     def items(
         self, function: Callable[..., Iterable[Item]], file: AnyPath, more: tuple[object, ...] = ()
     ) -> Iterator[Item]:
-        """What `function(file, *more)` yields there, which has to be taken to its end before something else is asked for.
+        """The items that `function(file, *more)` yields there. They have to be read to the end before the next call.
 
-        `ValueError` if it takes more than `LIMIT` of memory, or ends the process; what else it raises is raised here.
+        `ValueError` if it takes more than `LIMIT` of memory, or ends the process; its other errors are raised here.
         """
         with contextlib.suppress(BrokenPipeError):  # its end says why
             pickle.dump((LIMIT, function, file, more), self._child.ask)
@@ -77,7 +76,7 @@ class Apart:
 
 
 def main() -> None:
-    """The process: reads what is to be done from stdin, and writes what comes of it to stdout, until that is closed."""
+    """The process itself: reads calls from stdin and writes their items to stdout, until stdin is closed."""
     answers = child.answers()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -105,7 +104,7 @@ def _answers(function: Callable[..., Iterable[object]], file: AnyPath, more: tup
 
 
 def _limit(bytes_more: int) -> None:
-    """Sets the limit, once all has been imported."""
+    """Sets the limit; to be called after all imports, whose memory is not counted."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = psutil.Process().memory_info().vms + bytes_more
     if soft == resource.RLIM_INFINITY or soft > most:

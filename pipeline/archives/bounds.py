@@ -1,7 +1,7 @@
-"""What may come out of an archive: limits of sizes, names and kinds of members, so that 3 MB never become 6 GB.
+"""Limits on what an archive may contain: sizes, names and kinds of members, so that 3 MB never become 6 GB.
 
-All that is unpacked has at most `TIMES` the bytes of the file it was in and `BESIDES`; one member, a picture or a table,
-`MEMBER`; a small file of text, or of a devkit, `SMALL`. Whatever is no plain file below its archive is refused.
+The unpacked total is at most `TIMES` the bytes of the archive plus `BESIDES`; one member, a picture or a table, has at most
+`MEMBER` bytes, and a small text file at most `SMALL`. Members that are not plain files below the archive are refused.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from typing import IO, Any, NoReturn
 from pipeline.runtime.paths import AnyPath
 
 TIMES, BESIDES = 20, 2**28
-"""Pictures hardly compress; pixels by themselves do, by less than this."""
+"""Pictures hardly compress; raw pixels do, by less than this factor."""
 
 MEMBER = 2**29
-"""As large as a picture may be (`alexnet.limits.MAX_BYTES`), so that it is refused by that and not here."""
+"""The largest picture that is accepted (`alexnet.limits.MAX_BYTES`); the limit there refuses it with a better reason."""
 
 SMALL = 2**26
-"""Lists of labels and words, ground truth, what a server answers: ImageNet's are below 10 MB."""
+"""For lists of labels and words, and ground truth: ImageNet's are below 10 MB."""
 
 HEADER = 2**20
-"""Bytes of a name, or of other words, before a member of a tar."""
+"""Bytes of a name or other text in the header of a tar's member."""
 
 
 def largest(packed: int) -> int:
-    """Bytes that may come out of an archive of so many."""
+    """The most bytes that an archive of `packed` bytes may unpack to."""
     return TIMES * packed + BESIDES
 
 
 def check_name(name: str, where: object) -> None:
-    """`ValueError` if a member's name leads out of its archive, or could elsewhere."""
+    """`ValueError` if a member's name leads out of its archive, here or on another system."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or re.search(r"[\0\\]|^[A-Za-z]:", name):
         raise ValueError(f"{where}: member {name!r} lies outside of the archive. Is this the archive it should be?")
 
 
 def check_member(size: int, name: str, where: object, limit: int = 0) -> None:
-    """`ValueError` if a member claims more bytes than are read at once."""
+    """`ValueError` if a member claims more than `limit` bytes (0: `MEMBER`)."""
     limit = limit or MEMBER
     if not 0 <= size <= limit:
         raise ValueError(
@@ -48,7 +48,7 @@ def check_member(size: int, name: str, where: object, limit: int = 0) -> None:
 
 
 def check_total(size: int, packed: int, where: object) -> None:
-    """`ValueError` if more came out of an archive than may."""
+    """`ValueError` if `size` unpacked bytes are more than an archive of `packed` bytes may hold."""
     if size > largest(packed):
         raise ValueError(
             f"{where}: more than {largest(packed):,} bytes come out of {packed:,}. Is this the archive it should be?"
@@ -56,7 +56,7 @@ def check_total(size: int, packed: int, where: object) -> None:
 
 
 def small(file: AnyPath) -> bytes:
-    """The bytes of a file of text; `ValueError` if it has more than `SMALL`."""
+    """The bytes of a text file; `ValueError` if there are more than `SMALL`."""
     with file.open("rb") as handle:
         data: bytes = handle.read(SMALL + 1)
     check_member(len(data), file.name, file, SMALL)
@@ -64,13 +64,13 @@ def small(file: AnyPath) -> bytes:
 
 
 class Unpacked:
-    """A stream that comes out of a packed file, read to a limit and no further."""
+    """A stream of unpacked bytes with a limit on their total."""
 
     def __init__(self, stream: IO[bytes], packed: int, where: object) -> None:
         self._stream, self._packed, self._where, self._seen = stream, packed, where, 0
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes; `ValueError` where all together are too many."""
+        """At most `size` bytes; `ValueError` if the total is too large."""
         part = self._stream.read(size)
         self._seen += len(part)
         check_total(self._seen, self._packed, self._where)
@@ -78,7 +78,7 @@ class Unpacked:
 
 
 class Member(tarfile.TarInfo):
-    """A member of a tar, none of whose headers makes tarfile take memory as it claims."""
+    """A tar's member whose header cannot make tarfile allocate the memory that it claims."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> Any:
         if self.type == tarfile.GNUTYPE_SPARSE:

@@ -1,4 +1,4 @@
-"""Pictures in a folder for each class: which there are, what they are called, and a share of them held out."""
+"""Pictures in one folder for each class: found, named, and a share of them held out."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Found:
     """A picture, before its label is known."""
 
     path: str
-    """In the tree."""
+    """Path in the tree."""
     split: str
     wnid: str
 
 
 def found(tree: Tree, top: str, split: str, notes: list[str], besides: Collection[Found] = ()) -> list[Found]:
-    """The pictures below `top`, a folder of the tree or "" for all of it; the class is the first folder below.
+    """The pictures below `top`, a folder of the tree or "" for its root; the first folder below `top` names the class.
 
-    What lies in no class folder is left out, and `notes` says so, but for what was found `besides`. `ValueError` for a
-    class folder without a picture.
+    Pictures outside of class folders are left out, with a line in `notes` unless they are among `besides`. `ValueError`
+    for a class folder without a picture.
     """
     below = tree.under(top) if top else tree
     paths, others = below.pictures()
@@ -42,7 +42,7 @@ def found(tree: Tree, top: str, split: str, notes: list[str], besides: Collectio
 
 
 def held_out(found: Iterable[Found], share: float, seed: int) -> Iterator[Found]:
-    """Training pictures with a share of each class moved to `val`."""
+    """The training pictures, with a share of each class moved to `val`."""
     classes = defaultdict(list)
     for picture in found:
         classes[picture.wnid].append(picture)
@@ -53,7 +53,7 @@ def held_out(found: Iterable[Found], share: float, seed: int) -> Iterator[Found]
 
 
 def drawn(names: Iterable[str], share: float, seed: int) -> set[str]:
-    """A share of the names, rounded: those with the lowest of a key of seed and name."""
+    """A share of the names, rounded to whole pictures: those with the lowest hash of seed and name."""
     ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     return set(ranked[: round(share * len(ranked))])
 
@@ -67,10 +67,10 @@ def contents(
     *,
     short_names: bool = False,
 ) -> Contents:
-    """The contents of a set whose pictures were found in a tree.
+    """The contents of a data set whose pictures were found in a tree.
 
-    A picture is called by its path without the ending, or by the last part of that where `short_names`. `ValueError` if
-    a validation picture is of a class that has no training picture.
+    A picture's name is its path without the ending or, with `short_names`, the last part of that. `ValueError` if a
+    validation picture's class has no training picture.
     """
     trained = {picture.wnid for picture in found if picture.split == "train"}
     if untrained := [picture for picture in found if picture.split == "val" and picture.wnid not in trained]:
@@ -87,7 +87,7 @@ def contents(
 
 
 def _names(paths: list[str], short: bool) -> list[str]:
-    """The names of pictures; two that differ in their endings alone keep them."""
+    """The names of pictures. Those that differ only in their endings keep the ending."""
     names = [str(PurePosixPath(path).with_suffix("")) for path in paths]
     names = [name.rpartition("/")[2] for name in names] if short else names
     counts = Counter(names)

@@ -1,4 +1,4 @@
-"""What a source holds: its classes, its pictures and where they lie, its archives; what all sources share."""
+"""A source's contents: its classes, its pictures with their byte ranges, its archives. All sources return this."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.shards import tables
 from pipeline.shards.tables import Synset
 
 Choice = Literal["all"] | int | tuple[str, ...]
-"""Which classes of a set are taken: all, the first so many by rank of their id, or those of the ids given."""
+"""Which classes of a set are used: all, the first N in the order of their ids, or those with the ids given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +28,12 @@ class ByteRange:
     offset: int
     length: int
     crc32: int | None = None
-    """CRC-32 of these bytes; None for a file of its own that is not hashed yet."""
+    """CRC-32 of these bytes; None for a whole file that is not hashed yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A row of the index (`tables.INDEX`) but for its label: the picture is `archive[offset : offset + length]`."""
+    """A row of the index (`tables.INDEX`) without its label: the picture is `archive[offset : offset + length]`."""
 
     id: str
     split: str
@@ -42,11 +42,11 @@ class Picture:
     offset: int
     length: int
     crc32: int | None
-    """CRC-32 of its bytes; None for a picture that is a file of its own, whose `Archive` has it."""
+    """CRC-32 of its bytes; None if the picture is a whole file, whose `Archive` then has it."""
 
     @classmethod
     def at(cls, place: ByteRange, name: str, split: str, wnid: str) -> Self:
-        """The picture of that name, in its range of bytes."""
+        """The picture with that byte range and name."""
         return cls(
             id=name,
             split=split,
@@ -60,20 +60,20 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """One row of `tables.ARCHIVES`: a file of the source, as it lies in the store."""
+    """A row of `tables.ARCHIVES`: one file of the source in the store."""
 
     name: str
     bytes: int
     sha256: str
     md5: str | None
-    """What the sets of our field are published with; None for a picture that is a file of its own."""
+    """The checksum that data sets are published with; None if the file is one picture."""
     crc32: int | None = None
-    """CRC-32 of all its bytes, where the file is a picture by itself."""
+    """CRC-32 of all its bytes, if the file is one picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """All that a source holds."""
+    """The classes, pictures and archives of a source."""
 
     classes: tuple[Synset, ...]
     """By label."""
@@ -82,9 +82,9 @@ class Contents:
     archives: pa.Table
     """`tables.ARCHIVES`."""
     drawn: bool
-    """The pictures were drawn by a program, not photographed."""
+    """Whether a program drew the pictures; else they are photographs."""
     notes: tuple[str, ...]
-    """What the user has to know of the set: what was left out, and why."""
+    """Lines for the user: what was left out, and why."""
 
 
 def gathered(
@@ -97,11 +97,11 @@ def gathered(
     drawn: bool = False,
     notes: Sequence[str] = (),
 ) -> Contents:
-    """The contents from pictures as they are found in the store: those of the classes that are taken, with their labels.
+    """The contents of a source: the pictures of the chosen classes, with their labels.
 
-    `archives` is asked, when all pictures are found, for the archives of these names and what belongs to them. A class
-    is one that has a training picture; pictures of another are left out, and counted in the notes. `ValueError` if a
-    picture is there twice, or too little is there to train and to validate.
+    `archives` is called with the names of the pictures' archives after `pictures` is exhausted. A class needs a training
+    picture; other pictures are left out, and counted in the notes. `ValueError` if a picture is there twice, or if there
+    are not two classes to train on and one picture to validate with.
     """
     rows = tables.collect(pictures, pa.schema([field for field in tables.INDEX if field.name != "label"]))
     _refuse_twice(rows, store)
@@ -130,7 +130,7 @@ _HASHED = tables.ARCHIVES.append(tables.INDEX.field("crc32"))
 
 
 def _checked(rows: pa.Table, archives: pa.Table, store: AnyPath) -> pa.Table:
-    """The rows, each with its checksum: that of a picture which is a file of its own came when the file was hashed."""
+    """The rows with all checksums: a picture that is a whole file has the checksum of its archive."""
     places = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
     alone = pc.is_null(rows["crc32"])
     changed = pc.and_(alone, pc.not_equal(rows["length"], archives["bytes"].take(places)))
@@ -156,7 +156,7 @@ def _refuse_twice(rows: pa.Table, store: AnyPath) -> None:
 
 
 def check_folder(folder: str) -> None:
-    """`ValueError` if it is not the name of a folder in the data store."""
+    """`ValueError` unless it names a folder in the data store."""
     path = PurePosixPath(folder)
     if folder != str(path) or path.is_absolute() or not path.parts or {"..", "~"} & set(path.parts):
         raise ValueError(
@@ -166,7 +166,7 @@ def check_folder(folder: str) -> None:
 
 
 def check_choice(classes: Choice) -> None:
-    """`ValueError` if the choice cannot be of any set."""
+    """`ValueError` if no set can satisfy the choice."""
     if isinstance(classes, int) and classes < 2:
         raise ValueError(f"classes has to be 'all', at least 2, or a list of ids, is {classes}")
     if isinstance(classes, tuple):
@@ -177,7 +177,7 @@ def check_choice(classes: Choice) -> None:
 
 
 def chosen(synsets: Iterable[Synset], classes: Choice) -> tuple[Synset, ...]:
-    """The classes that are taken, in the order of their labels; `ValueError` if the set has no such."""
+    """The chosen classes, in the order of their labels; `ValueError` if the set does not have them."""
     known = sorted(synsets, key=lambda synset: synset.wnid)
     if isinstance(classes, int):
         if classes > len(known):

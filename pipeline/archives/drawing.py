@@ -62,7 +62,7 @@ def _background(rng: Generator, width: int, height: int, ground: Colour) -> Imag
 
 
 def _clutter(rng: Generator, picture: Image.Image, side: int, count: int) -> None:
-    """Lines and spots of any colour, over what is drawn so far."""
+    """Draws lines and spots of random colours over the picture."""
     draw = ImageDraw.Draw(picture)
     for _ in range(count):
         x, y = rng.uniform(0, 1, 2) * picture.size
@@ -76,7 +76,7 @@ def _clutter(rng: Generator, picture: Image.Image, side: int, count: int) -> Non
 
 
 def _mask(rng: Generator, shape: Shape, size: tuple[int, int], middle: NDArray[Any], radius: float) -> Image.Image:
-    """Where the figure is: its outline, a little turned and stretched, of about the same area for each shape."""
+    """The figure's outline as a mask, slightly rotated and stretched, with about the same area for each shape."""
     turn = rng.uniform(-0.35, 0.35)
     stretch = math.exp(rng.uniform(-0.15, 0.15))
     outline = _outline(shape) * radius * np.array([stretch, 1 / stretch])
@@ -117,7 +117,7 @@ def _turned(points: NDArray[Any], angle: float) -> NDArray[np.float64]:
 
 
 def _texture(rng: Generator, texture: Texture, size: tuple[int, int], middle: NDArray[Any], side: int) -> Image.Image:
-    """Where the figure has its second colour: half of it in both textures, at a place and an angle by chance."""
+    """Where the figure has its second colour: half of its area in both textures, with a random offset and angle."""
     period = rng.uniform(0.085, 0.13) * side
     angle = rng.uniform(-0.35, 0.35)
     reach = int(0.75 * side / period) + 2
@@ -139,7 +139,7 @@ def _texture(rng: Generator, texture: Texture, size: tuple[int, int], middle: ND
 
 
 def _grained(rng: Generator, picture: Image.Image) -> Image.Image:
-    """The picture with the grain of a film: soft noise, the same in the three colours."""
+    """The picture with film grain: soft noise, equal in the three colours."""
     grain = rng.normal(0, rng.uniform(2, 8), (picture.height // 2, picture.width // 2))
     noise = np.clip(128 + grain, 0, 255).astype(np.uint8)
     soft = np.asarray(Image.fromarray(noise).resize(picture.size, Image.Resampling.BILINEAR), np.int16) - 128

@@ -1,4 +1,4 @@
-"""The layout of ILSVRC: a year's devkit, and where each picture lies in its tars, read in one pass (§2).
+"""The layout of ILSVRC: a year's devkit, and each picture's byte range in its tars, read in one pass (§2).
 
 The training archive is a tar of one tar for each WordNet id, the validation archive a tar of pictures, the devkit a
 compressed tar with `meta.mat` and the ground truth. Nothing is unpacked: a picture is a range of bytes in an archive.
@@ -29,17 +29,17 @@ _TRAIN_PICTURE = re.compile(r"((n[0-9]{8})_[0-9]+)\.JPEG")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Year:
-    """The names of a year's archives and of what is in them."""
+    """A year of the challenge: the names of its archives and of their members."""
 
     number: int
     train: str
     val: str
     devkit: str
     test: str = ""
-    """Empty where its labels are secret, which otherwise are in `test_truth`, a text file by itself."""
+    """Empty if the test labels are secret; else `test_truth` names the text file with them."""
     test_truth: str = ""
     patch: str = ""
-    """A tar of pictures that replace those of the same names, if it is there."""
+    """An optional tar of pictures that replace those with the same names."""
     remotes: tuple[Remote, ...] = ()
     """The published archives, in the order in which they are fetched."""
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -52,32 +52,32 @@ class Year:
 
     @property
     def archives(self) -> tuple[str, ...]:
-        """What has to be there."""
+        """The archives that a complete set has."""
         return tuple(filter(None, (self.train, self.val, self.devkit, self.test, self.test_truth)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Devkit:
-    """What the devkit says of the pictures."""
+    """The devkit's contents."""
 
     classes: tuple[Synset, ...]
-    """The low-level synsets, by rank of the WordNet id: the place is the label."""
+    """The low-level synsets in the order of their WordNet ids: the index is the label."""
     train_images: tuple[int, ...]
     """Training pictures of each class."""
     wnids: dict[int, str]
-    """The WordNet id of each class, by the year's own number of it."""
+    """The year's own class number → WordNet id."""
     val_wnids: tuple[str, ...]
-    """The WordNet id of each validation picture, by its number less 1."""
+    """The WordNet id of validation picture n at index n - 1."""
 
 
 def contents(
     folder: StorePath, year: Year, classes: Choice = "all", *, complete: bool = True, drawn: bool = False
 ) -> Contents:
-    """Reads a year's archives in a folder once from end to end: their checksums, and every picture.
+    """Reads a year's archives in a folder once, from start to end: their checksums, and every picture.
 
-    The pictures come as they lie: those of the training archive, of the validation archive and of the test archive.
-    Raises `ValueError` that says archive, member and what to do if an archive is cut short or does not fit the devkit,
-    and `FileNotFoundError` if one is missing. Unless `complete`, pictures may be missing, and so may the test archive.
+    The pictures keep the order of the training, validation and test archives. `ValueError` with archive, member and what
+    to do if an archive is cut short or does not fit the devkit; `FileNotFoundError` if one is missing. Unless `complete`,
+    pictures may be missing, and the test archive too.
     """
     for name in year.archives:
         if not (folder / name).path.is_file() and (complete or name not in (year.test, year.test_truth)):
@@ -177,7 +177,7 @@ def _unpack(file: AnyPath, wanted: tuple[str, ...], year: Year) -> dict[str, byt
 
 
 def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
-    """Number, synset and number of training pictures of the low-level synsets, by rank of the WordNet id."""
+    """The low-level synsets in the order of their WordNet ids: number, synset, number of training pictures."""
     try:
         rows = sorted(
             (str(row["WNID"]), int(*row[field]), str(row["words"]), int(*row["num_train_images"]))
@@ -196,14 +196,14 @@ def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[S
 
 
 def synset_tars(file: Hashed) -> Iterator[tuple[str, int, int]]:
-    """WordNet id, offset and length of each tar in a tar of them."""
+    """Yields WordNet id, offset and length of each tar in a tar of tars."""
     where = str(file.path)
     for outer in members(file, 0, file.bytes, where):
         yield _named(_TRAIN_TAR, outer.name, where, "n01440764.tar").group(1), outer.offset_data, outer.size
 
 
 def synset_pictures(file: Hashed, wnid: str, start: int, length: int) -> Iterator[tuple[str, ByteRange]]:
-    """Name and bytes of each picture in a synset's tar, which is a range of a file or all of it."""
+    """Yields name and byte range of each picture in a synset's tar, which is a part of a file or all of it."""
     where = f"{file.path}: {wnid}.tar" if length < file.bytes else str(file.path)
     for member in members(file, start, length, where):
         name = _named(_TRAIN_PICTURE, member.name, where, f"{wnid}_10026.JPEG")
@@ -232,7 +232,7 @@ def _train(file: Hashed, known: Devkit, complete: bool) -> Iterator[Picture]:
 
 
 def _numbered(file: Hashed, split: str, wnids: tuple[str, ...], year: Year, complete: bool) -> Iterator[Picture]:
-    """The pictures of an archive whose labels are the lines of a list."""
+    """Yields the pictures of an archive whose labels are the lines of a list."""
     path = str(file.path)
     named = re.compile(rf"(ILSVRC{year.number}_{split}_([0-9]{{8}}))\.JPEG")
     count = 0
@@ -254,7 +254,7 @@ def _numbered(file: Hashed, split: str, wnids: tuple[str, ...], year: Year, comp
 
 
 def _patches(file: Hashed) -> Iterator[tuple[str, ByteRange]]:
-    """Name and bytes of the pictures that replace others."""
+    """Yields name and byte range of the pictures that replace others."""
     for member in members(file, 0, file.bytes, str(file.path)):
         name = PurePosixPath(member.name)
         if name.suffix == ".JPEG":
@@ -262,14 +262,14 @@ def _patches(file: Hashed) -> Iterator[tuple[str, ByteRange]]:
 
 
 def _patched(pictures: Iterable[Picture], patches: dict[str, ByteRange]) -> Iterator[Picture]:
-    """The pictures, with the bytes of those that were replaced; what replaces none stays in `patches`."""
+    """Yields the pictures with the byte ranges of their patches; a patch without a picture stays in `patches`."""
     for each in pictures:
         place = patches.pop(each.id, None)
         yield each if place is None else Picture.at(place, each.id, each.split, each.wnid)
 
 
 def _named(pattern: re.Pattern[str], name: str, where: str, example: str) -> re.Match[str]:
-    """The match of a member's name, whatever folder it lies in: some copies were packed with one."""
+    """The match of a member's name without its folder: some copies were packed with one."""
     match = pattern.fullmatch(PurePosixPath(name).name)
     if match is None:
         raise ValueError(f"{where}: member {name!r} has no name like {example}. Is this the archive it should be?")

@@ -1,7 +1,7 @@
 """MATLAB's files of version 5, as far as a devkit's `meta.mat` goes: arrays of structs, of words and of numbers.
 
-In place of SciPy's reader, which damaged files crash, and with it the process. Nothing here is taken by a length that
-is not there: each part is a slice of the file, and all that is unpacked has at most `bounds.SMALL` bytes.
+SciPy's reader crashes on damaged files, and the process with it. Here a claimed length allocates nothing: each part is a
+slice of the file, and the unpacked total has at most `bounds.SMALL` bytes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ DEPTH = 8
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """The variables by name: an array of structs as a list of dicts, text as a word, other numbers as a list.
+    """The variables by name: an array of structs as a list of dicts, text as str, numbers as a list.
 
-    `ValueError` if it is no such file, or damaged.
+    `ValueError` if it is not such a file, or damaged.
     """
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None or data[124:126] not in (b"\0\1", b"\1\0"):

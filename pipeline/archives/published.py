@@ -1,4 +1,4 @@
-"""Archives that are published with their checksum: found in the data store or fetched to it, and what they should be."""
+"""Published archives: found in the data store or fetched to it, and compared with what was published."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.archives.tree import Tree
 from pipeline.runtime.fetch import Remote, fetch
 
 PART = "if a part of the set is what you want, set params.yaml: source.complete: false"
-"""What else can be done about a set that is not complete."""
+"""What to do if a part of the set is wanted."""
 
 
 def opened(remote: Remote, folder: StorePath, complete: bool, unpack: Callable[[Path], Members]) -> Tree:
-    """The files of the archive in a folder of the store, fetched if it is not there.
+    """The files in an archive, which is fetched to the folder of the store if it is not there.
 
     Unless `complete`, it is not fetched, and may have another MD5.
     """
@@ -45,7 +45,7 @@ def ensure(remote: Remote, file: StorePath, complete: bool) -> None:
 
 
 def check_md5(file: StorePath, archive: Archive, md5: str | None) -> None:
-    """`ValueError` if the archive has another MD5 than it was published with, if it was with one."""
+    """`ValueError` if the archive's MD5 is not the published one; None: none was published."""
     if md5 is not None and archive.md5 != md5:
         raise ValueError(
             f"{file}: its MD5 is {archive.md5}, that of the published one {md5}. Fetch it again; or, {PART}"
@@ -60,9 +60,9 @@ def check_complete(
     *,
     in_each: bool = False,
 ) -> None:
-    """`ValueError` unless the pictures that were found are all of the published set, and what to do.
+    """`ValueError` with what to do unless the pictures are all of the published set.
 
-    `counts`: by split, its pictures, or with `in_each` those of each class. `classes`: how many there are, or their ids.
+    `counts`: split → its number of pictures or, with `in_each`, that of each class. `classes`: their number, or their ids.
     """
     number = classes if isinstance(classes, int) or classes is None else len(classes)
     for split, count in counts.items():

@@ -1,4 +1,4 @@
-"""Pictures are read by their ranges of bytes, ahead, and in the order in which they lie in their archives."""
+"""Reads pictures by byte range, some ahead, in the order in which they lie in the archives."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 
 AHEAD = 2**28
-"""Bytes of pictures that are read ahead, beside one more piece."""
+"""Bytes of pictures that are read ahead, in addition to one piece."""
 
 PIECE = 8
 """Pictures that a thread reads before it hands them over: to hand over each by itself costs 4 % of all the time."""
 
 
 def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tuple[int, bytes]]:
-    """(index in `rows`, bytes) of every row, in the order in which they lie in the archives, some read ahead."""
+    """Yields index in `rows` and bytes of every row, in the order in which they lie in the archives."""
     order = sorted(range(len(rows)), key=lambda index: (rows[index]["archive"], rows[index]["offset"]))
     archives = Archives(folder)
     ahead: deque[tuple[list[int], Future[list[bytes]]]] = deque()
@@ -46,7 +46,7 @@ def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tu
 
 
 def pieces(order: list[int], rows: list[dict[str, Any]]) -> Iterator[list[int]]:
-    """The order in pieces of `PIECE` pictures, or of fewer where those are large."""
+    """Yields the order in pieces of `PIECE` pictures, or of fewer if they are large."""
     piece: list[int] = []
     for index in order:
         if piece and (len(piece) == PIECE or _bytes([*piece, index], rows) > AHEAD // 4):
@@ -62,20 +62,20 @@ def _bytes(indices: list[int], rows: list[dict[str, Any]]) -> int:
 
 
 class Archives:
-    """The archives below a folder, open for several threads; each thread holds one open, that which it read last."""
+    """The archives below a folder, for several threads; each thread keeps open the one that it read last."""
 
     def __init__(self, folder: AnyPath) -> None:
         self._folder = folder
         self._open: dict[int, tuple[str, pa.NativeFile]] = {}
 
     def read_all(self, rows: list[dict[str, Any]]) -> list[bytes]:
-        """The bytes of several pictures, one after the other."""
+        """The bytes of several pictures."""
         return [self.read(row) for row in rows]
 
     def read(self, row: dict[str, Any]) -> bytes:
         """The bytes of a picture; `ValueError` if they are not those that `download` hashed, or the archive is gone.
 
-        What is larger than any picture may be is read so far as to show that, and not compared.
+        Of more than `limits.MAX_BYTES` bytes only one more is read, which shows that, and nothing is compared.
         """
         path, file = self._folder / row["archive"], self._file(row["archive"])
         if file.size() != row["archive_bytes"]:
@@ -110,7 +110,7 @@ class Archives:
         return opened
 
     def close(self) -> None:
-        """Closes them all; no thread may be reading."""
+        """Closes all archives; no thread may be reading."""
         for _, file in self._open.values():
             file.close()
         self._open.clear()

@@ -1,7 +1,7 @@
-"""What cannot be read by byte range is repacked into a tar that can: once, in the data store, whole or not at all.
+"""Archives that cannot be read by byte range are repacked into tars that can: once, in the data store.
 
-Members of a zip and of a compressed tar are packed together or one by one, so a picture in them is no range of bytes. The
-tar beside them holds the same files with the same names; its own name is the checksum of what it was made from.
+A picture in a zip or in a compressed tar is not a range of bytes. The tar beside them holds the same files with the same
+names; its own name has the checksum of the archive it was made from.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 
 FOLDER = "repacked"
-"""In the data store. It may be removed at any time: what is needed of it is made again."""
+"""Folder in the data store. It may be removed at any time: the tars that are needed are made again."""
 
 Members = Iterator[tuple[str, bytes]]
 """Name and bytes of each file in an archive."""
 
 
 def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members]) -> Tree:
-    """What `unpack` finds in a file, from the tar that is made of it unless that is there and whole; `origin`: the file."""
+    """The files that `unpack` finds in an archive, in the tar that is made of them unless it is there and whole.
+
+    `origin`: the archive's checksums.
+    """
     tar = StorePath(file.root) / FOLDER / f"{file.path.name}-{origin.sha256[:16]}.tar"
     target = tar.path
     record = target.with_name(target.name + ".sha256")
@@ -58,7 +61,7 @@ def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members])
 
 
 def _at_least(origin: Path) -> int:
-    """Bytes that come out of a file, as far as it says so; who unpacks it says what is wrong with it."""
+    """The unpacked bytes as far as the archive says; 0 if it says nothing, or is damaged."""
     with suppress(*_NOT_WHOLE):
         with origin.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -71,7 +74,7 @@ def _at_least(origin: Path) -> int:
 
 
 def _write(file: IO[bytes], found: Members, origin: Path, target: Path) -> None:
-    """Writes a tar of the files; `ValueError` if they are more than may come out of their origin."""
+    """Writes a tar of the files; `ValueError` if they are larger than their archive may unpack to."""
     packed, total = origin.stat().st_size, 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, data in found:
@@ -86,7 +89,7 @@ def _write(file: IO[bytes], found: Members, origin: Path, target: Path) -> None:
 
 
 def unzipped(origin: Path) -> Members:
-    """The files in a zip, in the order of its directory, their checksums verified."""
+    """Yields the files in a zip in the order of its directory, with their checksums verified."""
     try:
         with zipfile.ZipFile(origin) as packed:
             found = [member for member in packed.infolist() if not member.is_dir()]
@@ -106,7 +109,7 @@ def unzipped(origin: Path) -> Members:
 
 
 def untarred(origin: AnyPath) -> Members:
-    """The files in a .tar.gz, in its order; read to its end, where its checksum is."""
+    """Yields the files in a .tar.gz in its order, and reads it to its end, where the checksum is."""
     try:
         with origin.open("rb") as whole, gzip.open(whole) as packed:
             limited = bounds.Unpacked(cast("IO[bytes]", packed), files.size(origin) or 0, origin)
@@ -141,4 +144,4 @@ _NOT_WHOLE = (
     IndexError,
     UnicodeError,
 )
-"""What zipfile, tarfile and gzip raise where their bytes are wrong."""
+"""What zipfile, tarfile and gzip raise for damaged bytes."""

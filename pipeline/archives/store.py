@@ -1,4 +1,4 @@
-"""A file or folder of the data store: it knows the store that it is in, so the index can name it by its path from there."""
+"""A path in the data store that knows its root, so that the index can name it by its path from there."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.runtime.paths import AnyPath
 
 @dataclass(frozen=True, slots=True)
 class StorePath:
-    """One value for what would be two everywhere: the path, and the root of the store."""
+    """A file or folder of the store; as a string it is its full path."""
 
     root: AnyPath
     inside: str = ""
-    """Path from the root, with slashes, as the index has it; empty for the root itself."""
+    """Path from the root with slashes, as in the index; empty for the root itself."""
 
     @property
     def path(self) -> AnyPath:
-        """Where it lies."""
+        """The full path."""
         return self.root / self.inside if self.inside else self.root
 
     def __truediv__(self, below: str) -> StorePath:
@@ -29,5 +29,5 @@ class StorePath:
         return str(self.path)
 
     def files(self, pattern: str) -> Iterator[StorePath]:
-        """The files below this folder, at any depth, whose names fit the pattern."""
+        """Yields the files below this folder, at any depth, whose names match the pattern."""
         return (self / paths.below(self.path, file) for file in self.path.rglob(pattern))

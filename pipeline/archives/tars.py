@@ -22,11 +22,11 @@ CHUNK = 2**20
 """Bytes read and hashed at a time: a training archive has 150 GB, a picture some 100 kB."""
 
 LONG = 2**28
-"""Bytes of a file that is read for more than a second: then it is said how far that is."""
+"""Bytes of a file that takes more than a second to read, and so shows its progress."""
 
 
 def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tarfile.TarInfo]:
-    """The files of the tar in a range of bytes, in their order; `offset_data` counts from the range's start."""
+    """Yields the files of the tar in a range of bytes; `offset_data` counts from the start of the range."""
     window = Window(hashed, start, length)
     cut = f"{where}: cut short or damaged: "
     try:
@@ -53,7 +53,7 @@ def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tar
 
 @contextmanager
 def reading(file: StorePath) -> Iterator[Hashed]:
-    """The file, to be read from front to back; says how far that is, if it takes long."""
+    """The file, to be read from start to end; shows its progress if it is `LONG`."""
     with file.path.open("rb") as handle, ExitStack() as stack:
         size = handle.seek(0, os.SEEK_END)
         progress = (
@@ -69,7 +69,7 @@ def hashed(file: StorePath) -> Archive:
 
 
 class Hashed:
-    """A file read from front to back, hashed on the way; what was skipped is hashed too, what is read again is not."""
+    """A file that is hashed while it is read from start to end: bytes that are skipped too, and each byte once."""
 
     def __init__(self, file: IO[bytes], path: StorePath, progress: Progress | None = None) -> None:
         self.path, self.bytes = path, file.seek(0, os.SEEK_END)
@@ -87,7 +87,7 @@ class Hashed:
         return part
 
     def crc32(self, start: int, length: int) -> int:
-        """The checksum of a range of bytes, most of which nothing else has read."""
+        """CRC-32 of a range of bytes."""
         end, crc32 = start + length, 0
         while start < end and (part := self.read(start, min(CHUNK, end - start))):
             crc32 = zlib.crc32(part, crc32)
@@ -95,11 +95,11 @@ class Hashed:
         return crc32
 
     def range(self, start: int, length: int) -> ByteRange:
-        """A range of its bytes with their checksum."""
+        """The byte range of one member, with its checksum."""
         return ByteRange(archive=self.path.inside, offset=start, length=length, crc32=self.crc32(start, length))
 
     def archive(self) -> Archive:
-        """The file's size and checksums, when the rest of it has been read."""
+        """Reads the rest of the file, and returns its size and checksums."""
         self._advance(self.bytes)
         md5, sha256 = (digest.hexdigest() for digest in self._digests)
         return Archive(name=self.path.inside, bytes=self._seen, md5=md5, sha256=sha256)
@@ -121,7 +121,7 @@ class Hashed:
 
 
 class Window:
-    """A range of a file as a file of its own: what tarfile needs, read, seek and tell."""
+    """A byte range as a file with the methods that tarfile needs: read, seek and tell."""
 
     def __init__(self, hashed: Hashed, start: int, length: int) -> None:
         self._hashed = hashed
@@ -130,15 +130,15 @@ class Window:
         self._place = 0
 
     def read(self, length: int) -> bytes:
-        """At most `length` bytes from here on."""
+        """At most `length` bytes from the current position on."""
         part = self._hashed.read(self._start + self._place, min(length, max(0, self._length - self._place)))
         self._place += len(part)
         return part
 
     def seek(self, place: int) -> None:
-        """Goes to a place, counted from the range's start."""
+        """Sets the position, counted from the start of the range."""
         self._place = place
 
     def tell(self) -> int:
-        """The place, counted from the range's start."""
+        """The position, counted from the start of the range."""
         return self._place

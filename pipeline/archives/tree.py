@@ -1,4 +1,4 @@
-"""The files of a set by their path, whether they lie in a folder or in a tar that was made of one."""
+"""The files of a data set by their path, whether in a folder or in a tar of one."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from pipeline.runtime import files
 from pipeline.runtime.progress import Progress
 
 ENDINGS = frozenset((".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""A file is taken for a picture by its ending, in small or capital letters; whether it is one, `resize` finds out."""
+"""A file with such an ending, in small or capital letters, is indexed as a picture; `resize` finds out whether it is one."""
 
 READERS = 8
-"""Threads that read files to hash them: small files keep a disk or a network waiting."""
+"""Threads that hash files: each waits for the disk or the network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tree:
-    """Files by their path, with slashes, in the order of their paths."""
+    """Files by their path with slashes, in the order of their paths."""
 
     where: StorePath
     """The folder, or the tar."""
     files: dict[str, ByteRange]
     tars: tuple[Archive, ...] = ()
-    """Those that hold them; none where each file is an archive by itself."""
+    """The tars that hold the files; none if each file is an archive by itself."""
     origins: tuple[Archive, ...] = ()
-    """What the tars were made of."""
+    """The archives that the tars were made of."""
 
     def read(self, path: str) -> bytes:
         """The bytes of a small file."""
@@ -56,7 +56,7 @@ class Tree:
         return tuple(dict.fromkeys(path.partition("/")[0] for path in self.files if "/" in path))
 
     def pictures(self) -> tuple[list[str], list[str]]:
-        """The paths that end as pictures do and whose names are not hidden, and a line on what is left out, if any."""
+        """The paths of pictures that are not hidden, and at most one line on the other files."""
         kept, others = [], Counter[str]()
         for path in self.files:
             name = path.rpartition("/")[2]
@@ -72,7 +72,7 @@ class Tree:
         return kept, [f"{self.where}: {others.total():,} files that are no pictures by their names ({kinds})"]
 
     def archives(self, names: list[str]) -> list[Archive]:
-        """The archives of these names, with their checksums: the tars, or the files."""
+        """The archives with these names and their checksums: tars, or single files."""
         if self.tars:
             return [*self.origins, *(tar for tar in self.tars if tar.name in names)]
         with ThreadPoolExecutor(READERS) as readers, Progress("download: checksums", len(names), "files") as progress:

@@ -1,4 +1,4 @@
-"""Who may use a Ray: the token of one that a stage starts, and whether a running cluster asks for its own."""
+"""Access to Ray: the token of a cluster that a stage starts, and whether a running cluster asks for one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PATIENCE = 60.0
 """Seconds for which a cluster may be away: its head may be starting."""
 
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""A request that a head answers at once, and changes nothing."""
+"""A request that a head answers at once and that changes nothing."""
 
 
 def keep_private(folder: Path) -> None:
-    """Sees to it that a Ray started by this process is on loopback, behind a token in `folder`."""
+    """Makes a Ray that this process starts listen on loopback only, behind a token in `folder`."""
     # Where there is a default route Ray takes 127.0.0.1 for a slip, and puts the machine's address in its place, unless it
     # is told that no other machine will ever join: by this name, on Linux too
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -35,7 +35,7 @@ def keep_private(folder: Path) -> None:
 
 
 def token(folder: Path) -> Path:
-    """The file of a token in `folder`, made if it is not there, absolute; only its owner can read it."""
+    """The absolute path of the token in `folder`, which is made if it is not there; only its owner can read it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "ray-token").absolute()
     if not file.exists():
@@ -84,7 +84,7 @@ def admit(address: str) -> None:
 
 
 def _headers() -> tuple[tuple[str, str], ...]:
-    """What goes with a request to show this machine's token; nothing if it has none."""
+    """The headers that show this machine's token; none if it has no token."""
     loader = AuthenticationTokenLoader.instance()
     loader.reset_cache()
     try:
@@ -101,7 +101,7 @@ def _mode(mode: str) -> None:
 
 
 def _ask(address: str, metadata: tuple[tuple[str, str], ...]) -> Literal["welcome", "stranger"]:
-    """How the head takes a request with these headers, once it answers."""
+    """Whether the head accepts a request with these headers; waits until it answers."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         return waiting.until(
             lambda: _answer(channel, metadata), "ray", f"the cluster at {address}", PATIENCE, pause=1.0

@@ -1,4 +1,4 @@
-"""Keys that came to params.yaml later, with the value that means "as before": older files and records stay valid.
+"""Keys added to params.yaml later, with the value that means "as before": older files and records stay valid.
 
 A file that lacks such a key has that value, and a document that has the value is the same as one without the key.
 """
@@ -13,7 +13,7 @@ ADDED: dict[str, Any] = {}
 
 
 def completed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with what its sections lack of those keys."""
+    """The document with those keys added to its sections where they are missing."""
     return {
         section: {**_of(section), **values} if isinstance(values, Mapping) else values
         for section, values in document.items()
@@ -21,7 +21,7 @@ def completed(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document without those keys that say "as before": what a hash of it may be taken of."""
+    """The document without the keys that say "as before", for a hash of it."""
     return {
         section: {key: value for key, value in values.items() if not means_nothing(f"{section}.{key}", value)}
         if isinstance(values, Mapping)

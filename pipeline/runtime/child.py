@@ -35,7 +35,7 @@ class Child:
         self.answers: IO[bytes] = self.process.stdout
 
     def end(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.ask, self.answers):

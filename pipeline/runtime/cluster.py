@@ -52,7 +52,7 @@ _KILLED = re.compile(
     r"IP: (?P<node>[^,]+).* was (?P<used>[\d.]+ ?\w+) used / (?P<all>[\d.]+ ?\w+) limit.*?\((?P<limit>[\d.]+)% of",
     re.DOTALL,
 )
-"""How Ray's memory monitor says why it has killed a process."""
+"""The message of Ray's memory monitor when it has killed a process."""
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def connected(machine: Machine) -> Iterator[None]:
 
 
 def _told(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
-    """Says in a line of its own what Ray tells a driver of its cluster, such as of a task that is tried again."""
+    """Prints Ray's messages to the driver, such as of a retried task, each as one line."""
     text = "\n".join(data["lines"]).strip()
     killed = out_of_memory(text)
     line = killed[0] if killed else text.partition("\n")[0][:300]
@@ -115,7 +115,7 @@ def _join(address: str) -> None:
 
 
 def _start() -> None:
-    """Starts a cluster of this driver alone: on loopback, behind a token of this working copy, and gone with it."""
+    """Starts a cluster for this driver alone: on loopback, behind a token of this working copy, ended with the driver."""
     access.keep_private(stage.WORK)
     ray.init(
         address="local",
@@ -157,7 +157,7 @@ def workers(machine: Machine, tasks: int) -> int:
 def each(
     work: Callable[[Item], Result], items: Sequence[Item], machine: Machine, gpus: int = 0
 ) -> Iterator[tuple[Item, Result]]:
-    """Runs `work` on every item, a Ray task each, and gives (item, result) in the order in which they are done.
+    """Runs `work` on every item as a Ray task, and yields (item, result) in the order in which they end.
 
     A task has a CPU, or less of one where more workers than CPUs are asked for, and `gpus` GPUs. As many are under way
     as machine.yaml allows. `work` has to bear being run twice: a task whose node is lost is started again
@@ -217,7 +217,7 @@ def out_of_memory(said: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where the network runs: how many processes, what each holds, on what."""
+    """The processes that hold the network: their number, their columns, their devices."""
 
     workers: int
     apart: bool
@@ -228,7 +228,7 @@ class Placement:
 
     @property
     def replicas(self) -> int:
-        """How many whole networks there are, each with a share of every batch."""
+        """Number of replicas, each with a share of every batch."""
         return self.workers // 2 if self.apart else self.workers
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The command lines of the programs that are no stages, read before anything is imported that takes long."""
+"""The command lines of the programs that are not stages, parsed before any slow import."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def tracking() -> argparse.ArgumentParser:
 
 
 def there(word: str) -> Path:
-    """A file or folder that is there."""
+    """An existing file or folder."""
     if not Path(word).exists():
         raise argparse.ArgumentTypeError(f"{word}: no such file here ({Path.cwd()})")
     return Path(word)
 
 
 def _network(word: str) -> str:
-    """What may name a network: with a weight or without, a path, or a name that git knows, DVC's experiments among them."""
+    """A name of a network, with a weight or without: a path, or a git revision or DVC experiment."""
     for name in (word, word.rpartition("=")[0]):
         if name and Path(name).exists():
             return word
@@ -91,7 +91,7 @@ def file_of(name: str) -> Path:
 
 
 def parser_at(file: str | Path, program: str) -> argparse.ArgumentParser:
-    """A parser that shows the head of a module's docstring, which is read, not imported, and takes no half of a word."""
+    """A parser whose help is the head of a module's docstring, which is read without an import; options cannot be abbreviated."""
     return argparse.ArgumentParser(
         prog=program,
         description=head(Path(file)),
@@ -101,7 +101,7 @@ def parser_at(file: str | Path, program: str) -> argparse.ArgumentParser:
 
 
 def head(file: Path) -> str:
-    """A module's docstring up to its second empty line: what it is for, and Run, Reads, Writes, Takes, Expect."""
+    """A module's docstring up to its second empty line: its purpose, and Run, Reads, Writes, Takes, Expect."""
     return "\n\n".join((ast.get_docstring(ast.parse(file.read_bytes())) or "").split("\n\n")[:2])
 
 

@@ -1,4 +1,4 @@
-"""What is written is sealed: its sha256 stands in SHA256SUMS beside it, and what is read back has to agree."""
+"""Outs are sealed: SHA256SUMS beside them has their sha256, which has to agree when they are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of(file: AnyPath) -> str:
 
 
 def seal(folder: AnyPath, known: Mapping[str, str] | None = None) -> None:
-    """Writes SHA256SUMS over all files below `folder`; of those in `known`, which may lie elsewhere, as it says."""
+    """Writes SHA256SUMS over all files below `folder`, and over `known`, name → digest, whose files may lie elsewhere."""
     sums = dict(known or {})
     for name, _ in files.listed(folder):
         if name != SUMS and name not in sums:
@@ -33,7 +33,7 @@ def seal(folder: AnyPath, known: Mapping[str, str] | None = None) -> None:
 
 
 def add(file: AnyPath) -> None:
-    """Adds a file to the SHA256SUMS of its folder; what that says of others stays."""
+    """Adds a file to the SHA256SUMS of its folder; the other lines stay."""
     there = (file.parent / SUMS).exists()
     _write(file.parent, {**(recorded(file.parent) if there else {}), file.name: of(file)})
 
@@ -44,14 +44,14 @@ def _write(folder: AnyPath, sums: Mapping[str, str]) -> None:
 
 
 def check(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> None:
-    """`ValueError` with what to run if a file is not as `stage` wrote it; `sealed`: the folder, where it is another."""
+    """`ValueError` with what to run if a file is not as `stage` wrote it; `sealed`: the folder of SHA256SUMS, if not its own."""
     if not file.exists():
         raise FileNotFoundError(f"{file}: not there. Run: dvc repro {stage}")
     compare(file, _recorded(file, stage, sealed), stage)
 
 
 def read(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> bytes:
-    """All of a file that is as `stage` wrote it; otherwise as `check`."""
+    """The bytes of a file that is as `stage` wrote it; errors like those of `check`."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def read(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> bytes:
 
 
 def compare(file: AnyPath, recorded: str, stage: str) -> None:
-    """`ValueError` with what to run if the sha256 of a file is another than was recorded, however large it is."""
+    """`ValueError` with what to run if the sha256 of a file is not the recorded one; it is read in pieces."""
     try:
         found = of(file)
     except OSError as error:
@@ -77,17 +77,17 @@ def _agree(file: AnyPath, found: str, recorded: str, stage: str) -> None:
 
 
 def again(stage: str) -> str:
-    """The command that makes a stage's outs anew, and nothing else."""
+    """The command that makes the outs of one stage again, and no others."""
     return f"Run: dvc repro --force --single-item {stage}"
 
 
 def recorded(folder: AnyPath) -> dict[str, str]:
-    """What SHA256SUMS in a folder says, by name; `FileNotFoundError` if it is not there."""
+    """The digests in a folder's SHA256SUMS, by name; `FileNotFoundError` if it is not there."""
     return parse((folder / SUMS).read_bytes())
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """The digests in a SHA256SUMS, by name; a line that is none is left out."""
+    """The digests in a SHA256SUMS, by name; other lines are left out."""
     lines = map(_LINE.fullmatch, data.splitlines())
     return {os.fsdecode(line[2]): line[1].decode() for line in lines if line}
 
@@ -107,12 +107,12 @@ def _recorded(file: AnyPath, stage: str, sealed: AnyPath | None) -> str:
 
 
 def stamped(text: str) -> str:
-    """A text under its own sha256, for a file by itself."""
+    """A text with its own sha256 as a first line, for a file without SHA256SUMS."""
     return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def unstamped(file: AnyPath) -> str:
-    """The text of a file that was `stamped`; `ValueError` if it is another now."""
+    """The text of a `stamped` file; `ValueError` if it was changed."""
     digest, _, text = file.read_bytes().partition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise ValueError(f"{file}: damaged, or of older code")
@@ -120,13 +120,13 @@ def unstamped(file: AnyPath) -> str:
 
 
 def mark(file: Path) -> None:
-    """Leaves the digest of a file in progress beside it, by which `marked` knows it again."""
+    """Writes the digest of a file in work/ beside it, for `marked`."""
     with files.atomic(_mark(file)) as made:
         made.write_text(of(file))
 
 
 def marked(file: Path) -> bool:
-    """Whether the file is there, and as it was when it was marked."""
+    """Whether the file is there, unchanged since it was marked."""
     try:
         return _mark(file).read_bytes() == of(file).encode()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""JSON and CSV of ours: written one way, and read back with each key, value and row checked, or one line that says the fault."""
+"""Our JSON and CSV files: written one way, and read with each key, value and row checked; one line says a fault."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.runtime.paths import AnyPath
 T = TypeVar("T")
 
 SHOWN = 200
-"""Characters of a fault that are printed: the value that is wrong may be all of the file."""
+"""The most characters of a fault that are printed: the wrong value may be the whole file."""
 
 
 def parse(data: bytes | str, kind: type[T], file: AnyPath, stage: str) -> T:
-    """A JSON object as a `kind`, a dataclass that has each of its keys; `ValueError` with what to run if it is none."""
+    """A JSON object as a `kind`, a dataclass with all of its keys; `ValueError` with what to run if it is not one."""
     document = load(data, file, stage)
     missing = [field.name for field in dataclasses.fields(kind) if field.name not in document]  # type: ignore[arg-type]
     if missing:
@@ -37,7 +37,7 @@ def parse(data: bytes | str, kind: type[T], file: AnyPath, stage: str) -> T:
 
 
 def load(data: bytes | str, file: AnyPath, stage: str) -> dict[str, Any]:
-    """A JSON object without NaN, and with no key twice; otherwise as `parse`."""
+    """A JSON object without NaN and with no key twice; errors like those of `parse`."""
     try:
         document = json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -54,9 +54,9 @@ def rows(
     stage: str,
     others: Callable[[str], Any] = str,
 ) -> list[dict[str, Any]]:
-    """The rows of a CSV with a head, the values of each of these columns, which have to be there, as it reads them.
+    """The rows of a CSV with a head; `columns`: required column → its parser, `others`: the parser of the rest.
 
-    `ValueError` with what to run if a column is missing, or a row is longer or shorter or has no such value.
+    `ValueError` with what to run if a column is missing, a row has another length, or a value cannot be parsed.
     """
     line = 1
     try:
@@ -76,7 +76,7 @@ def rows(
 
 
 def write_rows(file: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Writes a CSV that `rows` reads: a head, then the rows. Words are not changed, even if they begin like a formula."""
+    """Writes a CSV that `rows` reads: a head, then the rows. Text is not changed, even if it begins like a formula."""
     # csv quotes "\n" but not "\r", which its own reader then refuses
     turned = any("\r" in str(cell) for row in rows for cell in row)
     with file.open("w", encoding="utf-8", newline="") as handle:
@@ -86,7 +86,7 @@ def write_rows(file: Path, head: Sequence[str], rows: Sequence[Sequence[object]]
 
 
 def write_records(file: Path, head: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
-    """Writes a CSV as `write_rows`; a value that a record has not is empty. `ValueError` for one that has no column."""
+    """Writes a CSV like `write_rows`; missing values are empty. `ValueError` for a value without a column."""
     if strange := {name for record in records for name in record}.difference(head):
         raise ValueError(f"{file}: has no column {min(strange)}")
     write_rows(file, head, [[record.get(name, "") for name in head] for record in records])

@@ -1,6 +1,6 @@
-"""A library's error at the edge -> what happened, where, and what to do, in three lines at most; ours keep their traceback.
+"""A library's error → what happened, where, and what to do, in at most three lines; our own bugs keep their traceback.
 
-No library is imported for it: an error is known by the names of its classes, by its words, or by its number.
+Nothing is imported for it: an error is recognized by the names of its classes, by its message, or by its errno.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 LINES, LONG = 3, 240
-"""The most that is said of one error: lines, and letters of a library's own words."""
+"""The most lines that are printed of one error, and the most characters of a library's message."""
 
 AGAIN = "Then run again: dvc repro goes on where it was"
 
@@ -22,7 +22,7 @@ Words = Callable[[BaseException], str]
 
 
 def said(error: BaseException) -> str | None:
-    """The words for the user; None if this is a fault of ours, which keeps its traceback."""
+    """The words for the user; None for a bug of ours, which keeps its traceback."""
     if inner := list(_wrapped(error)):
         return next(filter(None, map(said, inner)), None)
     words = _words(error)
@@ -32,7 +32,7 @@ def said(error: BaseException) -> str | None:
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException]:
-    """The errors of workers that one of Ray's carries."""
+    """Yields the workers' errors inside an error of Ray's."""
     if _named(error, ("ray.",)):
         named = (getattr(error, name, None) for name in ("cause", "controller_failure", "failure", "_base_exc"))
         for each in (*getattr(error, "worker_failures", {}).values(), *named):
@@ -71,7 +71,7 @@ def _say(what: str, error: BaseException, todo: str) -> str:
 
 
 def essential(text: str) -> str:
-    """The line of a library's words that says what happened, without its advertisements."""
+    """The line of a library's message that says what happened, without advice and addresses."""
     lines = [line.strip() for line in text.split("\n")]
     lines = [
         line for line in lines if line and not re.match(r"Traceback|File \"|\[SQL|\(Background|[~^]+$|\*\*\*", line)
@@ -86,7 +86,7 @@ def _cut(text: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The file or folder that our innermost function with one was at, as its error does not name it."""
+    """The file or folder in the variables of our innermost function that has one, for errors that name none."""
     frames, trace = [], error.__traceback__
     while trace is not None:
         frames.append(trace)
@@ -124,7 +124,7 @@ def _is_s3(value: Any) -> bool:
 
 
 def _means(what: str, todo: str) -> Words:
-    """Words that are the same for a whole family."""
+    """The same words for a whole family of errors."""
     return lambda error: _say(what, error, todo)
 
 
@@ -294,7 +294,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], Words], ...] = (
         _means("no YAML that can be read", "git diff says what changed"),
     ),
 )
-"""By class, first come: names of classes, or of libraries, and what is said of their errors."""
+"""Names of classes, or of libraries, and the words for their errors; the first match counts."""
 
 SAYINGS: tuple[tuple[str, Words], ...] = (
     (
@@ -322,4 +322,4 @@ SAYINGS: tuple[tuple[str, Words], ...] = (
     ),
     (r"(?i)Failed to connect to GCS|gcs_server|Can't find a .*Ray", _HEAD),
 )
-"""By words, of those errors that have no class of their own."""
+"""Patterns of messages, for errors without a class of their own."""

@@ -1,6 +1,6 @@
-"""Files over HTTP: resumed by range, tried again, verified; in place when they are whole, and not before.
+"""Files fetched over HTTP: resumed by range, tried again, verified, and moved into place when they are whole.
 
-What has come of a file waits beside it as `.part`.
+The part that has arrived lies beside the file as `.part`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipeline.runtime.said import say
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>[0-9]+)-[0-9]+|\*)/(?P<total>[0-9]+|\*)")
 
 LEAST_FREE = 2**30
-"""Bytes that a file whose length nobody says leaves on the disk."""
+"""Bytes that stay free on the disk while a file of unknown length is fetched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remote:
-    """A file somewhere else, and what is known of it."""
+    """A file on a server, with what is known of it."""
 
     url: str
     bytes: int | None = None
@@ -50,15 +50,14 @@ class Remote:
 
 
 class _Other(Exception):  # noqa: N818 - it is caught
-    """What came is another file than it should be."""
+    """The file that arrived is not the published one."""
 
 
 def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = None) -> None:
-    """Sees that `file` is there: fetches it unless it is. An Authorization among `headers` stays with the first host.
+    """Fetches `file` unless it is there. An Authorization header is sent to the first host only.
 
-    `ValueError` for what trying again will not change, such as a refusal, a page instead of a file, another checksum, or
-    a place that is on no disk; `OSError` after too many failures, or where the disk has no room. What has come is kept
-    for the next run.
+    `ValueError` for what another try will not change: a refusal, an HTML page, another checksum, or a path that is on no
+    disk. `OSError` after too many failures, or if the disk has no room. The part that arrived is kept for the next run.
     """
     with files.locked(file):
         if file.exists():
@@ -85,7 +84,7 @@ def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = Non
 
 
 def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) -> None:
-    """Fetches what is missing of the part; `Failure` if the transfer broke off."""
+    """Fetches the missing bytes of the part; `Failure` if the transfer broke off."""
     start = part.bytes if part.same(url) or remote.known else 0
     ask = {"Range": f"bytes={start}-"} if start else {}
     if start and part.validator:
@@ -109,7 +108,7 @@ def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) 
 
 
 def _range(answer: requests.Response, part: _Part) -> tuple[int, int | None]:
-    """The first byte of what comes, and the whole file's length if it is said; they are equal if nothing is missing."""
+    """The offset of the answer's first byte, and the file's length or None; they are equal if nothing is missing."""
     length = answer.headers.get("Content-Length", "")
     if answer.status_code == 200:  # from the start: it knows no ranges, or the file has changed
         return 0, int(length) if length.isdigit() else None
@@ -123,7 +122,7 @@ def _range(answer: requests.Response, part: _Part) -> tuple[int, int | None]:
 
 
 def _receive(answer: requests.Response, part: _Part, first: int, total: int | None, url: str) -> None:
-    """Writes what comes behind the `first` bytes that are there; `Failure` if it ends before it is whole."""
+    """Appends the answer to the `first` bytes that are there; `Failure` if it ends too early."""
     place, why = first, ""
     mark, since = place, time.monotonic()
     to_come = max(0, (total or 0) - first) >> 20
@@ -157,7 +156,7 @@ def _receive(answer: requests.Response, part: _Part, first: int, total: int | No
 
 
 def _verify(part: _Part, remote: Remote, url: str) -> None:
-    """`_Other` if what came has not the size and the checksums of the published file."""
+    """`_Other` unless the part has the size and the checksums of the published file."""
     if remote.bytes is not None and part.bytes != remote.bytes:
         raise _Other(f"{web.shown(url)}: {part.bytes:,} bytes came, the published file has {remote.bytes:,}")
     for name, expected in remote.known.items():
@@ -175,7 +174,7 @@ def _refuse_page(kind: str, url: str) -> None:
 
 
 class _Part:
-    """What has come of a file, and of which version."""
+    """The part of a file that has arrived, and the version that it is of."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -186,7 +185,7 @@ class _Part:
         except (FileNotFoundError, ValueError):
             self._known = {}
         self.pieces = int(self.bytes > 0)
-        """Answers that it is made up of."""
+        """Number of answers that it was assembled from."""
 
     @property
     def bytes(self) -> int:
@@ -194,15 +193,15 @@ class _Part:
 
     @property
     def validator(self) -> str:
-        """What the server knows this version by; empty if it said nothing that is good enough for a range."""
+        """The server's name for this version, for If-Range; empty if it gave none that a range can rely on."""
         return self._known.get("validator", "")
 
     def same(self, url: str) -> bool:
-        """Whether more of it can be asked for from this address, and the answer told from that of another version."""
+        """Whether the rest can be requested from this address, with a change of version being noticed."""
         return bool(self.validator) and self._known.get("url") == web.shown(url)
 
     def begin(self, first: int, url: str, headers: Mapping[str, str]) -> None:
-        """Makes ready for what comes from byte `first` on."""
+        """Prepares for the bytes from `first` on."""
         etag = headers.get("ETag", "")
         validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
         self._known = {"url": web.shown(url), "validator": validator}
@@ -218,6 +217,6 @@ class _Part:
         self.pieces = 0
 
     def finish(self) -> None:
-        """The part is the file."""
+        """Moves the part to its place."""
         files.put(self.path, self.file)
         files.discard(self._note)

@@ -1,4 +1,4 @@
-"""A watch over the head of a cluster that a stage has joined: when it is away that is said, and then the stage ends."""
+"""A watch over the head of a cluster that a stage has joined: says when it is away, and ends the stage if it stays away."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pipeline.runtime import guard, waiting
 
 EVERY = 2.0
-"""Seconds from one knock to the next, and those that one may take."""
+"""Seconds between two connection attempts, and the timeout of one."""
 
 LIMIT = 50.0
-"""Seconds for which a head may be away. After a minute Ray's own core ends the process, wherever that is."""
+"""Seconds for which a head may be away. After a minute Ray itself ends the process, in whatever state."""
 
 _AWAY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN)
 
 
 @contextmanager
 def watched(address: str) -> Iterator[None]:
-    """Knocks at the head at host:port while the block runs, and ends the stage after `LIMIT` seconds without an answer."""
+    """Connects to the head at host:port repeatedly while the block runs; ends the stage after `LIMIT` seconds without success."""
     with waiting.beside(functools.partial(_watch, address), "head"):
         yield
 
@@ -59,7 +59,7 @@ def _watch(address: str, over: threading.Event) -> None:
 
 
 def _knock(address: str) -> str | None:
-    """Why no connection can be made to the head; None if one can. `OSError` where this is no fault of its."""
+    """Why the head cannot be connected to; None if it can. `OSError` if that is this machine's fault."""
     host, _, port = address.rpartition(":")
     try:
         # the system takes a connection for a process that is busy, and so a loaded head is there

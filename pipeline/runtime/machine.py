@@ -1,4 +1,4 @@
-"""This machine: where things lie and what may run, from machine.yaml. Nothing here decides a result."""
+"""This machine: its folders, addresses and workers, from machine.yaml. Nothing here decides a result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Machine:
     """machine.yaml: every key is optional, and `auto` without the file. See machine.example.yaml."""
 
     store: str = "auto"
-    """Folder of the archives as they came, or s3://bucket/folder. auto: `store` in the storage, or `data/store` in the
-    working copy."""
+    """Folder of the original archives, or s3://bucket/folder. auto: `store` in the storage, or `data/store` in the working
+    copy."""
     shards: str = "auto"
     """Absolute folder of the shards, or s3://bucket/folder. auto: `shards` in the storage, or `data/shards` in the working
     copy. Where they are not in the working copy, DVC holds their manifest."""
     mirrors: Mapping[str, str] = field(default_factory=dict)
-    """Where else files are fetched from: the beginning of an address → what stands for it."""
+    """Mirrors to fetch files from: beginning of an address → its replacement."""
     storage: str = "auto"
     """Absolute folder that every node sees, for archives, shards, runs and MLflow. auto: this working copy alone."""
     ray_address: str = "auto"
@@ -83,12 +83,12 @@ def home() -> Path:
 
 
 def shared(machine: Machine) -> Path | None:
-    """The folder that all nodes see, or None where this working copy is all there is."""
+    """The folder that all nodes see; None without a storage."""
     return None if machine.storage == "auto" else Path(machine.storage)
 
 
 def base(machine: Machine) -> Path:
-    """What lasts and is no DVC out lies here: in the storage, or in the working copy that lasts."""
+    """The folder for lasting files that are not DVC outs: the storage, or the working copy that lasts."""
     return shared(machine) or home()
 
 
@@ -101,12 +101,12 @@ def store(machine: Machine) -> AnyPath:
 
 
 def runs(machine: Machine) -> Path:
-    """The folder of the training runs, one for each fingerprint: checkpoints and what came of them."""
+    """The folder of the training runs, with a folder of checkpoints and results for each fingerprint."""
     return base(machine) / "runs"
 
 
 def ray_address(machine: Machine) -> str | None:
-    """host:port of the cluster to join; None if there is none. `ValueError` for what is no such address."""
+    """host:port of the cluster to join; None if there is none. `ValueError` for any other form of address."""
     given = os.environ.get("RAY_ADDRESS") if machine.ray_address == "auto" else machine.ray_address
     if not given or given == "local":
         return None

@@ -1,4 +1,4 @@
-"""Whether the process that began something lives: known by what the kernel counts since boot, not by the clock."""
+"""Whether the process that started something is alive: told by the kernel's ticks since boot, not by the clock."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import psutil
 PROC = Path("/proc")
 
 TOLERANCE = 300.0
-"""Seconds by which a start may seem to differ where it is known by the clock alone: the clock can have been set since."""
+"""Seconds by which two start times of one process may differ if only the clock told them: it may have been set since."""
 
 
 def identity() -> str:
-    """This process: host, number and start. Where /proc tells them, the start is the boot, the namespace and the ticks."""
+    """This process as text: host, number and start. With /proc, the start is boot id, namespace and ticks."""
     number = os.getpid()
     return f"{socket.gethostname()} {number} {_start(number) or f'{psutil.Process().create_time():.2f}'}"
 
 
 def lives(words: str) -> bool | None:
-    """Whether the process of that identity is there; None if that cannot be known here: of another machine, or container."""
+    """Whether the process of that identity is alive; None if it is on another machine or in another container."""
     host, _, rest = words.partition(" ")
     number, _, start = rest.partition(" ")
     if host != socket.gethostname() or not number.isdigit():
@@ -62,14 +62,14 @@ def _boot() -> str:
 
 
 def _namespace() -> str:
-    """The inode of the namespace that the numbers are of: two containers may have one host name."""
+    """The inode of the process namespace: two containers may have one host name."""
     with suppress(OSError):
         return str((PROC / "self/ns/pid").stat().st_ino)
     return ""
 
 
 def _ticks(number: int) -> str:
-    """When the process began, in ticks since boot; nothing if it is not there, or has ended and waits to be asked how."""
+    """The start of the process in ticks since boot; nothing if it is gone, or a zombie."""
     # behind the name, which is in parentheses and may hold any character: state is the 3rd field, the start the 22nd
     fields = _read(PROC / str(number) / "stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""

@@ -28,11 +28,11 @@ _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]+")
 
 
 class ParamsError(ValueError):
-    """A file of settings that cannot be used: says the file, the key, the value and what would do."""
+    """A params.yaml or machine.yaml that cannot be used; says file, key, value and what is allowed."""
 
 
 def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS) -> T:
-    """Reads one section of `params.yaml` into `kind`, a frozen dataclass, or into that of several which its `name` says.
+    """Reads one section of `params.yaml` into `kind`, a frozen dataclass, or into the one of several that its `name` says.
 
     Raises `ParamsError` if the file or the section is missing, a key is unknown or missing, a value has another
     type (`"12"` is no number, `true` is no 1) or the dataclass refuses it. All faults of the section are listed.
@@ -111,7 +111,7 @@ def _plain(kind: Any, value: Any) -> Any:
 
 
 def _without_alternatives(faults: Iterable[Any]) -> Iterator[Any]:
-    """One fault for a value that may be of several types and is of none, not one for each of the types."""
+    """Yields one fault for a value that has none of several types, instead of one for each type."""
     together: dict[tuple[Any, ...], list[Any]] = {}
     for fault in faults:
         # pydantic names the type that was tried behind the key
@@ -136,7 +136,7 @@ def _fault(fault: Any, kind: type, where: str) -> str:
 
 
 def _shown(key: str, value: object) -> str:
-    """The value as it is said; a secret's, an address's login and what its query holds are not."""
+    """The value as it is printed, without secrets, logins and queries of addresses."""
     if redaction.NAMES.search(key):
         return redaction.HIDDEN
     return _QUERY.sub(rf"\1?{redaction.HIDDEN}", redaction.redact(repr(value)))
@@ -166,6 +166,6 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def nearest(key: str, known: Any) -> str:
-    """Words behind an unknown key: the known one that it may have meant, else all of them."""
+    """Words to add to an unknown key: the nearest known key, else all of them."""
     near = difflib.get_close_matches(key, [str(name) for name in known], n=1, cutoff=0.5)
     return f", did you mean '{near[0]}'?" if near else f"; known are {', '.join(str(name) for name in known)}"

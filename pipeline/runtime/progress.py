@@ -1,4 +1,4 @@
-"""How far a stage is: one line that moves on a terminal, a line now and then in a log."""
+"""Progress of a stage: one moving line on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0
 class Progress:
     """`with Progress("resize", 1_331_167, "images") as progress: progress.add(8192)` writes to stderr.
 
-    `total` may be exceeded or not reached: the last line says what was done.
+    The last line has the number of units done, which may be more or fewer than `total`.
     """
 
     def __init__(self, name: str, total: int, unit: str, stream: TextIO | None = None) -> None:
@@ -29,12 +29,12 @@ class Progress:
         self._width = 0
 
     def begin(self, done: int) -> None:
-        """Starts the clock anew, with `done` units there already: the rate is that of the units that follow."""
+        """Restarts the clock with `done` units already made, which do not count in the rate."""
         self.done = self._before = done
         self._began = time.monotonic()
 
     def add(self, count: int, words: str = "") -> None:
-        """Counts `count` further units, and says so if it is time to; `words` go at the end of the line."""
+        """Counts `count` more units, and prints the line if it is time to, with `words` at its end."""
         self.done += count
         now = time.monotonic()
         if now - self._said >= (TERMINAL_SECONDS if self._moves else LOG_SECONDS):

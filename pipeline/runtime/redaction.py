@@ -1,4 +1,4 @@
-"""Secrets stay out of what is said and kept: passwords in addresses, tokens in queries, what the environment calls secret."""
+"""Secrets are kept out of all output and records: passwords in addresses, tokens in queries, secrets of the environment."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from urllib.parse import quote, unquote
 HIDDEN = "***"
 
 SHORTEST = 8
-"""Characters of a secret that is hidden wherever it stands: a shorter one is part of too many words."""
+"""The fewest characters of a secret that is hidden everywhere: shorter ones are part of too many words."""
 
 NAMES = re.compile(
     r"(^|_|PG)(PASSWORD|PASSWD|PASSPHRASE|PASS|PAT|TOKEN|SECRET|(API)?KEY)$|^(MYSQL_PWD|SSHPASS)$", re.IGNORECASE
 )
-"""Variables of the environment, and keys of settings, whose values are secrets."""
+"""Names of environment variables and of keys whose values are secrets."""
 
 USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#'\"<>`]*@", re.I)
-"""What stands before the host of an address: a user, and perhaps a password."""
+"""The login before the host of an address: a user, and perhaps a password."""
 
 LOGIN = re.compile(r"(?<![\w/:.@-])[\w.+%-]+:[^\s:/@'\"<>()]+@(?=\w)")
 """User and password where the scheme of an address was forgotten."""
@@ -80,7 +80,7 @@ def _of_address(words: str) -> set[str]:
 
 
 class Redacted:
-    """A stream of text that passes on all but secrets."""
+    """A stream of text that hides secrets."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -101,7 +101,7 @@ class Redacted:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """While the block runs, what is printed has no secrets; a traceback has none after it either."""
+    """Hides secrets in all output while the block runs, and in a traceback after it."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Redacted(sys.stdout), Redacted(sys.stderr)
     sys.excepthook = _tell

@@ -1,4 +1,4 @@
-"""How the processes of a training find each other: on the address of Ray's node, and on no other."""
+"""Rendezvous of a training's processes: on the address of Ray's node, and on no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told on a terminal: a name in it is no command to that, and a letter that it lacks no error."""
+"""Printing to a terminal: names cannot command it, and characters that it lacks are no error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said, and done, while none of a stage's tasks on Ray ends. One that is honestly long is never ended."""
+"""Watching a stage's Ray tasks while none of them ends: says so, and ends stopped workers, never slow ones."""
 
 from __future__ import annotations
 

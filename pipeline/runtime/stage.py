@@ -1,4 +1,4 @@
-"""A stage's life: one at a time in a working copy, stopped cleanly, and its errors said in plain words."""
+"""A stage's process: one of a kind at a time in a working copy, stopped cleanly, its errors in plain words."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ WORK = Path("work")
 """Work in progress, beside the outs on the same disk, so that finishing is a rename."""
 
 PATIENCE = 60.0
-"""Seconds for which a stage waits for one of its kind that is about to end."""
+"""Seconds for which a stage waits for another of its kind to end."""
 
 
 def main(name: str, run: Callable[[], None], check: Callable[[], None] | None = None) -> None:
-    """Runs a stage as a program, under a guard: what the user can mend is said in plain words, and the exit code is not 0.
+    """Runs a stage as a program under a guard; an error that the user can mend is told in plain words, with exit code 1.
 
-    `check` comes before anything is written.
+    `check` runs before anything is written.
     """
     if not guard.guarded():
         guard.over(name)
@@ -41,7 +41,7 @@ def main(name: str, run: Callable[[], None], check: Callable[[], None] | None = 
 
 
 def fail(name: str, error: Exception) -> NoReturn:
-    """Ends the program with what the user can do about an error; a fault of ours is raised again."""
+    """Exits with what the user can do about an error; a bug of ours is raised again."""
     words = edges.said(error)
     if words is None:
         raise error

@@ -1,4 +1,4 @@
-"""Waits that end: after some seconds a line says what is waited for, and after a limit it is given up."""
+"""Waits with a limit: after some seconds a line says what is waited for, after the limit they end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAID_AFTER = 10.0
 """Seconds of silence before a line says what a stage waits for."""
 
 HONEST = 3.0
-"""A step or a task may take this many times as long as the longest one before it without a word."""
+"""A step or a task may take this many times as long as the longest one before it without a line about it."""
 
 LONGEST = 10.0
 """It may take this many times as long as the longest one before it, whatever the patience of machine.yaml."""
@@ -43,9 +43,9 @@ def saying(name: str, what: str, limit: float | None = None) -> Iterator[None]:
 
 @contextmanager
 def watched(name: str, what: str, count: Callable[[], int], least: int, seconds: float) -> Iterator[None]:
-    """Prints `name: waiting for what` to stderr where less comes in `SAID_AFTER` seconds than is `least` in `seconds`.
+    """Prints `name: waiting for what` to stderr if fewer bytes arrive than at a rate of `least` in `seconds`.
 
-    `count` says how many bytes have come; it is called in a thread. A line is printed once for each such time.
+    `count` returns the bytes that have arrived; it is called in a thread. Each slow period gets one line.
     """
 
     def watch(over: threading.Event) -> None:
@@ -67,9 +67,9 @@ def watched(name: str, what: str, count: Callable[[], int], least: int, seconds:
 
 @contextmanager
 def beside(watch: Callable[[threading.Event], None], name: str, join: float = 0.0) -> Iterator[threading.Thread]:
-    """Runs `watch` in a thread of that name while the block runs; the event that it is given is set when the block ends.
+    """Runs `watch` in a thread while the block runs; its argument is an event that is set when the block ends.
 
-    Then the thread is waited for, at most `join` seconds.
+    The thread is then joined, for at most `join` seconds.
     """
     over = threading.Event()
     thread = threading.Thread(target=watch, args=(over,), name=name, daemon=True)
@@ -82,7 +82,7 @@ def beside(watch: Callable[[threading.Event], None], name: str, join: float = 0.
 
 
 def line(what: str, limit: float | None = None) -> str:
-    """What is said of a wait, and of its limit in seconds if it has one."""
+    """The words for a wait, with its limit in seconds if it has one."""
     return f"waiting for {what}{'' if limit is None else f', {limit:,.0f} s at most'}"
 
 
@@ -113,7 +113,7 @@ def locked(file: Path, name: str, what: str, limit: float) -> Iterator[None]:
 
 
 def until(ready: Callable[[], Result | None], name: str, what: str, limit: float, *, pause: float = 0.2) -> Result:
-    """Calls `ready` every `pause` seconds until it gives something; `TimeoutError` after `limit` seconds."""
+    """Calls `ready` every `pause` seconds until it returns something; `TimeoutError` after `limit` seconds."""
     end = time.monotonic() + limit
     with saying(name, what, limit):
         while (found := ready()) is None:

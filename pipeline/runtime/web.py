@@ -1,4 +1,4 @@
-"""A server is asked over HTTP: its answer in time and tried again, and no login said or kept.
+"""Requests over HTTP: answered in time or tried again, and no login in what is printed or kept.
 
 Proxies and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE), logins those of
 ~/.netrc or $NETRC, mirrors those of machine.yaml.
@@ -28,32 +28,32 @@ from pipeline.runtime.said import say
 T = TypeVar("T")
 
 TRIES = 8
-"""Failures in a row, with too little in between, after which it gives up."""
+"""Failures in a row, with too few bytes between them, after which a request is given up."""
 
 WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before the second try, doubled with each further one; and the most, also where the server names a time."""
+"""Seconds before the second try, doubled for each further one; and the longest pause, even if the server asks for more."""
 
 TIMEOUT = (20.0, 60.0)
-"""Seconds without an answer, and without a byte, that count as a failure."""
+"""Seconds without a connection, and without a byte, that count as a failure."""
 
 SLOWEST, WINDOW = 2**14, 60.0
-"""Bytes that have to come in so many seconds: with fewer a transfer is broken off, and tried again as one that was cut. A
-line of 20 kB/s brings seventy times as much."""
+"""Bytes that have to arrive in `WINDOW` seconds: a slower transfer is broken off, and tried again. A line of 20 kB/s brings
+seventy times as much."""
 
 ANSWER = 90.0
-"""Seconds for an answer to begin, and for one in JSON to be whole, even if a byte of it comes now and then."""
+"""Seconds in which an answer has to begin, and one in JSON has to be whole."""
 
 CHUNK = 2**20
 
 LISTING = 2**24
-"""Bytes of a server's answer in JSON; a page of the Hub has some 300 kB. In Python it takes up to thirty times as much."""
+"""The most bytes of an answer in JSON; a page of the Hub has some 300 kB. Parsed it takes up to thirty times as much."""
 
 AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
-"""Answers that may be another one in a moment."""
+"""Status codes after which another try may succeed."""
 
 
 class Failure(Exception):  # noqa: N818 - it is caught, and tried again
-    """The transfer broke off; `wait`: for how many seconds the server asked, if it did."""
+    """The transfer broke off; `wait`: the seconds that the server asked for, or None."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class Failure(Exception):  # noqa: N818 - it is caught, and tried again
 
 
 def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, str | None]:
-    """What a server answers in JSON, and the address of the next page, if there is one."""
+    """The list that a server answers in JSON, and the address of its next page or None."""
     url = mirrored(url)
 
     def once() -> tuple[Any, str | None]:
@@ -91,7 +91,7 @@ def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, st
 
 
 def _next(url: str, page: str | None) -> str | None:
-    """The address of the next page, which is of the same server: it is asked with the same login."""
+    """The address of the next page; `ValueError` if it is on another server, which would get the same login."""
     if page is None:
         return None
     page = urljoin(url, page)
@@ -101,16 +101,16 @@ def _next(url: str, page: str | None) -> str | None:
 
 
 def mirrored(url: str) -> str:
-    """The address, or that of a mirror in machine.yaml: of those whose beginning fits, the longest."""
+    """The address on the mirror in machine.yaml whose beginning fits and is longest; the same address if none fits."""
     mirrors = machines.read().mirrors
     start = max((start for start in mirrors if url.startswith(start)), key=len, default=None)
     return url if start is None else redaction.also(mirrors[start]) + url.removeprefix(start)
 
 
 def patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
-    """Calls `once` until it does not fail, with ever longer pauses; `OSError` when it failed too often in a row.
+    """Calls `once` until it succeeds, with growing pauses; `OSError` after `TRIES` failures in a row.
 
-    The count begins anew when what has come since then is as much as `SLOWEST` asks for.
+    The count starts again when enough bytes (`SLOWEST`) arrived since the last failure.
     """
     failures, before, since = 0, done(), time.monotonic()
     while True:
@@ -133,7 +133,7 @@ def patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda:
 
 
 def _in_time(url: str, ask: Callable[[], T]) -> T:
-    """What `ask` gives or raises; `Failure` after `ANSWER` seconds, which a server that drips words could stretch for ever."""
+    """The result or error of `ask`; `Failure` after `ANSWER` seconds, which no timeout of requests limits."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -152,7 +152,7 @@ def _in_time(url: str, ask: Callable[[], T]) -> T:
 
 @contextmanager
 def answered(session: requests.Session, url: str, ask: Mapping[str, str] | None = None) -> Iterator[requests.Response]:
-    """The server's answer, if it is one that can be used."""
+    """The server's answer; `Failure` or `ValueError` if it cannot be used."""
     try:
         headers = {"Accept-Encoding": "identity", **(ask or {})}
         answer = _in_time(url, lambda: session.get(url, headers=headers, stream=True, timeout=TIMEOUT))
@@ -177,7 +177,7 @@ def answered(session: requests.Session, url: str, ask: Mapping[str, str] | None 
 
 
 def _seconds(after: str) -> float | None:
-    """What a Retry-After says, in seconds from now."""
+    """The seconds from now that a Retry-After header asks for; None if it cannot be read."""
     if after.isdigit():
         return float(after)
     try:
@@ -187,11 +187,11 @@ def _seconds(after: str) -> float | None:
 
 
 def shown(url: str) -> str:
-    """The address without a password, or what a query may hold."""
+    """The address without login and query, as it may be printed."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _words(error: requests.RequestException) -> str:
-    """A library's words without what it shows of an address: its login, and what its query holds."""
+    """A library's message without the login and query of addresses in it."""
     return redaction.redact(re.sub(r"\?[^\s'\"]+", "", str(error)))

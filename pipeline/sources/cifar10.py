@@ -38,9 +38,9 @@ class Cifar10:
 
     name: Literal["cifar10"]
     classes: Choice
-    """all, the first so many by name, or a list of names."""
+    """all, the first N in the order of names, or a list of names."""
     complete: bool
-    """Whether all ten classes have to be there with their 5,000 + 1,000 pictures; false: what is there is taken."""
+    """Whether all ten classes have to be there with their 5,000 + 1,000 pictures; false: what is there is used."""
 
     def __post_init__(self) -> None:
         check_choice(self.classes)
@@ -51,7 +51,7 @@ class Cifar10:
         return (ARCHIVE,) if self.complete else ()
 
     def contents(self, store: AnyPath) -> Contents:
-        """What the archive holds, or the folders `train` and `test`, in the store's folder `cifar10`."""
+        """The contents of the archive, or of the folders `train` and `test`, in the store's folder `cifar10`."""
         folder = StorePath(store) / self.name
         if (folder / "train").path.is_dir():
             root = tree.of_folder(folder)

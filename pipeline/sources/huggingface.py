@@ -66,7 +66,7 @@ class HuggingFace:
     revision: str
     """The commit, branch or tag that files are fetched from: main, or better a commit."""
     classes: Choice
-    """all, the first so many by WordNet id or name, or a list of those."""
+    """all, the first N in the order of WordNet ids or names, or a list of those."""
     complete: bool
     """Whether every file has to be there, as many as their names say, and of imagenet-1k every picture: what is missing
     is fetched, with the token in `HF_TOKEN`. false: what is there is taken."""
@@ -76,7 +76,7 @@ class HuggingFace:
         check_choice(self.classes)
 
     def contents(self, store: AnyPath) -> Contents:
-        """What the Parquet files hold."""
+        """The contents of the Parquet files."""
         folder = StorePath(store) / self.name / self.dataset
         if self.complete:
             self._fetch(folder.path)

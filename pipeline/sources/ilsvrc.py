@@ -61,7 +61,7 @@ class Ilsvrc:
 
     name: Literal["ilsvrc2012", "ilsvrc2010"]
     classes: Choice
-    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    """all, the first N in the order of WordNet ids, or a list of WordNet ids."""
     complete: bool
     """Whether the archives have to be the official ones, by their counts and where it was published their MD5; false: what
     is there is taken."""
@@ -75,7 +75,7 @@ class Ilsvrc:
         return YEARS[self.name].remotes if self.complete else ()
 
     def contents(self, store: AnyPath) -> Contents:
-        """What the archives hold, in the store's folder of the source's name; they are fetched if they are not there."""
+        """The contents of the archives in the store's folder of that name; they are fetched if they are not there."""
         folder, year = StorePath(store) / self.name, YEARS[self.name]
         if self.complete:
             return ilsvrc.official(folder, year, self.classes)

@@ -34,11 +34,11 @@ class ImageFolder:
     folder: str
     """The folder's name in the data store, where a link may stand for it: `ln -s /data/cats data/store/cats`."""
     classes: Choice
-    """all, the first so many by name, or a list of folders' names."""
+    """all, the first N in the order of names, or a list of folders' names."""
     val_share: float
     """Share of each class's training pictures to hold out as `val`, where no such folder is there; else 0."""
     seed: int
-    """Seed of the choice of those."""
+    """Seed of the choice of those pictures."""
 
     def __post_init__(self) -> None:
         check_folder(self.folder)
@@ -47,7 +47,7 @@ class ImageFolder:
             raise ValueError(f"val_share has to be at least 0 and below 1, is {self.val_share}")
 
     def contents(self, store: AnyPath) -> Contents:
-        """What lies in the folder. `ValueError` or `FileNotFoundError` where it cannot be used, and why."""
+        """The contents of the folder; `ValueError` or `FileNotFoundError` that says why it cannot be used."""
         root = tree.of_folder(StorePath(store) / self.folder)
         kaggle = any(path.startswith(f"{KAGGLE}/") for path in root.files)
         base = f"{KAGGLE}/" if kaggle else ""

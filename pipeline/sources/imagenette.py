@@ -40,9 +40,9 @@ class Imagenette:
     size: Literal["full", 320, 160]
     """full: the pictures as they are in ImageNet; else their shorter side in pixels."""
     classes: Choice
-    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    """all, the first N in the order of WordNet ids, or a list of WordNet ids."""
     complete: bool
-    """Whether the archive has to be the published one; false: what is there is taken."""
+    """Whether the archive has to be the published one; false: what is there is used."""
 
     def __post_init__(self) -> None:
         check_choice(self.classes)
@@ -53,7 +53,7 @@ class Imagenette:
         return (ARCHIVES[self.size],) if self.complete else ()
 
     def contents(self, store: AnyPath) -> Contents:
-        """What the archive holds, or the folder unpacked from it, in the store's folder `imagenette`."""
+        """The contents of the archive, or of the folder unpacked from it, in the store's folder `imagenette`."""
         folder, archive = StorePath(store) / self.name, ARCHIVES[self.size]
         top = archive.name.removesuffix(".tgz")
         if (folder / top).path.is_dir():

@@ -58,7 +58,7 @@ class Sample:
                 raise ValueError(f"{name} has to be from {least} to {MOST}, is {count}")
 
     def contents(self, store: AnyPath) -> Contents:
-        """What the archives in the store hold, drawn there if they are not."""
+        """The contents of the archives in the store, which are drawn if they are not there."""
         drawn = StorePath(store) / folder(self.seed, self.train_images, self.val_images)
         make(drawn.path, self.seed, self.train_images, self.val_images)
         return ilsvrc.contents(drawn, YEAR, drawn=True)
@@ -195,7 +195,7 @@ def folder(seed: int, train_images: int, val_images: int) -> str:
 
 
 def make(target: AnyPath, seed: int, train_images: int, val_images: int) -> None:
-    """Draws the three archives into `target`, unless they are there as they were drawn.
+    """Draws the three archives into `target`, unless they are there unchanged.
 
     The record of sizes and checksums is written last: without it, or where it does not fit, all is drawn again.
     """
@@ -259,7 +259,7 @@ def _val(file: IO[bytes], seed: int, images: int) -> None:
 
 
 def _val_places(seed: int, images: int) -> list[int]:
-    """The class of each validation picture, as its place in KINDS: all alike often, shuffled."""
+    """The class of each validation picture, as its index in KINDS: equally often, shuffled."""
     places = np.arange(images) % len(KINDS)
     return [int(place) for place in _rng(seed, LABELS, 0).permutation(places)]
 

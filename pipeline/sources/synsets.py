@@ -31,11 +31,11 @@ class Synsets:
     folder: str
     """The folder's name in the data store, where a link may stand for it: `ln -s /data/fall11 data/store/fall11`."""
     classes: Choice
-    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    """all, the first N in the order of WordNet ids, or a list of WordNet ids."""
     val_share: float
     """Share of each class's pictures to hold out as `val`. The paper, of Fall 2009: 0.5."""
     seed: int
-    """Seed of the choice of those."""
+    """Seed of the choice of those pictures."""
 
     def __post_init__(self) -> None:
         check_folder(self.folder)
@@ -44,7 +44,7 @@ class Synsets:
             raise ValueError(f"val_share has to be between 0 and 1, is {self.val_share}")
 
     def contents(self, store: AnyPath) -> Contents:
-        """What the tars of the folder hold, each read once from end to end."""
+        """The contents of the folder's tars, each read once from start to end."""
         folder = StorePath(store) / self.folder
         tars = [folder / name for name in sorted(file.name for file in folder.path.glob("*.tar"))]
         if not tars:

@@ -33,9 +33,9 @@ class TinyImageNet:
 
     name: Literal["tiny_imagenet"]
     classes: Choice
-    """all, the first so many by WordNet id, or a list of WordNet ids."""
+    """all, the first N in the order of WordNet ids, or a list of WordNet ids."""
     complete: bool
-    """Whether all 200 classes have to be there with their 500 + 50 pictures; false: what is there is taken."""
+    """Whether all 200 classes have to be there with their 500 + 50 pictures; false: what is there is used."""
 
     def __post_init__(self) -> None:
         check_choice(self.classes)
@@ -46,7 +46,7 @@ class TinyImageNet:
         return (ARCHIVE,) if self.complete else ()
 
     def contents(self, store: AnyPath) -> Contents:
-        """What the archive holds, or the folder `tiny-imagenet-200`, in the store's folder `tiny_imagenet`."""
+        """The contents of the archive, or of the folder `tiny-imagenet-200`, in the store's folder `tiny_imagenet`."""
         folder = StorePath(store) / self.name
         if (folder / TOP).path.is_dir():
             root = tree.of_folder(folder / TOP)

@@ -1,4 +1,4 @@
-"""The runs in MLflow: where they are, what is still to be sent, and MLflow's pages on them.
+"""The runs in MLflow: their address, sending journals that are left, and MLflow's web pages.
 
 Run: python -m pipeline tracking [send|ui]
 """
@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def send(limit: float) -> None:
-    """Sends what stages have left for the server that is named now; says what there is for others."""
+    """Sends the journals that are left for machine.yaml's server; names the servers of the others."""
     machine = machines.read()
     uri, root = runs.address(machine), runs.journals(machine)
     there = [reader for reader in journal.pending(root) if reader.over]
@@ -54,7 +54,7 @@ def send(limit: float) -> None:
 
 
 def show(port: int) -> None:
-    """Becomes MLflow's server for a database, told of it by the environment: arguments are for all to see."""
+    """Becomes MLflow's server for a database, whose address it gets by the environment: all users can see arguments."""
     uri = runs.address(machines.read())
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the runs are at {runs.public(uri)}")

@@ -1,4 +1,4 @@
-"""How a run begins in MLflow: found by its fingerprint or new, with its parameters, tags and data set."""
+"""Starting a run in MLflow: found by its fingerprint or new, with its parameters, tags and data set."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a stage asks for; plain values alone, since it goes from one process to another."""
+    """The run that a stage asks for, as plain values: it is sent to another process."""
 
     experiment: str
     artifacts: str | None
-    """Where the artifacts of a new experiment go; None where a server knows."""
+    """Folder for the artifacts of a new experiment; None if a server decides."""
     name: str
     fingerprint: str
     stage: str
     adopt: bool
-    """Whether a run that FINISHED goes on."""
+    """Whether to continue a run that is FINISHED."""
     run_id: str | None
-    """The run to go on with, whatever it is of."""
+    """The run to continue, whatever its fingerprint."""
     owner: str
     params: dict[str, str]
     tags: dict[str, str]
     source: dict[str, str]
-    """MLflow's own tags on who runs what."""
+    """MLflow's own tags for user and source."""
     pictures: dict[str, str] | None
     """The data set: name, digest, source and profile."""
 
@@ -41,7 +41,7 @@ class Wanted:
 
 
 def begin(client: MlflowClient, wanted: Wanted, ending: set[str]) -> str:
-    """Starts the run, found or new, and returns its id. `ending`: runs whose end is known, and is yet to be told."""
+    """Starts the run, found or new, and returns its id. `ending`: ids of runs whose end is in a journal."""
     experiment = _experiment(client, wanted)
     _close_abandoned(client, experiment, ending)
     found = _find(client, experiment, wanted)
@@ -92,7 +92,7 @@ def _find(client: MlflowClient, experiment: str, wanted: Wanted) -> Record | Non
 
 
 def _close_abandoned(client: MlflowClient, experiment: str, ending: set[str]) -> None:
-    """Ends as KILLED what a dead process of this machine left RUNNING, whatever its fingerprint."""
+    """Ends as KILLED the runs that dead processes of this machine left RUNNING, whatever their fingerprints."""
     for record in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         abandoned = owner.lives(record.data.tags.get("process", "")) is False
         if abandoned and record.info.run_id not in ending:
@@ -100,7 +100,7 @@ def _close_abandoned(client: MlflowClient, experiment: str, ending: set[str]) ->
 
 
 def _describe(client: MlflowClient, run_id: str, known: dict[str, str], wanted: Wanted) -> None:
-    """Parameters that the run does not have, tags, and the data set."""
+    """Writes the parameters that the run lacks, tags, and the data set."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     words = wanted.params

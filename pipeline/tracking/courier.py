@@ -1,4 +1,4 @@
-"""The stage's end of `sender`: starts it, asks it, waits no longer than a limit, and ends it."""
+"""The stage's side of `sender`: starts it, asks it, waits no longer than a limit, and ends it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.runtime import waiting
 from pipeline.runtime.child import Child
 
 READY = 180.0
-"""Seconds in which the process has to be there: it imports MLflow, from whatever disk."""
+"""Seconds in which the process has to be ready: it imports MLflow, perhaps from a slow disk."""
 
 Event = dict[str, Any]
 
 
 class Courier:
-    """The process, for as long as one stage has something to tell."""
+    """The process that speaks to MLflow for one stage."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -30,11 +30,11 @@ class Courier:
         self._child = Child("pipeline.tracking.sender")
         self._partial, self._number, self._closed = b"", 0, False
         self.spent = 0.0
-        """Seconds that the last wait has counted."""
+        """Seconds that were counted in the last wait."""
         os.set_blocking(self._child.answers.fileno(), False)
 
     def restart(self) -> None:
-        """Another process in place of one that died."""
+        """Starts another process in place of one that died."""
         self.end()
         self._start()
         self.wait_ready()
@@ -75,7 +75,7 @@ class Courier:
         return self._closed or self._child.process.poll() is not None
 
     def events(self, limit: float, counts: Callable[[], bool] = lambda: True) -> Iterator[Event]:
-        """What the process says, as it comes, for `limit` seconds in all; those in which `counts` is false are free."""
+        """Yields the process's events for `limit` seconds in all; seconds in which `counts` is false are not counted."""
         last, self.spent = time.monotonic(), 0.0
         while limit > self.spent:
             if (data := self._read(min(limit - self.spent, 0.2))) == b"":
@@ -94,7 +94,7 @@ class Courier:
             return os.read(self._child.answers.fileno(), 2**16) if selector.select(seconds) else None
 
     def end(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process."""
         self._child.end()
 
 

@@ -1,4 +1,4 @@
-"""MLflow's database in a file: its address, who holds it, and where its artifacts lie when it has been moved or copied."""
+"""MLflow's database in a file: its address, who locks it, and its artifacts after it was moved or copied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARTIFACTS = "mlartifacts"
 """The folder of the artifacts, beside the database."""
 
 PATIENCE = 60.0
-"""Seconds for which a database that another process holds is waited for before any work."""
+"""Seconds to wait, before any work, for a database that another process has locked."""
 
 PLACES = (
     ("experiments", "artifact_location"),
@@ -25,7 +25,7 @@ PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Tables and columns in which MLflow keeps where artifacts lie."""
+"""Tables and columns in which MLflow keeps locations of artifacts."""
 
 
 def address(file: Path) -> str:
@@ -34,7 +34,7 @@ def address(file: Path) -> str:
 
 
 def path(uri: str) -> Path | None:
-    """The file of a database's address; None if the address is of something else."""
+    """The file of a database's address; None for other addresses."""
     if not uri.startswith(SCHEME):
         return None
     name, query, _ = uri.removeprefix(SCHEME).partition("?")
@@ -48,7 +48,7 @@ def path(uri: str) -> Path | None:
 
 
 def holder(file: Path) -> str | None:
-    """Who keeps others from writing, in words; None if nobody does. `OSError` if the file is no database."""
+    """The processes that lock the database, in words; None if none does. `OSError` if the file is not a database."""
     if not file.exists():
         return None
     try:
@@ -77,7 +77,7 @@ def _processes(file: Path) -> str:
 
 
 def wait_until_free(file: Path, name: str) -> None:
-    """Waits while another process holds the database; `TimeoutError` with what to do after `PATIENCE` seconds."""
+    """Waits while another process locks the database; `TimeoutError` with what to do after `PATIENCE` seconds."""
     held = holder(file)
     if held is None:
         return
@@ -90,11 +90,11 @@ def wait_until_free(file: Path, name: str) -> None:
 
 
 def settle(file: Path) -> str:
-    """Lets a database that was moved or copied with its folder use the artifacts beside it; says so, or nothing.
+    """Points a database that was moved or copied to the artifacts beside it, and returns a line that says so, or nothing.
 
-    MLflow keeps absolute places, of the day on which each was made: artifacts would go to the old place, made anew, or be
-    mixed with those of the working copy that this one is a copy of. Only places that such a database of ours had are
-    changed, all in one transaction; the files are where they are.
+    MLflow stores absolute paths: without this, artifacts would be written to the old folder, or mixed with those of the
+    working copy that this one was copied from. Only paths of our own folders are changed, in one transaction; files are
+    not moved.
     """
     if not file.exists():
         return ""
@@ -123,7 +123,7 @@ def _changing(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _folders(database: sqlite3.Connection) -> list[Path]:
-    """The folders of artifacts that experiments of ours have: with the name that we give, on a disk."""
+    """The artifact folders of our experiments: on a disk, with the name that we give."""
     if not _columns(database, "experiments"):
         return []
     found = []
@@ -136,7 +136,7 @@ def _folders(database: sqlite3.Connection) -> list[Path]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two names are of one folder, as where it is mounted twice or linked to."""
+    """Whether two paths are one folder, which may be mounted twice or linked."""
     return one == other or (one.exists() and other.exists() and one.samefile(other))
 
 

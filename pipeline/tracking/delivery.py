@@ -1,4 +1,4 @@
-"""One journal on its way to MLflow: line by line in its order, each value once, and what is refused for good put aside."""
+"""Sending one journal to MLflow: its lines in order, each value once; lines that MLflow refuses are put aside."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BATCH = 1000
-"""Metrics to a request: the most that MLflow takes."""
+"""Metrics in one request: MLflow's maximum."""
 
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""MLflow's words for what it will not take the next time either."""
+"""MLflow's error codes for requests that another try cannot save."""
 
 
 class Delivery:
-    """One journal on its way to one server; `answer` tells the stage."""
+    """One journal that is sent to one server; `answer` sends an event to the stage."""
 
     def __init__(self, client: MlflowClient, reader: Reader, answer: Callable[..., None], *, own: bool) -> None:
         self.client, self.reader, self.own, self._answer = client, reader, own, answer
@@ -35,21 +35,21 @@ class Delivery:
 
     @property
     def heavy(self) -> bool:
-        """Whether what comes next may take long: a model, or files."""
+        """Whether the next line may take long: a model, or files."""
         lines = self.reader.unsent(journal.ROWS, most=1)
         return any(key in record for _, record in lines for key in ("publish", "artifact"))
 
     @property
     def has_more(self) -> bool:
-        """Whether there is a line that was not sent."""
+        """Whether a line was not sent yet."""
         return not self.own or any(self.reader.unsent(name, most=1) for name in (journal.SYSTEM, journal.ROWS))
 
     def forget(self) -> None:
-        """After a failure: a server that did not answer may have stored all the same, and is asked."""
+        """To be called after a failure: the server may have stored the values without answering, and is asked again."""
         self._last = None
 
     def step(self) -> bool:
-        """Sends the next lines, as many as make one request. False if there is none; `done` if there will be none."""
+        """Sends the next lines in one request. False if there are none now; sets `done` if there will be none."""
         with self._alone() as mine:
             if not mine:
                 self.done = True  # another process sends it
@@ -58,7 +58,7 @@ class Delivery:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Holds the journal against other senders; false where one is at it, unless it is our own."""
+        """Locks the journal against other senders; false if one has it. For the stage's own journal it waits."""
         try:
             with FileLock(self.reader.folder / "lock", timeout=-1 if self.own else 0):
                 yield (self.reader.folder / journal.ROWS).exists()
@@ -114,7 +114,7 @@ class Delivery:
             self.done = True
 
     def _score(self, record: Record) -> None:
-        """Writes metrics that have no step. One that is measured again is written again only if it changed."""
+        """Writes metrics without a step. A metric is written again only if its value changed."""
         known = self.client.get_run(self.run_id).data.metrics
         for name, value in record["score"].items():
             same = name in known and (known[name] == value or (known[name] != known[name] and value != value))
@@ -143,7 +143,7 @@ class Delivery:
 
     @contextlib.contextmanager
     def _local(self) -> Iterator[None]:
-        """Says that what is done now is work here: a network to be exported is not a server that makes us wait."""
+        """Tells the stage that the process works itself, such as at an export, and does not wait for the server."""
         self._answer(event="local", on=True)
         try:
             yield
@@ -151,7 +151,7 @@ class Delivery:
             self._answer(event="local", on=False)
 
     def _tried(self, record: Record, call: Any, *words: Any, **named: Any) -> None:
-        """Calls MLflow; what it refuses for good is put aside, and the rest goes on."""
+        """Calls MLflow; a record that it refuses for good is put aside."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -162,7 +162,7 @@ class Delivery:
             self.reader.put_aside(record, redaction.redact(str(error)))
 
     def _lasts(self) -> dict[str, int]:
-        """The last step written, by metric; asked for once, since nobody else writes this run's metrics."""
+        """Metric → its last step in MLflow; requested once, since nobody else writes this run's metrics."""
         if self._last is None:
             record = self.client.get_run(self.run_id)
             # The public `metrics` has no steps, and a metric's whole history is long
@@ -170,11 +170,11 @@ class Delivery:
         return self._last
 
     def next_system_step(self) -> int:
-        """The step behind the last that was measured of the machine."""
+        """The step after the last system metrics."""
         return 1 + max((step for name, step in self._lasts().items() if name.startswith("system/")), default=-1)
 
     def _finish(self) -> bool:
-        """What a killed process has left ends without a last line: then the journal is sent when all its lines are."""
+        """Ends a journal without a last line, which a killed process left: it is done when all its lines are sent."""
         if not self.own and self.reader.over:
             self.reader.remove()
             self.done = True
@@ -182,5 +182,5 @@ class Delivery:
 
 
 def _leading(lines: list[tuple[int, Record]]) -> int:
-    """How many lines come before the first that is no row of metrics."""
+    """The number of rows of metrics before the first other line."""
     return next((place for place, (_, record) in enumerate(lines) if "metrics" not in record), len(lines))

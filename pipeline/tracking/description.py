@@ -1,4 +1,4 @@
-"""What a run says of itself in MLflow: parameters, the data set, who runs it, with which code, and where."""
+"""A run's description in MLflow: parameters, data set, user, code and machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.tracking.begin import Wanted
 
 
 class Pictures(Protocol):
-    """The pictures that a run is about: the manifest of their shards."""
+    """The manifest of a run's pictures."""
 
     @property
     def drawn(self) -> bool:
@@ -24,7 +24,7 @@ class Pictures(Protocol):
 
     @property
     def digest(self) -> str:
-        """64 hexadecimal digits that stand for them."""
+        """Their digest, 64 hexadecimal digits."""
 
     @property
     def shards(self) -> Mapping[str, Any]:
@@ -37,7 +37,7 @@ class Pictures(Protocol):
 def wanted(
     uri: str, fingerprint: str, section: Mapping[str, Any], manifest: Pictures | None, stage: str, adopt: bool
 ) -> Wanted:
-    """What a stage asks of MLflow, in plain values."""
+    """The run that a stage asks for."""
     file, commit = database.path(uri), git.commit()
     return Wanted(
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet",
@@ -79,7 +79,7 @@ def _pictures(manifest: Pictures) -> dict[str, str]:
 
 
 def _source(commit: str) -> dict[str, str]:
-    """MLflow's own tags on who runs what. Not the remote's address, which may have a token in it."""
+    """MLflow's own tags for user and source, without the git remote's address, which may have a token in it."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": redaction.redact(sys.argv[0]),

@@ -1,7 +1,7 @@
-"""What a run has to tell MLflow, first in a file: whole lines in their order, kept until MLflow has them.
+"""A run's journal: everything for MLflow is first a line in a file, kept until MLflow has it.
 
-A stage appends and never waits; `sender` reads behind it. What a killed process leaves is whole but for the last line, which
-is left out. A journal is a folder: what it is of, the lines, copies of the files that go with them, and how far it is sent.
+A stage appends and never waits; `sender` reads behind it. A killed process leaves whole lines except for the last one, which
+is left out. A journal is a folder: the run, the lines, copies of files, and how much was sent.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any
 from pipeline.runtime import files, owner, redaction
 
 ROWS = "rows.jsonl"
-"""What the stage tells."""
+"""The stage's lines."""
 
 SYSTEM = "system.jsonl"
-"""What the sender measures of the machine: a file of its own, since each has one writer."""
+"""System metrics that the sender measures: a separate file, so that each file has one writer."""
 
 Record = dict[str, Any]
 
 
 @dataclass
 class Journal:
-    """One run's journal, as it is written by the stage."""
+    """The writing side of a journal."""
 
     folder: Path
     _torn: bool = False
 
     @classmethod
     def begin(cls, root: Path, about: Mapping[str, Any]) -> Journal:
-        """A new journal below `root`; `about` says of which run it is, and of which server."""
+        """A new journal below `root`; `about` names its run and server."""
         folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
         with files.atomic(folder) as made:
             made.mkdir()
@@ -47,7 +47,7 @@ class Journal:
         return cls(folder)
 
     def write(self, record: Record, name: str = ROWS) -> None:
-        """Appends a line. A disk without room is said once: no training ends for that."""
+        """Appends a line. A full disk is reported once, and ends no training."""
         line = json.dumps({"time": int(time.time() * 1000), **record}) + "\n"
         try:
             with (self.folder / name).open("ab", buffering=0) as file:
@@ -81,19 +81,19 @@ class Journal:
 
 @dataclass
 class Reader:
-    """One run's journal, as it is sent."""
+    """The reading side of a journal."""
 
     folder: Path
 
     @property
     def about(self) -> dict[str, Any]:
-        """The run and the server that the journal is for, and who writes it; nothing if a lost machine has torn that."""
+        """The journal's run, server and writer; nothing if the file was torn by a crash of the machine."""
         with suppress(OSError):
             return _record((self.folder / "about.json").read_bytes())
         return {}
 
     def unsent(self, name: str, most: int = 1000) -> list[tuple[int, Record]]:
-        """The next lines that were not sent, at most `most`, each with the offset in the file behind it."""
+        """The next unsent lines, at most `most`, each with the offset of its end in the file."""
         found: list[tuple[int, Record]] = []
         place = self._sent().get(name, 0)
         with (self.folder / name).open("rb") as file:
@@ -111,12 +111,12 @@ class Reader:
         return _record(file.read_bytes()) if file.exists() else {}
 
     def sent(self, name: str, place: int) -> None:
-        """Records that all before `place` is sent."""
+        """Records that all lines before the offset `place` are sent."""
         with files.atomic(self.folder / "sent.json") as made:
             made.write_text(json.dumps(self._sent() | {name: place}))
 
     def put_aside(self, record: Record, why: str) -> None:
-        """Keeps what MLflow refuses for good beside what is still to be sent."""
+        """Writes a record that MLflow refuses for good to a file of such records."""
         with (self.folder / "refused.jsonl").open("a") as file:
             file.write(json.dumps({"why": why, **record}) + "\n")
 
@@ -128,7 +128,7 @@ class Reader:
 
     @property
     def over(self) -> bool:
-        """Whether no process writes to it any more: the run has ended, or its process has."""
+        """Whether nobody writes to it any more: the run has ended, or its process has died."""
         return self.ended or owner.lives(self.about["owner"]) is False
 
     @property
@@ -140,7 +140,7 @@ class Reader:
         return bool(lines) and lines[-1].endswith(b"\n") and "end" in _record(lines[-1])
 
     def left(self) -> str:
-        """What was not sent, in words: how many values, which other parts."""
+        """The unsent lines in words: the number of values, and the other parts."""
         lines = [record for name in (SYSTEM, ROWS) for _, record in self.unsent(name, most=10**9)]
         values = sum(len(record.get("metrics") or record.get("score") or ()) for record in lines)
         others = {"artifact": "artifacts", "publish": "the model", "tag": "tags", "end": "the run's end"}
@@ -148,7 +148,7 @@ class Reader:
         return ", ".join(words + [word for key, word in others.items() if any(key in record for record in lines)])
 
     def remove(self) -> None:
-        """Removes the journal, all of which is sent; what was refused stays."""
+        """Removes the journal, of which all is sent; refused records stay."""
         if not self.refused:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
@@ -159,13 +159,13 @@ class Reader:
 
 
 def pending(root: Path) -> list[Reader]:
-    """The journals below `root` that hold something to be sent, or may, the oldest first."""
+    """The journals below `root`, the oldest first."""
     found = [Reader(rows.parent) for rows in sorted(root.glob(f"*/{ROWS}")) if rows.parent.suffix != files.UNFINISHED]
     return [reader for reader in found if reader.about]
 
 
 def _record(line: bytes) -> Record:
-    """The line's record; an empty one of a line that a full disk or a lost machine has torn."""
+    """The line's record; an empty one if a full disk or a crash has torn the line."""
     try:
         record = json.loads(line)
     except ValueError:

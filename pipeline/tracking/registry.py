@@ -1,4 +1,4 @@
-"""The trained network as an MLflow model: how it is served, registered, and made champion."""
+"""The trained network as an MLflow model: served, registered, and made champion."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ WEIGHTS = PurePosixPath("extra_files/model.pt")
 
 
 Working = Callable[[], AbstractContextManager[None]]
-"""What is done in it is work here, and no server is waited for."""
+"""A context for work in this process, which does not wait for a server."""
 
 
 def publish(
     client: MlflowClient, run_id: str, weights: bytes, name: str, tags: Mapping[str, str], working: Working
 ) -> tuple[list[str], str]:
-    """Registers the network as `candidate`, as `champion` too if it errs less than the one there is.
+    """Registers the network as `candidate`, and as `champion` too if its error is lower than the present champion's.
 
-    What was registered once is not stored again. Errors on different pictures do not compare: a champion of another
-    manifest stays until a person moves the alias. Returns the aliases given, and what there is to say.
+    Equal weights are stored once. Errors on different pictures cannot be compared: a champion of another manifest stays until
+    a person moves the alias. Returns the aliases, and a line for the user or nothing.
     """
     import mlflow
 
@@ -101,7 +101,7 @@ def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str
 
 
 def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.float32], ModelSignature]:
-    """The network to be served, its classes, pictures to try it with, and what it takes and gives."""
+    """The network to be served, its classes, an input example, and its signature."""
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
@@ -125,7 +125,7 @@ def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.f
 
 
 def _served(client: MlflowClient, run_id: str, tags: dict[str, str]) -> str | None:
-    """The run's model of these weights, if it was stored whole before and only its name was not registered."""
+    """The run's stored model of these weights, if it was not registered yet; else None."""
     experiment = client.get_run(run_id).info.experiment_id
     words = f"source_run_id = '{run_id}' AND tags.weights = '{tags['weights']}' AND status = 'READY'"
     found = client.search_logged_models([experiment], filter_string=words, max_results=1)
@@ -142,7 +142,7 @@ def fetch(model: str, folder: Path) -> Path | None:
 
 
 def beats(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
-    """Whether a model of these tags takes the champion's place: fewer errors on the same pictures."""
+    """Whether a model with these tags becomes champion: a lower error on the same pictures."""
     if champion is None:
         return not math.isnan(float(tags["top1_error"]))
     same = tags["manifest"] == champion["manifest"]
@@ -163,5 +163,5 @@ def _champion(client: MlflowClient, name: str) -> dict[str, Any] | None:
 
 
 def _requirements() -> list[str]:
-    """What the served model needs. Given outright: to let MLflow find out takes longer than all the rest."""
+    """The served model's packages. Listed here, since MLflow takes longer to find them than for all the rest."""
     return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in ("torch", "numpy")]

@@ -1,8 +1,8 @@
-"""A run's life in MLflow, as a stage tells it: begun before any work, told as it goes, sent at the end or later.
+"""A run in MLflow, as a stage uses it: started before any work, logged as it goes, sent at the end or later.
 
-One run stands for one fingerprint: `train` makes it, the later stages find it by its tag and add to it. Only drivers
-know of MLflow; what the workers measure they tell their driver. What is told goes into a journal at once, and from there to
-MLflow by a process of its own: after its start no stage waits for a server.
+Each fingerprint has one run: `train` makes it, the later stages find it by its tag and add to it. Only drivers know MLflow;
+workers report to their driver. Everything goes into a journal at once, and a separate process sends it to MLflow: after its
+start no stage waits for a server.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
     from alexnet.network import Model
 
 START = 45.0
-"""Seconds in which a server has to have answered before a stage works."""
+"""Seconds in which a server has to answer before a stage starts its work."""
 
 MAKING = 180.0
-"""The same for a database here, which may have to be made first."""
+"""The same for a database on this machine, which may have to be made first."""
 
 END = 30.0
-"""Seconds for which the end of a stage waits for MLflow, in all."""
+"""Seconds for which a stage waits for MLflow at its end, in all."""
 
 STOPPED = 2.0
 """The same for a stage that was told to stop."""
 
 EXPORT = 600.0
-"""Seconds that a network may take to be made ready for MLflow, which are not of `END`."""
+"""Seconds for the export of a network, which do not count in `END`."""
 
 DOWNLOAD = 900.0
-"""Seconds in which a model has to be here."""
+"""Seconds in which a model has to be downloaded."""
 
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
-"""What MLflow's server keeps runs in."""
+"""The databases in which MLflow's server keeps runs."""
 
 SEND = "python -m pipeline.tracking send"
 
 
 @dataclass
 class Run:
-    """The run that is under way: what `run` gives to a stage."""
+    """The run that `run` gives to a stage."""
 
     run_id: str
     fingerprint: str
@@ -76,19 +76,19 @@ class Run:
                 self.journal.write({"step": step, "metrics": {name: float(value) for name, value in metrics.items()}})
 
     def score(self, metrics: Mapping[str, float]) -> None:
-        """Writes metrics that have no step. One that is measured again is written again only if it changed."""
+        """Writes metrics without a step. A metric is written again only if its value changed."""
         self.journal.write({"score": {name: float(value) for name, value in metrics.items()}})
 
     def tag(self, name: str, words: str) -> None:
-        """Writes a tag, in place of what it was."""
+        """Writes a tag, replacing its old value."""
         self.journal.write({"tag": [name, redaction.redact(words)]})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Adds a file, or what a folder holds, as it is now, to the run's artifacts, under `folder`."""
+        """Adds a copy of a file, or of a folder's files, to the run's artifacts, under `folder`."""
         self.journal.write({"artifact": self.journal.keep(path), "folder": folder})
 
     def publish(self, weights: bytes, model: Model, error: float) -> tuple[str, ...]:
-        """Registers the network as `candidate`, as `champion` too if it errs less than the one there is.
+        """Registers the network as `candidate`, and as `champion` too if its error is lower than the present champion's.
 
         `weights` are the bytes of its model.pt: what was registered once is not stored again. `error` is the top-1 error,
         from 0 to 1. Errors on different pictures do not compare: a champion of another manifest stays until a person
@@ -104,19 +104,19 @@ class Run:
 
 @dataclass
 class Handover:
-    """What sends the journal, and how long it may still be waited for."""
+    """The process that sends the journal, and how long a stage still waits for it."""
 
     courier: Courier
     public: str
     again: Callable[[], None]
-    """Has a process, in place of one that was killed, go on."""
+    """Lets a new process continue after the old one was killed."""
     left: float
     why: str = ""
     _free: float = 0.0
-    """Until when the process is at work here, and no server is waited for."""
+    """Time until which the process works itself, and waiting does not count."""
 
     def published(self) -> tuple[str, ...]:
-        """Waits until the model is registered, and returns its aliases; none if that is not to be waited for."""
+        """Waits until the model is registered, and returns its aliases; none after the limit."""
         for event in self._flush():
             if event["event"] == "published":
                 if event["text"]:
@@ -125,7 +125,7 @@ class Handover:
         return ()
 
     def all_sent(self) -> bool:
-        """Waits until all is sent; false if that is not to be waited for."""
+        """Waits until all is sent; false after the limit."""
         return any(event["event"] == "done" for event in self._flush())
 
     def _flush(self) -> Iterator[Event]:
@@ -158,7 +158,7 @@ def run(
     *,
     adopt: bool = False,
 ) -> Iterator[Run]:
-    """The MLflow run of `fingerprint`, under way while the block runs; ends FINISHED, FAILED or KILLED.
+    """The MLflow run of `fingerprint`, RUNNING while the block runs; ends FINISHED, FAILED or KILLED.
 
     An unfinished run of the same stage goes on; one that FINISHED goes on only if `adopt`, as for the stages after
     `train`. Otherwise there is a new one. `params` may be nested; each is logged once. `manifest`: of the pictures, where
@@ -216,7 +216,7 @@ def public(uri: str) -> str:
 
 
 def journals(machine: Machine) -> Path:
-    """The folder of what MLflow was not told yet."""
+    """The folder of the journals."""
     return machines.runs(machine) / "journal"
 
 
@@ -247,9 +247,9 @@ def model_name(model: Model, manifest: Pictures) -> str:
 
 @contextmanager
 def _prepared(uri: str, name: str) -> Iterator[Callable[[], None]]:
-    """A database that is free, knows where it lies, and is made by one process at a time: until the call that is given.
+    """Locks the database until the given function is called: it is free, knows its own path, and one process makes it.
 
-    Four processes that find none spoil each other's tables.
+    Without the lock, processes that find no database spoil each other's tables.
     """
     file = database.path(uri)
     with ExitStack() as stack:
@@ -263,7 +263,7 @@ def _prepared(uri: str, name: str) -> Iterator[Callable[[], None]]:
 
 
 def _open(process: Courier, machine: Machine, uri: str) -> None:
-    """Has the process join the server, or the database."""
+    """Connects the process to the server, or the database."""
     with waiting.saying(process.name, f"MLflow at {public(uri)}", _limit(uri)):
         try:
             root = str(journals(machine))
@@ -280,7 +280,7 @@ def _limit(uri: str) -> float:
 
 @contextmanager
 def _refused(where: str) -> Iterator[None]:
-    """Lets a wait that was given up say for what it was."""
+    """Turns a `TimeoutError` into an `OSError` that names MLflow's address."""
     try:
         yield
     except TimeoutError as error:
@@ -288,7 +288,7 @@ def _refused(where: str) -> Iterator[None]:
 
 
 def _end(book: Journal, handover: Handover, status: str) -> None:
-    """Tells the end, waits for MLflow as long as that is worth it, and says what it did not take."""
+    """Writes the end of the run, waits for MLflow within the limit, and prints what MLflow does not have."""
     book.write({"end": status})
     if status == "KILLED":
         handover.left = min(handover.left, STOPPED)
@@ -311,7 +311,7 @@ def _watched() -> bool:
 
 
 def _to(uri: str, machine: Machine) -> str:
-    """The server that a journal is for; a database in the working copy wherever that may be moved to."""
+    """The server that a journal is for; a database in the working copy by its relative path, since it may be moved."""
     file, base = database.path(uri), machines.base(machine)
     return public(uri) if file is None or not file.is_relative_to(base) else f"{file.relative_to(base)}"
 

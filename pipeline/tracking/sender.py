@@ -1,8 +1,8 @@
-"""A process of its own that speaks to MLflow for a stage: it begins the run, and sends what its journal holds.
+"""A separate process that speaks to MLflow for a stage: it starts the run, and sends the journal.
 
-Whatever a server does (is away, hangs, trickles, answers 500), it does it to this process, which its stage ends when its
-time is over; nobody's training, progress line or exit waits here. Requests come by stdin and answers go by stdout, a line of
-JSON each; when stdin ends the stage has ended, and so has this.
+A server that is away, hangs, trickles or answers 500 delays this process alone, which its stage ends after a limit; no
+training waits for it. Requests come on stdin and answers go to stdout, a line of JSON each; when stdin ends, the stage has
+ended, and this process ends too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ OLD = 15.0
 
 
 class Sender:
-    """What is to be sent, to one server."""
+    """The journals that are sent to one server."""
 
     def __init__(self, uri: str, public: str, to: str) -> None:
         self.client = _client(uri)
@@ -64,20 +64,20 @@ class Sender:
         self.why = ""
 
     def follow(self, folder: Path) -> Delivery:
-        """Takes the stage's own journal among those to be sent: behind what is left of the same run, before all others."""
+        """Queues the stage's own journal: after older ones of the same run, before all others."""
         own = Delivery(self.client, Reader(folder), _answer, own=True)
         before = [each for each in self.waiting if each.run_id == own.run_id]
         self.waiting = [*before, own, *(each for each in self.waiting if each not in before)]
         return own
 
     def old(self, root: Path) -> int:
-        """Takes the journals that earlier stages have left for this server, and returns their number."""
+        """Queues the journals that earlier stages left for this server, and returns their number."""
         left = [reader for reader in journal.pending(root) if reader.about["to"] == self.to and reader.over]
         self.waiting += [Delivery(self.client, reader, _answer, own=False) for reader in left]
         return len(left)
 
     def send(self, until: float, *, light: bool = False) -> None:
-        """Sends in order until nothing is left, it is over, or the server fails; `light`: without models and files."""
+        """Sends in order until nothing is left, the time `until`, or a failure; `light`: without models and files."""
         for delivery in list(self.waiting):
             while time.monotonic() < until and not (light and delivery.heavy):
                 try:
@@ -98,7 +98,7 @@ class Sender:
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is left to be sent now."""
+        """Whether everything is sent."""
         return not any(each.has_more for each in self.waiting)
 
 
@@ -118,7 +118,7 @@ def _client(uri: str) -> MlflowClient:
 
 
 def _hush() -> None:
-    """Leaves it to the answers to say what failed, unless MLflow's own setting says otherwise; it sets levels when imported."""
+    """Silences MLflow's log unless MLFLOW_LOGGING_LEVEL is set; to be called after the import, which sets levels."""
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -126,7 +126,7 @@ def _hush() -> None:
 
 @contextlib.contextmanager
 def _spoken(public: str) -> Iterator[None]:
-    """Turns whatever a library raises while MLflow is spoken to into an `OSError` that says which server."""
+    """Turns a library's error in the block into an `OSError` that names the server."""
     try:
         yield
     except ValueError as error:
@@ -136,13 +136,13 @@ def _spoken(public: str) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The error in one line that is not too long, without secrets: of a chain of causes the first."""
+    """The first cause of an error on one short line, without secrets."""
     words = " ".join(redaction.redact(str(error)).split()).rpartition("Caused by ")[2] or type(error).__name__
     return words if len(words) <= 200 else f"{words[:200]}..."
 
 
 class Program:
-    """The process: requests in, answers out, and between them the journals."""
+    """The process: answers requests, and sends journals between them."""
 
     def __init__(self) -> None:
         self.requests: queue.Queue[Record] = queue.Queue()
@@ -150,13 +150,13 @@ class Program:
         self.watch: Watch | None = None
 
     def listen(self) -> None:
-        """Takes requests as they come; where none can come any more the stage has ended."""
+        """Reads requests; exits at the end of stdin, when the stage has ended."""
         for line in sys.stdin:
             self.requests.put(json.loads(line))
         os._exit(0)  # whatever the other thread is at: its stage is gone, and the journal is not
 
     def run(self) -> None:
-        """Answers requests, and sends while there is none."""
+        """Answers requests, and sends while there are none."""
         threading.Thread(target=self.listen, daemon=True).start()
         _answer(event="ready")
         while True:
@@ -176,7 +176,7 @@ class Program:
             _answer(event="done", number=number, result=answer)
 
     def _open(self, uri: str, public: str, to: str, root: str) -> int:
-        """Joins the server, and sends what earlier stages have left for it, as far as that does not take long."""
+        """Connects to the server, and sends the journals of earlier stages for a short time."""
         with _spoken(public):
             self.sender = Sender(uri, public, to)
             self.sender.client.search_experiments(max_results=1)
@@ -192,7 +192,7 @@ class Program:
             return begin.begin(self.sender.client, begin.Wanted(**wanted), ending)
 
     def _follow(self, folder: str, system: bool) -> None:
-        """Sends the stage's own journal from now on, with what is measured of the machine."""
+        """Sends the stage's own journal from now on, with system metrics."""
         assert self.sender is not None
         if not (Path(folder) / journal.ROWS).exists():
             return  # it has ended, and was sent with what earlier stages had left
@@ -205,7 +205,7 @@ class Program:
             own.before_end = self.watch.stop
 
     def _flush(self) -> None:
-        """Sends all, however often it fails: the stage ends this process when its time is over."""
+        """Sends everything, however often it fails: the stage ends this process after its limit."""
         assert self.sender is not None
         told = ""
         while not self.sender.drained:
@@ -227,7 +227,7 @@ class Program:
 
 
 def main() -> None:
-    """The program, as a stage starts it."""
+    """Runs the process."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _answers.append(child.answers())

@@ -1,4 +1,4 @@
-"""What a run takes of its machine (CPU, memory, disk, network, GPU), measured as MLflow does and kept in the journal."""
+"""System metrics of a run (CPU, memory, disk, network, GPU), measured by MLflow's monitors and kept in the journal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.tracking.journal import SYSTEM, Journal
 
 
 class Watch(SystemMetricsMonitor):
-    """MLflow's monitors; what they measure goes to the journal, so that no server is waited for."""
+    """MLflow's monitors, which write to the journal, so that none waits for a server."""
 
     def __init__(self, run_id: str, journal: Journal, first: int) -> None:
         super().__init__(run_id)  # type: ignore[no-untyped-call]
@@ -27,7 +27,7 @@ class Watch(SystemMetricsMonitor):
             self.publish_metrics(self.aggregate_metrics())  # type: ignore[no-untyped-call]
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
-        """Writes what was measured to the journal."""
+        """Writes the measured values to the journal."""
         prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
         values = {f"{prefix}{name}": value for name, value in metrics.items()}
         self._journal.write({"step": self._logging_step, "metrics": values}, SYSTEM)
@@ -36,6 +36,6 @@ class Watch(SystemMetricsMonitor):
             monitor.clear_metrics()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
-        """Ends the measuring."""
+        """Stops measuring."""
         self._shutdown_event.set()
         self._thread.join(5)
