@@ -1,13 +1,12 @@
-"""What a large set costs `resize` beside its pictures: time and memory of the driver, memory of a worker.
+"""Cost of a large index in `resize`, apart from its pictures: time and memory of the driver, memory of a worker.
 
 Run:    python benchmarks/index.py
-Writes: made-up indexes, and archives with one drawn picture again and again, into a temporary folder that it removes
-Prints: what the driver needs for 1.3 million rows more than for 1,000, where archives hold many pictures and where each
-        picture is a file; and what a worker has had at most after a small archive and after a large one
+Writes: made-up indexes, and archives that repeat one drawn picture, in a temporary folder that is removed at the end
+Prints: what the driver needs for 1.3 million rows in addition to what it needs for 1,000, with the pictures in archives and
+        with each picture in its own file; and a worker's peak memory with a small and with a large archive
 
-The driver reads the index, compares it with the store, plans, and gives every task to Ray's workers, which here do
-nothing and answer. A worker makes all the shards of an archive, one after the other. Each is measured in a process of its
-own.
+The driver reads the index, compares it with the store, plans, and sends every task to Ray's workers, which return at once. A
+worker writes all shards of an archive, one after the other. Each measurement has its own process.
 """
 
 from __future__ import annotations
@@ -18,23 +17,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/index.py")
     parser.add_argument("--rows", type=int, default=1_300_000)
-    parser.add_argument("--pictures", type=int, default=8000, help="of the large archive")
-    parser.add_argument("--small", type=int, default=1000, help="rows, and pictures, of what they are compared with")
+    parser.add_argument("--pictures", type=int, default=8000, help="pictures in the large archive")
+    parser.add_argument("--small", type=int, default=1000, help="rows and pictures of the small ones")
     parser.add_argument(
         "--layout",
         choices=("in two archives", "a file each"),
         action="append",
-        help="of the rows; both if none is named",
+        help="where the pictures of the rows are; default: both",
     )
     parser.add_argument("--images-per-shard", type=int, default=1000)
-    parser.add_argument(
-        "--folder", type=commands.there, default=None, help="where there is room: 150 kB for each picture"
-    )
+    parser.add_argument("--folder", type=commands.there, default=None, help="a folder with 150 kB of space per picture")
     parser.add_argument("--measure", choices=("driver", "worker"), help=argparse.SUPPRESS)
     parser.parse_args()
 
@@ -72,7 +69,7 @@ LAYOUTS = ("in two archives", "a file each")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Lays out, measures in other processes, prints."""
+    """Measures in other processes and prints the results."""
     if arguments.measure:
         print(json.dumps(MEASURES[arguments.measure]()))
         return
@@ -95,53 +92,54 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def measured(what: str, folder: Path) -> dict[str, float | str]:
-    """What this program, in a process of its own and in that working copy, says of itself."""
+    """Runs this program with --measure in a working copy, in another process; returns its results."""
     elsewhere = ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS")
     environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
     environment["PYTHONPATH"] = str(ROOT)  # for Ray's workers
     program = [sys.executable, Path(__file__).resolve(), "--measure", what]
     done = subprocess.run(program, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    results: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
+    return results
 
 
 def made_up(folder: Path, rows: int, apart: bool, section: Resize) -> Path:
-    """A working copy with an index of pictures that are not there, in one archive for each split, or `apart`."""
+    """Creates a working copy with an index of pictures that do not exist, in one archive per split, or (`apart`) a file each."""
     number = np.arange(rows)
     label = number * CLASSES // rows
     wnids = [f"n{each:08}" for each in range(CLASSES)]
     split = np.where(number % 26, "train", "val")
-    ids = [f"{wnids[each]}_{place}" for place, each in enumerate(label.tolist())]
+    ids = [f"{wnids[each]}_{row}" for row, each in enumerate(label.tolist())]
     length = 60_000 + number * 7919 % 100_000
     if apart:
         names = [f"{where}/{wnids[each]}/{one}.JPEG" for where, each, one in zip(split, label, ids, strict=True)]
-        sizes, offset, places = length, np.zeros(rows, np.int64), names
+        sizes, offset, archive_of = length, np.zeros(rows, np.int64), names
     else:
         offset = np.cumsum(length) - length
-        names, sizes, places = ["train.tar", "val.tar"], np.full(2, length.sum()), [f"{where}.tar" for where in split]
+        names, sizes = ["train.tar", "val.tar"], np.full(2, length.sum())
+        archive_of = [f"{where}.tar" for where in split]
     index = {
         "id": ids,
         "split": split.tolist(),
         "label": label,
         "wnid": [wnids[each] for each in label],
-        "archive": places,
+        "archive": archive_of,
         "offset": offset,
         "length": length,
         "crc32": np.random.default_rng(0).integers(0, 2**32, rows, np.uint32),
     }
     archives = {"name": names, "bytes": sizes, "sha256": ["0" * 64] * len(names), "md5": [None] * len(names)}
     store(folder, section, index, archives, [Synset(wnid=wnid, words=wnid) for wnid in wnids])
-    # Of very many files only some are looked at: the others need not be there
-    for place in range(0, len(names), max(1, len(names) // LOOKED_AT)):
-        file = folder / "data/store" / names[place]
+    # of very many files `check_store` checks only some: the others need not exist
+    for index_of_name in range(0, len(names), max(1, len(names) // LOOKED_AT)):
+        file = folder / "data/store" / names[index_of_name]
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as handle:
-            handle.truncate(int(sizes[place]))  # takes no room
+            handle.truncate(int(sizes[index_of_name]))  # a sparse file
     return folder
 
 
 def archive(folder: Path, count: int, section: Resize) -> Path:
-    """A working copy with an archive that holds one drawn picture so often."""
+    """Creates a working copy with an archive that contains one drawn picture `count` times."""
     lots = np.random.default_rng(0)
     coarse = Image.fromarray(lots.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375))
     noisy = np.clip(np.asarray(coarse) + lots.normal(0, 12, (375, 500, 3)), 0, 255).astype(np.uint8)
@@ -170,7 +168,7 @@ def archive(folder: Path, count: int, section: Resize) -> Path:
 def store(
     folder: Path, section: Resize, index: dict[str, object], archives: dict[str, object], classes: list[Synset]
 ) -> None:
-    """Writes what `download` leaves, but for the archives."""
+    """Writes the outs of `download`; the archives are written by the caller."""
     (folder / "data/store").mkdir(parents=True)
     (folder / "data/index").mkdir()
     tables.write(pa.table(index), tables.INDEX, folder / "data/index/index.parquet")
@@ -182,7 +180,7 @@ def store(
 
 
 def driver() -> dict[str, float | str]:
-    """What the stage does in this working copy, up to the pictures: seconds, and the most memory it has had."""
+    """Runs the stage in this working copy without its pictures: seconds, and peak memory."""
     section = params.read("resize", Resize)
     with cluster.connected(Machine()), contextlib.redirect_stderr(io.StringIO()):
         times = [time.monotonic()]
@@ -207,7 +205,7 @@ def _nothing(task: Task) -> Done:
 
 
 def worker() -> dict[str, float | str]:
-    """Makes all shards of this working copy: seconds, and the most memory it has had."""
+    """Writes all shards of this working copy in this process: seconds, and peak memory."""
     begun = time.monotonic()
     section = params.read("resize", Resize)
     work = resize.prepare_work("any", Machine())
@@ -217,9 +215,9 @@ def worker() -> dict[str, float | str]:
 
 
 def most_memory() -> int:
-    """In bytes, of this process."""
+    """The peak memory of this process, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says there counts the memory of the process that began this one
+    if status.exists():  # on Linux getrusage includes the memory of the process that started this one
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

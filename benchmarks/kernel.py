@@ -1,12 +1,12 @@
-"""How fast a picture is decoded and made 256 x 256 on one core: our kernel against Pillow with torchvision's.
+"""Speed of decoding and resizing a picture to 256 × 256 on one core: the code of `resize` and Pillow with torchvision.
 
 Run:    python benchmarks/kernel.py FOLDER
-Reads:  the JPEGs below FOLDER, once, before anything is timed
-Prints: pictures per second of processor time for both, the ratio to raw pixels and to JPEG, and how far apart the pixels are
+Reads:  the JPEGs below FOLDER, once, before the timing
+Prints: pictures per second of CPU time for both, the ratios to raw pixels and to JPEG, and the difference of the pixels
 
-The other is what is written most often: `Image.open`, `convert("RGB")`, `Resize(256)`, `CenterCrop(256)`, both on the
-picture of Pillow's, which is antialiased; then its bytes, or `save` as JPEG of quality 95. Both get the same bytes in
-memory and have one thread on one core; they take turns, and the ratio is the median over the rounds.
+The contender is the usual code: `Image.open`, `convert("RGB")`, `Resize(256)`, `CenterCrop(256)` on Pillow's pictures, which
+is antialiased; then the raw bytes, or `save` as a JPEG of quality 95. Both read the same bytes from memory with one thread on
+one core and take turns; a ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/kernel.py")
     parser.add_argument("folder", type=commands.there)
-    parser.add_argument("--pictures", type=int, default=200, help="the first so many in the order of their names")
+    parser.add_argument("--pictures", type=int, default=200, help="number of pictures, first by name")
     parser.add_argument("--rounds", type=int, default=9)
     parser.parse_args()
 
@@ -38,7 +38,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from alexnet import dataset, pictures
+from alexnet import dataset
+from alexnet.pictures import decode, encode
 from pipeline.sources.ilsvrc import YEAR_2012
 
 SIDE = 256
@@ -48,18 +49,18 @@ usual = Compose([Resize(SIDE), CenterCrop(SIDE)])
 
 
 def ours(data: bytes) -> NDArray[np.uint8]:
-    """Height x width x 3, by the code of `resize`."""
-    return dataset.resize(pictures.decode(data), SIDE, "bilinear").permute(1, 2, 0).contiguous().numpy()
+    """The pixels, H×W×3, by the code of `resize`."""
+    return dataset.resize(decode(data), SIDE, "bilinear").permute(1, 2, 0).contiguous().numpy()
 
 
 def theirs(data: bytes) -> NDArray[np.uint8]:
-    """Height x width x 3, by Pillow and torchvision."""
+    """The pixels, H×W×3, by Pillow and torchvision."""
     return np.array(usual(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 def our_jpeg(data: bytes) -> bytes:
     """A JPEG, by the code of `resize`."""
-    return pictures.encode(dataset.resize(pictures.decode(data), SIDE, "bilinear"), QUALITY)
+    return encode(dataset.resize(decode(data), SIDE, "bilinear"), QUALITY)
 
 
 def their_jpeg(data: bytes) -> bytes:
@@ -74,7 +75,7 @@ AT_A_TIME = 10
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Reads, measures, prints."""
+    """Runs the benchmark and prints its results."""
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -95,7 +96,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def read(folder: Path, most: int) -> list[bytes]:
-    """The bytes of the JPEGs below a folder, the first so many of them."""
+    """The bytes of the first `most` JPEGs below a folder, by name."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))[:most]
     if not files:
         raise SystemExit(f"{folder}: no file below it ends in .jpg or .jpeg")
@@ -103,8 +104,8 @@ def read(folder: Path, most: int) -> list[bytes]:
 
 
 def described(pictures: list[bytes]) -> str:
-    """How many there are, and how large."""
-    sizes = [pictures.decode(data).shape[1:] for data in pictures]
+    """A sentence on the number and size of the pictures."""
+    sizes = [decode(data).shape[1:] for data in pictures]
     pixels = statistics.mean(height * width for height, width in sizes)
     return (
         f"{len(pictures):,} pictures of {sum(map(len, pictures)) / len(pictures) / 1000:,.0f} kB and {pixels / 1e6:.2f} "
@@ -113,19 +114,19 @@ def described(pictures: list[bytes]) -> str:
 
 
 def agreement(pictures: list[bytes]) -> str:
-    """How far our pixels are from the antialiased ones of Pillow."""
+    """A sentence on the PSNR between our pixels and Pillow's."""
     errors = np.array([np.mean((ours(data).astype(float) - theirs(data).astype(float)) ** 2) for data in pictures])
     with np.errstate(divide="ignore"):
         each = 10 * np.log10(255**2 / errors)
-        all_of_them = 10 * np.log10(255**2 / errors.mean())
+        overall = 10 * np.log10(255**2 / errors.mean())
     return (
-        f"against Pillow's antialiased pixels: PSNR {all_of_them:.1f} dB over all pictures, "
+        f"against Pillow's antialiased pixels: PSNR {overall:.1f} dB over all pictures, "
         f"{each.min():.1f} dB for the farthest of them"
     )
 
 
 def timed(pictures: list[bytes], turn: int) -> list[float]:
-    """Pictures per second of processor time of each contender. They take turns, and each turn begins with another one."""
+    """Pictures per second of CPU time for each contender. They take turns, and the first one rotates."""
     seconds = [0.0] * len(CONTENDERS)
     for first in range(0, len(pictures), AT_A_TIME):
         for number in range(len(CONTENDERS)):
@@ -138,13 +139,13 @@ def timed(pictures: list[bytes], turn: int) -> list[float]:
 
 
 def projection(rate: float, pictures: list[bytes]) -> str:
-    """What all of ILSVRC-2012 would take at a rate, in pictures a second on a core, that was measured with these."""
+    """A sentence on the core-hours for ILSVRC-2012 at `rate` pictures per second and core, measured with `pictures`."""
     count = YEAR_2012.counts["train"] + YEAR_2012.counts["val"]
     mean = sum(remote.bytes or 0 for remote in YEAR_2012.remotes) / count
     here = sum(map(len, pictures)) / len(pictures)
     return (
         f"ILSVRC-2012, {count:,} pictures: {count / rate / 3600:.2f} core-hours, if its pictures are like these; these have "
-        f"{here / 1000:,.0f} kB on average, those {mean / 1000:,.0f} kB with their tar's heads"
+        f"{here / 1000:,.0f} kB on average, those {mean / 1000:,.0f} kB with their tar headers"
     )
 
 

@@ -1,12 +1,12 @@
-"""How long the nearest pictures take at ImageNet's size, and how much memory: on made-up features.
+"""Time and memory of the search for nearest pictures at ImageNet's size, on made-up features.
 
 Run:    python benchmarks/neighbours.py --rows 1281167 --folder /somewhere/with/12/GB
-Writes: a table of features as `evaluate` writes it, into a temporary folder that it removes at the end
-Prints: bytes, rows a second, minutes and the largest memory; and whether some answers are those of a plain search
+Writes: a table of features as `evaluate` writes it, in a temporary folder that is removed at the end
+Prints: bytes, rows per second, minutes and peak memory; and whether some answers equal those of a plain search
 
-It is the code of `evaluate` that searches. The features are random and rectified, float16: as of a network, half of them
-are 0, and most pictures are about equally far apart, which is hard for the search. With --code-bits all of it is done
-again with short codes: one epoch of learning, the codes of all rows, and the search by them.
+The search is the code of `evaluate`. The features are random, rectified and float16: as in a network, half of them are 0, and
+most pictures are about equally far apart, which is hard for the search. With --code-bits the search is repeated with short
+codes: one epoch of training, the codes of all rows, and the search by codes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/neighbours.py")
     parser.add_argument("--rows", type=int, default=20_000, help="training pictures; ILSVRC-2012 has 1,281,167")
     parser.add_argument("--queries", type=int, default=128)
     parser.add_argument("--neighbours", type=int, default=6)
-    parser.add_argument("--checked", type=int, default=2, help="queries that are looked up a second time, plainly")
-    parser.add_argument("--code-bits", type=int, default=0, help="of short codes, learned in one epoch; 0: none")
-    parser.add_argument("--folder", type=commands.there, default=None, help="where there is room: 8 kB for each row")
+    parser.add_argument("--checked", type=int, default=2, help="queries that are checked by a plain search")
+    parser.add_argument("--code-bits", type=int, default=0, help="bits of the short codes; 0: no codes")
+    parser.add_argument("--folder", type=commands.there, default=None, help="a folder with 8 kB of space per row")
     parser.parse_args()
 
 import dataclasses
@@ -47,11 +47,11 @@ from pipeline.shards import tables
 
 FEATURES = 4096
 GROUP = 128
-"""Rows in a row group, as `evaluate.classify` writes them."""
+"""Rows per row group, as in the tables of `evaluate.classify`."""
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Makes the features, looks up, checks."""
+    """Writes the features, searches, and checks some of the answers."""
     section = Results(
         split="val",
         neighbours=arguments.neighbours,
@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def measured(folder: Path, section: Results, rows: int) -> None:
-    """Looks up, and prints what it took."""
+    """Searches, and prints time and memory."""
     begun, used = time.perf_counter(), time.process_time()
     summary = neighbours.write(folder, section)
     seconds, cores = time.perf_counter() - begun, time.process_time() - used
@@ -94,7 +94,7 @@ def measured(folder: Path, section: Results, rows: int) -> None:
 
 
 def write(file: Path, rows: int, kind: str, seed: int) -> None:
-    """A table like the one that `vectors.concatenate` writes."""
+    """Writes a table of random features like the one that `vectors.concatenate` writes."""
     generator = np.random.default_rng(seed)
     ids, writer = (f"n{row:08}" for row in range(rows)), None
     with Progress(f"making {file.name}", rows, "rows") as progress:
@@ -115,26 +115,26 @@ def write(file: Path, rows: int, kind: str, seed: int) -> None:
 
 
 def checked(folder: Path, number: int) -> tuple[int, float]:
-    """How many neighbours of some queries a plain search does not find so, and how far their distances are off."""
-    found = pq.read_table(folder / "neighbours.parquet").slice(0, number).to_pylist()
+    """How many neighbours of the first queries differ from a plain search's, and the largest relative error of a distance."""
+    answers = pq.read_table(folder / "neighbours.parquet").slice(0, number).to_pylist()
     tested = {row["id"]: row["features"] for row in tables.read(folder / "features-val.parquet").to_pylist()}
     ids = tables.read(folder / "features-train.parquet", ["id"])["id"].to_pylist()
-    squares: list[list[np.ndarray]] = [[] for _ in found]
+    squares: list[list[np.ndarray]] = [[] for _ in answers]
     for group in tables.groups(folder / "features-train.parquet", ["features"]):
         rows = vectors.to_matrix(group["features"]).numpy().astype(np.float64)
-        for row, parts in zip(found, squares, strict=True):
+        for row, parts in zip(answers, squares, strict=True):
             parts.append(((rows - np.array(tested[row["id"]])) ** 2).sum(axis=1))
     wrong, far = 0, 0.0
-    for row, parts in zip(found, squares, strict=True):
+    for row, parts in zip(answers, squares, strict=True):
         distances = np.sqrt(np.concatenate(parts))
         order = np.argsort(distances, kind="stable")[: len(row["nearest"])]
-        wrong += sum(ids[place] != name for place, name in zip(order, row["nearest"], strict=True))
+        wrong += sum(ids[index] != name for index, name in zip(order, row["nearest"], strict=True))
         far = max(far, float(np.max(np.abs(distances[order] / np.array(row["distance"]) - 1))))
     return wrong, far
 
 
 def memory() -> str:
-    """The most memory that this process has had."""
+    """The peak memory of this process, in words."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
     return f"memory {most:.2f} GiB at most"
 

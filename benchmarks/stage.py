@@ -1,15 +1,14 @@
-"""How much of its kernel's speed the stage `resize` keeps: the whole stage by Ray against bare processes.
+"""Overhead of the stage `resize`: the whole stage with Ray, compared with plain processes that run only its kernel.
 
 Run:    python benchmarks/stage.py FOLDER
-Reads:  the JPEGs below FOLDER, and repeats them until there are enough
-Writes: a working copy with an archive, an index and the shards, into a temporary folder that it removes at the end
-Prints: pictures per second of both, the share that the stage reaches, and what ILSVRC-2012 would take
+Reads:  the JPEGs below FOLDER, repeated if there are too few
+Writes: a working copy with an archive, an index and the shards, in a temporary folder that is removed at the end
+Prints: pictures per second of both, the fraction that the stage reaches, and an estimate for ILSVRC-2012
 
-There are as many bare processes as the stage has workers. Each has its pictures in memory and decodes, resizes and
-compresses them, and does nothing else. The stage reads the index, plans, reads the archive, and writes and syncs shards
-with their checksums, through the same function as `dvc repro resize`. Start-up is left out on both sides: what the
-processes import, and Ray. They take turns. Beside the time stands the processor's: it counts what Ray's own processes use,
-and is disturbed less by what else the machine does.
+There are as many plain processes as the stage has workers. Each has its pictures in memory and only decodes, resizes and
+compresses them. The stage reads the index, plans, reads the archive, and writes and syncs shards with their checksums, by
+the same function as `dvc repro resize`. Both exclude start-up, that is imports and Ray's start, and take turns. CPU time is
+printed beside wall time: it includes Ray's own processes, and depends less on the machine's other work.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/stage.py")
     parser.add_argument("folder", type=commands.there)
-    parser.add_argument("--pictures", type=int, default=10_000, help="so many, repeated if there are fewer")
+    parser.add_argument("--pictures", type=int, default=10_000, help="number of pictures, repeated if there are fewer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--work", type=commands.there, default=None, help="where there is room: some 150 kB for each picture"
+        "--work", type=commands.there, default=None, help="a folder with some 150 kB of space per picture"
     )
     parser.parse_args()
 
@@ -73,21 +72,21 @@ SECTION = Resize(
     max_rejected=0.0,
 )
 WARM = 20
-"""Pictures of each process before it is timed."""
+"""Pictures per process before the timing."""
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Lays out, measures, prints."""
+    """Runs the benchmark and prints its results."""
     pictures, workers = read(arguments.folder, arguments.pictures), arguments.workers
     print(described(pictures), flush=True)
     print(f"{arguments.pictures:,} of them in turn, {workers} at once", flush=True)
     for name in ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS"):
         os.environ.pop(name, None)
     os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
-    os.environ.update(cluster.MEMORY)  # which the stage's workers have: the bare processes are to have it too
+    os.environ.update(cluster.MEMORY)  # as in the stage's workers
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         small, large = Path(name).absolute() / "small", Path(name).absolute() / "large"
-        # as many shards as workers, and short ones: each imports what it needs
+        # a short shard for each worker, in which it imports what it needs
         lay_out(small, pictures, workers * WARM, workers, WARM)
         lay_out(large, pictures, arguments.pictures, workers, SECTION.images_per_shard)
         bare = Bare(pictures, workers)
@@ -98,8 +97,8 @@ def main(arguments: argparse.Namespace) -> None:
                 rounds.append((bare.run(arguments.pictures), stage(large)))
                 (kernel, kernel_cpu), (made, made_cpu) = rounds[-1]
                 print(
-                    f"round {number}: bare {kernel:.1f} s, {kernel_cpu:.1f} of a processor; "
-                    f"stage {made:.1f} s, {made_cpu:.1f} of a processor",
+                    f"round {number}: bare {kernel:.1f} s, {kernel_cpu:.1f} s of CPU time; "
+                    f"stage {made:.1f} s, {made_cpu:.1f} s of CPU time",
                     flush=True,
                 )
         bare.close()
@@ -117,7 +116,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, images_per_shard: int) -> None:
-    """A working copy as `download` leaves it: one archive, its index, params.yaml and machine.yaml."""
+    """Creates a working copy as it is after `download`: one archive, its index, params.yaml and machine.yaml."""
     (folder / "data/store").mkdir(parents=True)
     (folder / "data/index").mkdir()
     rows, offset, digest = [], 0, hashlib.sha256()
@@ -126,8 +125,8 @@ def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, image
             data = pictures[number % len(pictures)]
             archive.write(data)
             digest.update(data)
-            known = {"id": f"{number:08}", "split": "train", "label": 0, "wnid": "n0", "archive": "archive"}
-            rows.append({**known, "offset": offset, "length": len(data), "crc32": zlib.crc32(data)})
+            row = {"id": f"{number:08}", "split": "train", "label": 0, "wnid": "n0", "archive": "archive"}
+            rows.append({**row, "offset": offset, "length": len(data), "crc32": zlib.crc32(data)})
             offset += len(data)
         os.fsync(archive.fileno())
     tables.write(pa.Table.from_pylist(rows, schema=tables.INDEX), tables.INDEX, folder / "data/index/index.parquet")
@@ -142,7 +141,7 @@ def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, image
 
 
 def stage(folder: Path) -> tuple[float, float]:
-    """Seconds, and seconds of a processor, of the stage in a working copy, whose out is removed again."""
+    """Wall and CPU seconds of the stage in a working copy; its shards are removed afterwards."""
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         begun, used = time.monotonic(), processor()
         resize.run()
@@ -152,7 +151,7 @@ def stage(folder: Path) -> tuple[float, float]:
 
 
 def processor() -> float:
-    """Seconds of a processor that this process and those below it have used: Ray's and its workers' are."""
+    """CPU seconds used so far by this process and its descendants, among them Ray and its workers."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -161,7 +160,7 @@ def processor() -> float:
 
 
 class Bare:
-    """So many processes that do nothing but decode, resize and compress."""
+    """Processes that only decode, resize and compress."""
 
     def __init__(self, pictures: list[bytes], workers: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -174,10 +173,10 @@ class Bare:
         ]
         for process in self.processes:
             process.start()
-        self.run(workers)  # each imports what it needs
+        self.run(workers)  # so that each has imported what it needs
 
     def run(self, count: int) -> tuple[float, float]:
-        """Seconds, and seconds of a processor, for so many pictures."""
+        """Wall and CPU seconds for `count` pictures."""
         for counts in self.counts:
             counts.put(count)
         begun, ended, used = zip(*(self.times.get() for _ in self.processes), strict=True)
@@ -200,8 +199,8 @@ def _work(
     while count := counts.get():
         barrier.wait()
         begun, used = time.monotonic(), time.process_time()
-        for place in range(worker, count, workers):
-            our_jpeg(pictures[place % len(pictures)])
+        for index in range(worker, count, workers):
+            our_jpeg(pictures[index % len(pictures)])
         times.put((begun, time.monotonic(), time.process_time() - used))
 
 

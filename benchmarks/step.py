@@ -1,10 +1,10 @@
-"""How fast the network learns on this device: pictures a second of the whole step at full width, augmentation included.
+"""Speed of training on this device: pictures per second of the whole step at full width, augmentation included.
 
 Run:    python benchmarks/step.py [--recipes paper original-2012] [--steps 50] [--batch 128]
 Needs:  torch, ruamel.yaml and pydantic; on a GPU some 5 GB of its memory
 
-The contenders take turns. The floor is what 3 x 1.43 GFLOP a picture would take at the device's own rate in a large product
-of matrices, measured in the same run.
+The contenders take turns. The floor is the speed that 3 × 1.43 GFLOP per picture would have at the device's own rate in a
+large matrix product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/step.py")
@@ -51,7 +51,7 @@ CLASSES, IMAGES = 1000, 1024
 
 
 class Contender:
-    """A recipe in a precision, with its network and random pictures on the device."""
+    """A recipe at a precision, with its network and random pictures on the device."""
 
     def __init__(self, recipe: str, precision: str, batch: int, device: torch.device) -> None:
         file = RECIPES / f"{recipe}.yaml"
@@ -72,16 +72,23 @@ class Contender:
         self.statistics = Statistics(mean.to(device), values.to(device), vectors.to(device))
 
     def steps(self, count: int) -> float:
-        """Pictures a second over so many steps."""
+        """Pictures per second over `count` steps."""
         _wait(self.device)
         began = time.perf_counter()
         for _ in range(count):
-            places = self.number * self.batch + torch.arange(self.batch, device=self.device)
-            chosen = places % IMAGES
+            positions = self.number * self.batch + torch.arange(self.batch, device=self.device)
+            chosen = positions % IMAGES
             patches = training_patches(
-                self.images[chosen], places, self.statistics, self.augmentation, 0, 0, torch.float32, self.model.patch
+                self.images[chosen],
+                positions,
+                self.statistics,
+                self.augmentation,
+                0,
+                0,
+                torch.float32,
+                self.model.patch,
             )
-            dropout = Dropout(0, self.number, places - self.number * self.batch)
+            dropout = Dropout(0, self.number, positions - self.number * self.batch)
             step(
                 self.network, self.rule, patches, self.labels[chosen],
                 rates=self.learning.rates(0), dropout=dropout, count=self.batch,
@@ -92,7 +99,7 @@ class Contender:
 
 
 def rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in a product of large matrices of random numbers, the best of six."""
+    """Operations per second in a product of large random matrices, the best of six."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -111,7 +118,7 @@ def _wait(device: torch.device) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Prints a row for each recipe and precision: median and range of the pictures a second, and the floor's."""
+    """Prints a row for each recipe and precision: median and range of pictures per second, and the floor."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -126,14 +133,14 @@ def main(options: argparse.Namespace) -> None:
         for recipe in options.recipes
         for precision in options.precisions
     ]
-    seen: dict[str, list[float]] = {contender.name: [] for contender, _ in contenders}
+    speeds: dict[str, list[float]] = {contender.name: [] for contender, _ in contenders}
     for contender, _ in contenders:
         contender.steps(min(10, options.steps))
     for _ in range(options.rounds):
         for contender, _ in contenders:
-            seen[contender.name].append(contender.steps(options.steps))
+            speeds[contender.name].append(contender.steps(options.steps))
     for contender, precision in contenders:
-        rates = seen[contender.name]
+        rates = speeds[contender.name]
         median = statistics.median(rates)
         print(
             f"{contender.name:<32}{median:>9,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}), "

@@ -19,13 +19,13 @@ def locate(manifest: Manifest, machine: Machine) -> AnyPath:
     """The absolute folder of the shard files; `ValueError` if one is missing or its size is not the manifest's."""
     above = elsewhere(machine)
     folder = SHARDS.absolute() if above is None else stored(above, manifest)
-    there = dict(files.listed(folder)) if folder.is_dir() else {}
+    sizes = dict(files.listed(folder)) if folder.is_dir() else {}
     for shard in (shard for shards in manifest.shards.values() for shard in shards):
-        if shard.file not in there:
+        if shard.file not in sizes:
             raise ValueError(f"{folder / shard.file}: not there. Run: dvc repro --force --single-item resize")
-        if there[shard.file] != shard.bytes:
+        if sizes[shard.file] != shard.bytes:
             raise ValueError(
-                f"{folder / shard.file}: has {there[shard.file]} bytes, was made with {shard.bytes}. "
+                f"{folder / shard.file}: has {sizes[shard.file]} bytes, was made with {shard.bytes}. "
                 "Run: dvc repro --force --single-item resize"
             )
     return folder
@@ -64,13 +64,13 @@ def inputs(machine: Machine) -> tuple[Manifest, Path]:
     written.
     """
     folder = _holding(machine)
-    found, mean = Manifest.read(folder), MEAN.absolute() if folder == SHARDS else folder / MEAN.name
+    manifest, mean = Manifest.read(folder), MEAN.absolute() if folder == SHARDS else folder / MEAN.name
     if not mean.exists():
         raise FileNotFoundError(f"{mean}: not there. {digests.again('mean')}")
     if folder != SHARDS:
         digests.check(mean, "mean")
-    _check_mean(mean, found)
-    return found, mean
+    _check_mean(mean, manifest)
+    return manifest, mean
 
 
 def _check_mean(file: Path, manifest: Manifest) -> None:

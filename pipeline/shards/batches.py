@@ -65,15 +65,15 @@ class Pictures:
     def __init__(self, folder: AnyPath, shards: Sequence[Shard]) -> None:
         self.folder, self.shards = folder, tuple(shards)
         self.files = [folder / shard.file for shard in shards]
-        self._unseen = {place: threading.Lock() for place in range(len(self.files))}
+        self._unseen = {shard: threading.Lock() for shard in range(len(self.files))}
         self.groups: list[tuple[int, int]] = []  # (shard, group in it)
         sizes = []
         with ThreadPoolExecutor(files.at_once(folder)) as readers:
             self.metadata = list(readers.map(_metadata, self.files))
-        for place, metadata in enumerate(self.metadata):
+        for shard, metadata in enumerate(self.metadata):
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            _check_rows(self.files[place], rows, shards[place].rows)
-            self.groups += [(place, group) for group in range(len(rows))]
+            _check_rows(self.files[shard], rows, shards[shard].rows)
+            self.groups += [(shard, group) for group in range(len(rows))]
             sizes += rows
         self.sizes = np.array(sizes, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
@@ -88,19 +88,19 @@ class Pictures:
 
     def group(self, pictures: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """The row group of each picture."""
-        found: NDArray[np.int64] = np.searchsorted(self.starts, pictures, side="right") - 1
-        return found
+        groups: NDArray[np.int64] = np.searchsorted(self.starts, pictures, side="right") - 1
+        return groups
 
     def read(self, group: int) -> tuple[list[bytes], list[int]]:
         """The encoded pictures of a row group, and their labels."""
-        shard, place = self.groups[group]
+        shard, own_group = self.groups[group]
         self._see(shard)
         # opened for each row group: no handle stays open, and a group is megabytes, so that opening costs little
         with tables.readable(self.files[shard], digests.again("resize")) as source:
             parquet = pq.ParquetFile(
                 source, metadata=self.metadata[shard], page_checksum_verification=True, pre_buffer=True
             )
-            table = parquet.read_row_group(place, columns=["image.bytes", "label"])
+            table = parquet.read_row_group(own_group, columns=["image.bytes", "label"])
             if table.num_rows != self.sizes[group]:
                 raise OSError(f"{table.num_rows} rows, its metadata says {self.sizes[group]}")
         return table["image"].combine_chunks().field("bytes").to_pylist(), table["label"].to_pylist()
@@ -219,14 +219,14 @@ class _Reader:
         # a stream is in one row group at a time; when it moves on, the least recently used group is the one it left
         while len(self.kept) > max(self.keep, len(groups)):
             self.kept.popitem(last=False)
-        found = [self._one(int(picture)) for picture in pictures_B]
-        images = list(self.decoders.map(decode, [jpeg for jpeg, _ in found]))
+        rows = [self._one(int(picture)) for picture in pictures_B]
+        images = list(self.decoders.map(decode, [jpeg for jpeg, _ in rows]))
         return Batch(
             number,
             count,
             torch.from_numpy(positions_B.copy()),
             torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
-            torch.tensor([label for _, label in found], dtype=torch.int64),
+            torch.tensor([label for _, label in rows], dtype=torch.int64),
         )
 
     def _one(self, picture: int) -> tuple[bytes, int]:

@@ -283,15 +283,15 @@ def check_index(rows: pa.Table, classes: Sequence[Synset], archives: pa.Table, f
     )  # the classes of test pictures may be secret
     if not pc.all(sound).as_py():
         raise ValueError(wrong.format("a label is not the rank of its WordNet id among the classes"))
-    places = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
-    if places.null_count:
-        name = rows["archive"].filter(pc.is_null(places))[0].as_py()
+    archive_rows = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
+    if archive_rows.null_count:
+        name = rows["archive"].filter(pc.is_null(archive_rows))[0].as_py()
         raise ValueError(wrong.format(f"names the archive {name}, which archives.parquet does not"))
     negative = pc.or_(pc.less(rows["offset"], 0), pc.less(rows["length"], 0))
-    ends, sizes = pc.add(rows["offset"], rows["length"]), archives["bytes"].take(places)
+    ends, sizes = pc.add(rows["offset"], rows["length"]), archives["bytes"].take(archive_rows)
     beyond = pc.greater(ends, sizes)
     for bad, said in ((negative, "has a negative offset or length"), (beyond, "ends at byte {end}")):
         if pc.any(bad).as_py():
-            place = pc.index(bad, True).as_py()
-            name, end, size = (column[place].as_py() for column in (rows["archive"], ends, sizes))
+            row = pc.index(bad, True).as_py()
+            name, end, size = (column[row].as_py() for column in (rows["archive"], ends, sizes))
             raise ValueError(wrong.format(f"a picture {said.format(end=end)} of {name}, which has {size}"))
