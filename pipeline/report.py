@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
+from numpy.typing import NDArray
 
 from alexnet.names import cut, shown
 from pipeline.evaluation import choice
@@ -39,8 +41,6 @@ from pipeline.shards.tables import Manifest
 from pipeline.tracking import description, runs
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from alexnet.network import Network
@@ -119,8 +119,6 @@ def draw(
     section: Report, split: str, manifest: Manifest, machine: machines.Machine, network: Network, mean_CHW: Tensor
 ) -> dict[str, bytes]:
     """The figures as PNG, by name, without those that have nothing to show."""
-    import numpy as np
-
     from alexnet import figures
 
     classes = names(manifest.classes)
@@ -260,8 +258,6 @@ def history(file: Path) -> tuple[list[float], dict[str, dict[str, list[float]]]]
 
 def confusion(file: Path, classes: Sequence[str]) -> NDArray[np.int64]:
     """Counts of true classes (rows) by answers (columns), K×K, from confusion.csv; missing answers are not counted."""
-    import numpy as np
-
     label_of = {name: label for label, name in enumerate(classes)}
     matrix_KK = np.zeros((len(classes), len(classes)), np.int64)
     for row in documents.rows(digests.read(file, "evaluate"), {"actual": str, "predicted": str}, file, "evaluate"):
@@ -330,6 +326,4 @@ def hard_classes(file: Path) -> list[dict[str, Any]]:
 
 
 def _stack(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    import numpy as np
-
     return np.stack(pictures) if pictures else np.empty((0, 1, 1, 3), np.uint8)

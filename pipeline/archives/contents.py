@@ -45,16 +45,16 @@ class Picture:
     """CRC-32 of its bytes; None if the picture is a whole file, whose `Archive` then has it."""
 
     @classmethod
-    def at(cls, place: ByteRange, name: str, split: str, wnid: str) -> Self:
+    def at(cls, part: ByteRange, name: str, split: str, wnid: str) -> Self:
         """The picture with that byte range and name."""
         return cls(
             id=name,
             split=split,
             wnid=wnid,
-            archive=place.archive,
-            offset=place.offset,
-            length=place.length,
-            crc32=place.crc32,
+            archive=part.archive,
+            offset=part.offset,
+            length=part.length,
+            crc32=part.crc32,
         )
 
 
@@ -131,13 +131,13 @@ _HASHED = tables.ARCHIVES.append(tables.INDEX.field("crc32"))
 
 def _checked(rows: pa.Table, archives: pa.Table, store: AnyPath) -> pa.Table:
     """The rows with all checksums: a picture that is a whole file has the checksum of its archive."""
-    places = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
+    indices = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
     alone = pc.is_null(rows["crc32"])
-    changed = pc.and_(alone, pc.not_equal(rows["length"], archives["bytes"].take(places)))
+    changed = pc.and_(alone, pc.not_equal(rows["length"], archives["bytes"].take(indices)))
     if pc.any(changed).as_py():
         name = rows["archive"].filter(changed)[0].as_py()
         raise ValueError(f"{store / name}: changed while it was read. Run it again")
-    crc32 = pc.coalesce(rows["crc32"], archives["crc32"].take(places))
+    crc32 = pc.coalesce(rows["crc32"], archives["crc32"].take(indices))
     assert crc32.null_count == 0, rows.filter(pc.is_null(crc32))
     return rows.set_column(rows.schema.get_field_index("crc32"), "crc32", crc32)
 

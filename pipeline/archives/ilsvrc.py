@@ -220,9 +220,9 @@ def _train(file: Hashed, known: Devkit, complete: bool) -> Iterator[Picture]:
             raise ValueError(
                 f"{file.path}: {wnid}.tar: {wnid} is no class of the devkit. Archive and devkit have to be of one year"
             )
-        for name, place in synset_pictures(file, wnid, start, length):
+        for name, part in synset_pictures(file, wnid, start, length):
             counts[wnid] += 1
-            yield Picture.at(place, name, "train", wnid)
+            yield Picture.at(part, name, "train", wnid)
     for synset, expected in zip(known.classes, known.train_images, strict=True):
         if complete and counts[synset.wnid] != expected:
             raise ValueError(
@@ -264,8 +264,8 @@ def _patches(file: Hashed) -> Iterator[tuple[str, ByteRange]]:
 def _patched(pictures: Iterable[Picture], patches: dict[str, ByteRange]) -> Iterator[Picture]:
     """Yields the pictures with the byte ranges of their patches; a patch without a picture stays in `patches`."""
     for each in pictures:
-        place = patches.pop(each.id, None)
-        yield each if place is None else Picture.at(place, each.id, each.split, each.wnid)
+        part = patches.pop(each.id, None)
+        yield each if part is None else Picture.at(part, each.id, each.split, each.wnid)
 
 
 def _named(pattern: re.Pattern[str], name: str, where: str, example: str) -> re.Match[str]:

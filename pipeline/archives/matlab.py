@@ -53,17 +53,17 @@ def read(data: bytes) -> dict[str, Any]:
 
 def _parts(data: bytes, order: str, *, padded: bool = True) -> Iterator[tuple[int, bytes]]:
     """Kind and bytes of each part; a small one has its length in the upper half of its kind."""
-    place = 0
-    while place + 8 <= len(data):
-        kind, length = struct.unpack_from(order + "II", data, place)
-        small, start = kind >> 16, place + 8
+    offset = 0
+    while offset + 8 <= len(data):
+        kind, length = struct.unpack_from(order + "II", data, offset)
+        small, start = kind >> 16, offset + 8
         if small:
-            kind, length, start = kind & 0xFFFF, small, place + 4
+            kind, length, start = kind & 0xFFFF, small, offset + 4
         end = start + length
         if end > len(data) or (small and small > 4):
             raise ValueError(f"damaged: a part of {length:,} bytes, of which {len(data) - start:,} are there")
         yield kind, data[start:end]
-        place = place + 8 if small else end + (-end % 8 if padded else 0)
+        offset = offset + 8 if small else end + (-end % 8 if padded else 0)
 
 
 def _matrix(data: bytes, order: str, depth: int) -> tuple[str, Any]:

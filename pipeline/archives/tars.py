@@ -127,18 +127,18 @@ class Window:
         self._hashed = hashed
         self._start = start
         self._length = length
-        self._place = 0
+        self._position = 0
 
     def read(self, length: int) -> bytes:
         """At most `length` bytes from the current position on."""
-        part = self._hashed.read(self._start + self._place, min(length, max(0, self._length - self._place)))
-        self._place += len(part)
+        part = self._hashed.read(self._start + self._position, min(length, max(0, self._length - self._position)))
+        self._position += len(part)
         return part
 
-    def seek(self, place: int) -> None:
+    def seek(self, position: int) -> None:
         """Sets the position, counted from the start of the range."""
-        self._place = place
+        self._position = position
 
     def tell(self) -> int:
         """The position, counted from the start of the range."""
-        return self._place
+        return self._position

@@ -39,16 +39,14 @@ class Tree:
 
     def read(self, path: str) -> bytes:
         """The bytes of a small file."""
-        place = self.files[path]
-        bounds.check_member(place.length, path, self.where, bounds.SMALL)
-        with files.opened(self.where.root / place.archive) as file:
-            return bytes(file.read_at(place.length, place.offset))
+        part = self.files[path]
+        bounds.check_member(part.length, path, self.where, bounds.SMALL)
+        with files.opened(self.where.root / part.archive) as file:
+            return bytes(file.read_at(part.length, part.offset))
 
     def under(self, top: str) -> Tree:
         """The files below a folder, by their path from there."""
-        files = {
-            path.removeprefix(f"{top}/"): place for path, place in self.files.items() if path.startswith(f"{top}/")
-        }
+        files = {path.removeprefix(f"{top}/"): part for path, part in self.files.items() if path.startswith(f"{top}/")}
         return dataclasses.replace(self, where=self.where / top, files=files)
 
     def tops(self) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.evaluation import choice, vectors
 from pipeline.evaluation.results import Results
@@ -14,9 +16,6 @@ from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from alexnet.codes import Encoder
 
 QUERIES = 2
@@ -82,8 +81,6 @@ def learn_codes(trained: Path, section: Results, file: Path, progress: Progress)
 
 def write_codes(encoder: Encoder, source: Path, file: Path, progress: Progress | None = None) -> NDArray[np.uint8]:
     """Writes the code of each row of a table of features, in the same order; returns the codes, N × bytes."""
-    import numpy as np
-
     codes_NY = np.concatenate([encoder.encode(block) for block in vectors.blocks(source, progress)])
     packed = pa.py_buffer(codes_NY.tobytes())
     column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(codes_NY.shape[1]), len(codes_NY), [None, packed])
@@ -96,8 +93,6 @@ def _columns(
     ids: pa.ChunkedArray, rows_QK: NDArray[np.int64], distances_QK: NDArray[Any], names: tuple[str, str]
 ) -> dict[str, pa.Array]:
     """Two columns of lists, named `names`: per query, the ids of its nearest rows and their distances (rows of -1 omitted)."""
-    import numpy as np
-
     exists_QK = rows_QK >= 0
     ends = pa.array(np.concatenate([[0], exists_QK.sum(axis=1).cumsum()]), pa.int32())
     near = ids.take(pa.array(rows_QK[exists_QK])).combine_chunks()

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
 BLOCK = 4096
@@ -23,7 +23,6 @@ BLOCK = 4096
 
 def to_matrix(column: pa.ChunkedArray) -> Tensor:
     """A column of N lists of one length → a tensor N×length."""
-    import numpy as np
     import torch
 
     chunks = [chunk for chunk in column.chunks if len(chunk)]
@@ -57,8 +56,6 @@ def writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 def blocks(file: Path, progress: Progress | None = None) -> Iterator[NDArray[np.floating[Any]]]:
     """Yields the features of a table in order, in blocks N×F of whole row groups with at least `BLOCK` rows in all."""
-    import numpy as np
-
     kept: list[NDArray[np.floating[Any]]] = []
     for group in tables.groups(file, ["features"]):
         kept.append(to_matrix(group["features"]).numpy())

@@ -123,36 +123,36 @@ def _range(answer: requests.Response, part: _Part) -> tuple[int, int | None]:
 
 def _receive(answer: requests.Response, part: _Part, first: int, total: int | None, url: str) -> None:
     """Appends the answer to the `first` bytes that are there; `Failure` if it ends too early."""
-    place, why = first, ""
-    mark, since = place, time.monotonic()
+    offset, why = first, ""
+    mark, since = offset, time.monotonic()
     to_come = max(0, (total or 0) - first) >> 20
     with (
         part.path.open("ab") as out,
         Progress(f"download: {part.file.name}", to_come, "MiB") as progress,
-        waiting.watched("download", f"more of {web.shown(url)}", lambda: place, web.SLOWEST, web.WINDOW),
+        waiting.watched("download", f"more of {web.shown(url)}", lambda: offset, web.SLOWEST, web.WINDOW),
     ):
         try:
             while piece := answer.raw.read1(web.CHUNK, decode_content=False):
-                if place == 0 and piece[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+                if offset == 0 and piece[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
                     _refuse_page("text/html", url)
                 out.write(piece)
-                progress.add(((place + len(piece)) >> 20) - (place >> 20))
-                place += len(piece)
-                if total is not None and place > total:
+                progress.add(((offset + len(piece)) >> 20) - (offset >> 20))
+                offset += len(piece)
+                if total is not None and offset > total:
                     raise ValueError(
                         f"{web.shown(url)}: more than {total:,} bytes come, which is all the file should have"
                     )
                 if total is None:
                     files.check_room(part.file, LEAST_FREE)
                 if (now := time.monotonic()) - since >= web.WINDOW:
-                    if place - mark < web.SLOWEST:
-                        why = f" (only {place - mark:,} in {now - since:,.0f} s)"
+                    if offset - mark < web.SLOWEST:
+                        why = f" (only {offset - mark:,} in {now - since:,.0f} s)"
                         break
-                    mark, since = place, now
+                    mark, since = offset, now
         except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
             why = f" ({type(error).__name__})"
-    if why or (total is not None and place < total):
-        raise web.Failure(f"broke off after {place:,}{f' of {total:,}' if total else ''} bytes{why}")
+    if why or (total is not None and offset < total):
+        raise web.Failure(f"broke off after {offset:,}{f' of {total:,}' if total else ''} bytes{why}")
 
 
 def _verify(part: _Part, remote: Remote, url: str) -> None:

@@ -51,8 +51,8 @@ def watched(name: str, what: str, count: Callable[[], int], least: int, seconds:
     def watch(over: threading.Event) -> None:
         before, said = count(), False
         while not over.wait(SAID_AFTER):
-            place = count()
-            came, before = place - before, place
+            total = count()
+            came, before = total - before, total
             slow = came * seconds < least * SAID_AFTER
             if slow and not said:
                 words = (

@@ -128,9 +128,10 @@ class HuggingFace:
             wanted = [(entry, path) for entry, path in listed if _split(path) not in _unwanted(self.dataset)]
             found += len(wanted)
             missing = [(entry, path) for entry, path in wanted if path.name not in there]
-            if isinstance(folder, Path) and missing:
-                folder.mkdir(parents=True, exist_ok=True)
-                files.check_room(folder / missing[0][1].name, sum(_bytes(entry) or 0 for entry, _ in missing))
+            if missing:
+                first = files.on_disk(folder / missing[0][1].name)
+                first.parent.mkdir(parents=True, exist_ok=True)
+                files.check_room(first, sum(_bytes(entry) or 0 for entry, _ in missing))
             for entry, path in missing:
                 url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
                 sha256 = (entry.get("lfs") or {}).get("oid")
@@ -251,7 +252,7 @@ def _name(path: str | None, otherwise: str, word: str) -> tuple[str, str]:
 
 
 def _joined(trees: list[Tree], folder: StorePath) -> Tree:
-    files = {path: place for tree in trees for path, place in tree.files.items() if path != LABELS}
+    files = {path: part for tree in trees for path, part in tree.files.items() if path != LABELS}
     if len(files) != sum(len(tree.files) - 1 for tree in trees):
         raise ValueError(f"{folder}: a picture is in two files. Are they of one version of the set?")
     return Tree(

@@ -237,10 +237,10 @@ def _write(file: Path, fill: Callable[[IO[bytes]], object]) -> None:
 
 def _train(file: IO[bytes], seed: int, images: int, odd: dict[int, Oddity]) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for place, kind in sorted(enumerate(KINDS), key=lambda item: item[1].wnid):
+        for index, kind in sorted(enumerate(KINDS), key=lambda item: item[1].wnid):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w", format=tarfile.GNU_FORMAT) as pictures:
-                for number in range(place, images, len(KINDS)):
+                for number in range(index, images, len(KINDS)):
                     rng = _rng(seed, TRAIN_SPLIT, number)
                     data = _encoded(drawing.picture(rng, kind.shape, kind.texture), rng, odd.get(number))
                     _add(pictures, f"{kind.wnid}_{number + 1}.JPEG", data)
@@ -249,8 +249,8 @@ def _train(file: IO[bytes], seed: int, images: int, odd: dict[int, Oddity]) -> N
 
 def _val(file: IO[bytes], seed: int, images: int) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for number, place in enumerate(_val_places(seed, images)):
-            rng, kind = _rng(seed, VAL_SPLIT, number), KINDS[place]
+        for number, index in enumerate(_val_kinds(seed, images)):
+            rng, kind = _rng(seed, VAL_SPLIT, number), KINDS[index]
             _add(
                 tar,
                 f"ILSVRC2012_val_{number + 1:08}.JPEG",
@@ -258,14 +258,14 @@ def _val(file: IO[bytes], seed: int, images: int) -> None:
             )
 
 
-def _val_places(seed: int, images: int) -> list[int]:
+def _val_kinds(seed: int, images: int) -> list[int]:
     """The class of each validation picture, as its index in KINDS: equally often, shuffled."""
-    places = np.arange(images) % len(KINDS)
-    return [int(place) for place in _rng(seed, LABELS, 0).permutation(places)]
+    indices = np.arange(images) % len(KINDS)
+    return [int(index) for index in _rng(seed, LABELS, 0).permutation(indices)]
 
 
 def _devkit(file: IO[bytes], seed: int, train_images: int, val_images: int) -> None:
-    truth = "".join(f"{place + 1}\n" for place in _val_places(seed, val_images))
+    truth = "".join(f"{index + 1}\n" for index in _val_kinds(seed, val_images))
     with (
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
@@ -294,11 +294,11 @@ FIELDS = (
 def _meta(train_images: int) -> bytes:
     """meta.mat: the struct array `synsets`, the classes first, then the inner nodes."""
     wnids = [kind.wnid for kind in KINDS] + [node.wnid for node in INNER]
-    ids = {wnid: place + 1 for place, wnid in enumerate(wnids)}
+    ids = {wnid: index + 1 for index, wnid in enumerate(wnids)}
     heights: dict[str, int] = {}
     rows: list[tuple[Any, ...]] = []
-    for place, kind in enumerate(KINDS):
-        count = len(range(place, train_images, len(KINDS)))
+    for index, kind in enumerate(KINDS):
+        count = len(range(index, train_images, len(KINDS)))
         rows.append((ids[kind.wnid], kind.wnid, kind.words, kind.gloss, 0, np.zeros((1, 0)), 0, count))
     for node in INNER:
         heights[node.wnid] = 1 + max(heights.get(child, 0) for child in node.children)
@@ -306,9 +306,9 @@ def _meta(train_images: int) -> bytes:
         height = heights[node.wnid]
         rows.append((ids[node.wnid], node.wnid, node.words, node.gloss, len(node.children), children, height, 0))
     synsets = np.empty((len(rows), 1), dtype=[(name, object) for name in FIELDS])
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         numbers = (float(value) if isinstance(value, int) else value for value in row)  # MATLAB's numbers are doubles
-        synsets[place, 0] = tuple(numbers)
+        synsets[index, 0] = tuple(numbers)
     mat = io.BytesIO()
     savemat(mat, {"synsets": synsets}, do_compression=True)  # type: ignore[arg-type]  # a file object will do
     # the head of the file is 116 bytes of text, in which savemat writes the time

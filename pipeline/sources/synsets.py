@@ -59,8 +59,8 @@ class Synsets:
                     for wnid, start, length in parts:
                         found = dict(ilsvrc.synset_pictures(file, wnid, start, length))
                         out = drawn(found, self.val_share, self.seed)
-                        for name, place in found.items():
-                            yield Picture.at(place, name, "val" if name in out else "train", wnid)
+                        for name, part in found.items():
+                            yield Picture.at(part, name, "val" if name in out else "train", wnid)
                     archives.append(file.archive())
 
         return gathered(pictures(), lambda _: archives, _words(folder.path), store, self.classes)

@@ -127,9 +127,9 @@ def _folders(database: sqlite3.Connection) -> list[Path]:
     if not _columns(database, "experiments"):
         return []
     found = []
-    for (place,) in database.execute("SELECT DISTINCT artifact_location FROM experiments"):
-        parts = urlsplit(place or "")
-        folder = Path(unquote(parts.path) if parts.scheme == "file" else place or "")
+    for (location,) in database.execute("SELECT DISTINCT artifact_location FROM experiments"):
+        parts = urlsplit(location or "")
+        folder = Path(unquote(parts.path) if parts.scheme == "file" else location or "")
         if parts.scheme in ("", "file") and folder.is_absolute() and folder.name == ARTIFACTS:
             found.append(folder)
     return sorted(set(found))

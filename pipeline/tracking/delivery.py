@@ -74,10 +74,10 @@ class Delivery:
             self._metrics(values)
             self.reader.sent(name, lines[len(values) - 1][0])
         else:
-            place, record = lines[0]
+            offset, record = lines[0]
             self._other(record)
             if not self.done:
-                self.reader.sent(name, place)
+                self.reader.sent(name, offset)
         return True
 
     def _metrics(self, records: list[Record]) -> None:
@@ -183,4 +183,4 @@ class Delivery:
 
 def _leading(lines: list[tuple[int, Record]]) -> int:
     """The number of rows of metrics before the first other line."""
-    return next((place for place, (_, record) in enumerate(lines) if "metrics" not in record), len(lines))
+    return next((number for number, (_, record) in enumerate(lines) if "metrics" not in record), len(lines))

@@ -67,8 +67,8 @@ class Journal:
         return self._kept(name, lambda kept: kept.write_bytes(data))
 
     def _kept(self, name: str, write: Callable[[Path], object]) -> str:
-        place = f"files/{uuid.uuid4().hex[:8]}/{name}"
-        kept = self.folder / place
+        inside = f"files/{uuid.uuid4().hex[:8]}/{name}"
+        kept = self.folder / inside
         try:
             kept.parent.mkdir(parents=True)
             write(kept)
@@ -76,7 +76,7 @@ class Journal:
             raise OSError(
                 f"{kept}: {error.strerror or error}: MLflow gets a copy of {name}, and needs room for it"
             ) from None
-        return place
+        return inside
 
 
 @dataclass
@@ -95,14 +95,14 @@ class Reader:
     def unsent(self, name: str, most: int = 1000) -> list[tuple[int, Record]]:
         """The next unsent lines, at most `most`, each with the offset of its end in the file."""
         found: list[tuple[int, Record]] = []
-        place = self._sent().get(name, 0)
+        offset = self._sent().get(name, 0)
         with (self.folder / name).open("rb") as file:
-            file.seek(place)
+            file.seek(offset)
             for line in file:
                 if len(found) == most or not line.endswith(b"\n"):
                     break
-                place += len(line)
-                found.append((place, _record(line)))
+                offset += len(line)
+                found.append((offset, _record(line)))
         return found
 
     def _sent(self) -> dict[str, int]:
@@ -110,10 +110,10 @@ class Reader:
         file = self.folder / "sent.json"
         return _record(file.read_bytes()) if file.exists() else {}
 
-    def sent(self, name: str, place: int) -> None:
-        """Records that all lines before the offset `place` are sent."""
+    def sent(self, name: str, offset: int) -> None:
+        """Records that all lines before the offset `offset` are sent."""
         with files.atomic(self.folder / "sent.json") as made:
-            made.write_text(json.dumps(self._sent() | {name: place}))
+            made.write_text(json.dumps(self._sent() | {name: offset}))
 
     def put_aside(self, record: Record, why: str) -> None:
         """Writes a record that MLflow refuses for good to a file of such records."""

@@ -232,12 +232,10 @@ class Run:
         return state
 
     def _save(self) -> None:
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        made = self.checkpoint.with_suffix(".part")
         history = [(row.epoch, row.running_error, row.training_error) for row in self.history]
         state = {"network": self.network.state_dict(), "rule": self.rule.state_dict(), "history": history}
-        torch.save(state, made)
-        files.put(made, self.checkpoint)
+        with files.atomic(self.checkpoint) as made:
+            torch.save(state, made)
 
 
 def _code() -> str:
