@@ -22,11 +22,11 @@ from alexnet.augmentation import Augmentation
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Model
+from pipeline.driver import provenance
 from pipeline.runtime import cluster, params, stage
 from pipeline.runtime import machine as machines
 from pipeline.runtime.machine import Machine
 from pipeline.shards import artifacts
-from pipeline.supervision import provenance
 from pipeline.tracking import runs
 from pipeline.training import checkpoints, history, initial, run_folder
 from pipeline.training.checkpoints import Checkpoint
@@ -112,8 +112,8 @@ def _launch(
 ) -> Checkpoint:
     import ray
 
+    from pipeline.driver import launch
     from pipeline.shards.batches import held_out
-    from pipeline.supervision import launch
     from pipeline.training import worker
 
     shards = artifacts.locate(spec.manifest, machine)

@@ -104,20 +104,20 @@ def _zip(data: bytes, _: bytes, folder: Path) -> object:
 
 
 def _devkits(_: Path) -> list[bytes]:
-    from tests.pipeline.test_ilsvrc import devkit
+    from tests.pipeline.archives.test_ilsvrc import devkit
 
     return [devkit()]
 
 
 def _devkit(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline.archives import ilsvrc
-    from tests.pipeline.test_ilsvrc import YEAR
+    from tests.pipeline.archives.test_ilsvrc import YEAR
 
     return ilsvrc.devkit(_written(folder / "devkit.tar.gz", data), YEAR)
 
 
 def _metas(_: Path) -> list[bytes]:
-    from tests.pipeline.test_ilsvrc import meta
+    from tests.pipeline.archives.test_ilsvrc import meta
 
     return [meta()]
 

@@ -30,7 +30,7 @@ STUDIES = (ROOT / "studies/README.md").read_text()
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
-IDLE = ("pipeline/runtime/", "pipeline/supervision/", "pipeline/tracking/", "pipeline/__main__.py")
+IDLE = ("pipeline/runtime/", "pipeline/driver/", "pipeline/tracking/", "pipeline/__main__.py")
 """What decides where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing."""
 
 

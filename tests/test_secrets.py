@@ -18,8 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipeline import object_store, test_sender
+from tests.pipeline import object_store
 from tests.pipeline.proxy import proxied
+from tests.pipeline.tracking import test_sender
 from tests.test_workflow import Copy, cluster
 
 server = test_sender.server

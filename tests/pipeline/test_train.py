@@ -33,10 +33,10 @@ from alexnet.learning import RateChange
 from alexnet.model import AlexNet
 from alexnet.network import Model
 from pipeline import train
+from pipeline.driver import provenance
 from pipeline.runtime import digests, params, waiting
 from pipeline.runtime.machine import Machine
 from pipeline.shards.batches import held_out
-from pipeline.supervision import provenance
 from pipeline.training import checkpoints, initial, run_folder
 from pipeline.training.spec import Start, TrainingSpec
 from tests.pipeline import miniature
