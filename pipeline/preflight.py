@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline import room
-from pipeline.room import Network
+from pipeline.room import NetworkSize
 from pipeline.runtime import added, digests, files, params, stage
 from pipeline.runtime import machine as machines
 from pipeline.runtime.machine import Machine
@@ -77,7 +77,7 @@ def _port(address: str) -> int | None:
         return 0
 
 
-def _params(faults: list[str]) -> tuple[Mapping[str, Any], Network | None]:
+def _params(faults: list[str]) -> tuple[Mapping[str, Any], NetworkSize | None]:
     """The contents of params.yaml, and the size of its network, None if the file has faults."""
     try:
         document = added.completed(params.load(params.PARAMS))
@@ -101,13 +101,13 @@ def _params(faults: list[str]) -> tuple[Mapping[str, Any], Network | None]:
     return document, None if problems else network
 
 
-def _checked(name: str, section: Any, code: str) -> Network | None:
+def _checked(name: str, section: Any, code: str) -> NetworkSize | None:
     """Checks a section, unless a note says that it passed; for `model`, the network's size. `ParamsError` for its faults."""
     digest = hashlib.sha256(f"{code} {json.dumps(section, sort_keys=True, default=str)}".encode()).hexdigest()[:16]
     note = machines.home() / stage.WORK / "checked" / f"{name}-{digest}.json"
     with contextlib.suppress(FileNotFoundError, ValueError):  # no note, or a damaged one
         noted = json.loads(digests.unstamped(note))
-        return Network(**noted) if noted else None
+        return NetworkSize(**noted) if noted else None
     read = params.check(section, _kind(name), params.PARAMS, name)
     network = _size(read) if name == "model" else None
     _write(note, dataclasses.asdict(network) if network else {})
@@ -137,7 +137,7 @@ def _kind(name: str) -> Any:
     return getattr(import_module(module), kind)
 
 
-def _between(good: Mapping[str, Any], network: Network | None) -> list[str]:
+def _between(good: Mapping[str, Any], network: NetworkSize | None) -> list[str]:
     """Contradictions between sections that have no fault of their own."""
     faults = []
     if network and "resize" in good and good["resize"]["side"] < network.patch:
@@ -151,7 +151,7 @@ def _between(good: Mapping[str, Any], network: Network | None) -> list[str]:
     return faults
 
 
-def _size(model: Model) -> Network:
+def _size(model: Model) -> NetworkSize:
     """Measures the network's size by building it and passing one patch through it."""
     import torch
 
@@ -172,7 +172,7 @@ def _size(model: Model) -> Network:
     features, _ = features_and_logits(network, patch)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(patch)
-    return Network(
+    return NetworkSize(
         parameters=sum(tensor.numel() for tensor in network.parameters()),
         features=features.shape[-1],
         saved=sum(saved.values()),

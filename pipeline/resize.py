@@ -43,7 +43,7 @@ from pipeline.shards.census import Census
 from pipeline.shards.index import INDEX, Index, check_store, read_index
 from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard
 
-KERNEL = 1
+VERSION = 1
 """Raised when a change of code changes the bytes of a shard: shards of older code in work/ are then not reused."""
 
 GROUP = 128
@@ -136,8 +136,8 @@ def key(section: Resize, index: Index) -> str:
     del decisive["max_rejected"]
     packages = ("torch", "torchvision", "pillow", "pyarrow")
     # 2.15.0 and 2.15.0+cpu are the same code for this
-    kernel = {package: importlib.metadata.version(package).partition("+")[0] for package in packages}
-    text = json.dumps([KERNEL, GROUP, kernel, decisive, index.digest], sort_keys=True)
+    versions = {package: importlib.metadata.version(package).partition("+")[0] for package in packages}
+    text = json.dumps([VERSION, GROUP, versions, decisive, index.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

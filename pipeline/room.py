@@ -43,7 +43,7 @@ REFLINKS = ("btrfs", "xfs", "zfs", "apfs", "bcachefs", "overlay")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
+class NetworkSize:
     """The size of the network of params.yaml."""
 
     parameters: int
@@ -67,7 +67,7 @@ class Need:
     """Whether it becomes an out, which DVC also copies to its cache."""
 
 
-def faults(name: str, document: Mapping[str, Any], network: Network | None, machine: Machine) -> list[str]:
+def faults(name: str, document: Mapping[str, Any], network: NetworkSize | None, machine: Machine) -> list[str]:
     """The lack of space for stage `name` and the stages after it: a line for each disk, and one for the memory."""
     pictures = _pictures(name, document)
     needs = list(_needs(name, document, network, machine, pictures))
@@ -105,7 +105,7 @@ def _first(machine: Machine) -> Iterator[Need]:
 
 
 def _needs(
-    name: str, document: Mapping[str, Any], network: Network | None, machine: Machine, pictures: Mapping[str, int]
+    name: str, document: Mapping[str, Any], network: NetworkSize | None, machine: Machine, pictures: Mapping[str, int]
 ) -> Iterator[Need]:
     """The known needs of stage `name` and of the stages after it."""
     done = ORDER.index(name)
@@ -216,7 +216,7 @@ def _unwritable(folder: Path) -> str:
 
 
 def _memory(
-    name: str, document: Mapping[str, Any], network: Network, machine: Machine, pictures: Mapping[str, int]
+    name: str, document: Mapping[str, Any], network: NetworkSize, machine: Machine, pictures: Mapping[str, int]
 ) -> list[str]:
     """A line if the network is trained on this machine's CPUs and a batch does not fit into its memory."""
     elsewhere = (
@@ -239,7 +239,7 @@ def _memory(
     ]
 
 
-def _training(document: Mapping[str, Any], network: Network, machine: Machine) -> tuple[int, int]:
+def _training(document: Mapping[str, Any], network: NetworkSize, machine: Machine) -> tuple[int, int]:
     """Bytes that training on CPUs takes at any batch size, and that each picture of a batch adds."""
     processes = 1 if machine.placement == "one" or (os.cpu_count() or 1) < 2 else 2
     side, times = int(document["resize"]["side"]), WIDER.get(document["learning"]["precision"], 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import evaluate
+from pipeline.evaluation import scores
 from pipeline.shards.tables import Manifest
 from tests.pipeline.noise import RESULTS, parts, world
 
@@ -18,4 +18,4 @@ def summarized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest
     manifest = world(folder)
     out = folder / "data/evaluation"
     out.mkdir()
-    return folder, manifest, evaluate.summarize(parts(folder, manifest), manifest, RESULTS, out)
+    return folder, manifest, scores.summarize(parts(folder, manifest), manifest, RESULTS, out)

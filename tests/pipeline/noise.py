@@ -16,8 +16,7 @@ from ruamel.yaml import YAML
 from alexnet import build
 from alexnet.model import AlexNet
 from alexnet.pictures import encode
-from pipeline import evaluate
-from pipeline.evaluation import trained
+from pipeline.evaluation import forward, trained
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests
 from pipeline.shards import tables
@@ -113,8 +112,8 @@ def parts(folder: Path, manifest: Manifest) -> dict[str, list[Path]]:
     made: dict[str, list[Path]] = {"val": [], "train": []}
     for split, shards in manifest.shards.items():
         for shard in shards:
-            batches = evaluate.pictures(folder / "data/shards" / shard.file, 3)
-            table = evaluate.through(network, facts["mean"], facts["mean_kind"], batches, split == "val")
+            batches = forward.batches(folder / "data/shards" / shard.file, 3)
+            table = forward.forward(network, facts["mean"], facts["mean_kind"], batches, split == "val")
             made[split].append(folder / f"part-{shard.file}")
             tables.write(table, table.schema, made[split][-1], 4)
     return made

@@ -22,7 +22,7 @@ from PIL import Image
 from alexnet import build
 from alexnet.model import AlexNet
 from pipeline import evaluate
-from pipeline.evaluation import neighbours, trained, vectors
+from pipeline.evaluation import forward, neighbours, scores, trained, vectors
 from pipeline.runtime import digests, machine
 from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid
@@ -72,8 +72,8 @@ def test_the_views_of_a_network_that_learned_with_the_mean_at_the_patch_are_less
     """As `caffe` learns: the picture less the mean picture, and then its ten views."""
     folder, manifest, _ = summarized
     network, facts = build.load(io.BytesIO((folder / "data/model.pt").read_bytes()))
-    batches = evaluate.pictures(folder / "data/shards" / manifest.shards["val"][1].file, 2)
-    said = evaluate.through(network, facts["mean"], "patch", batches, True).to_pylist()
+    batches = forward.batches(folder / "data/shards" / manifest.shards["val"][1].file, 2)
+    said = forward.forward(network, facts["mean"], "patch", batches, True).to_pylist()
     nothing, mean = torch.zeros(3, 256, 256), facts["mean"].numpy().transpose(1, 2, 0)
     for one, row in zip(said, rows_of(folder, "val")[9:], strict=True):
         image = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
@@ -101,7 +101,7 @@ def test_the_test_split_is_tested_as_the_validation_is(
     folder, manifest, summary = summarized
     made = {split: sorted(folder.glob(f"part-{split}-*")) for split in ("val", "train")}
     section = dataclasses.replace(RESULTS, split="test")
-    said = evaluate.summarize({"test": made["val"], "train": made["train"]}, as_test(manifest), section, tmp_path)
+    said = scores.summarize({"test": made["val"], "train": made["train"]}, as_test(manifest), section, tmp_path)
     assert said == summary
     names = {file.name.replace("test", "val") for file in tmp_path.iterdir()}
     assert names == {file.name for file in (folder / "data/evaluation").iterdir()}
@@ -133,7 +133,7 @@ def test_a_split_without_pictures_or_labels_is_refused(
 def test_batches_ignore_row_groups(summarized: tuple[Path, Manifest, dict[str, Any]]) -> None:
     folder, manifest, _ = summarized
     file = folder / "data/shards" / manifest.shards["val"][0].file  # 9 rows in groups of 4
-    sizes = [len(rows) for rows in evaluate.pictures(file, 5)]
+    sizes = [len(rows) for rows in forward.batches(file, 5)]
     assert sizes == [5, 4]
 
 
@@ -141,9 +141,9 @@ def test_a_missing_picture_is_noticed(summarized: tuple[Path, Manifest, dict[str
     folder, manifest, _ = summarized
     made = {split: sorted(folder.glob(f"part-{split}-*"))[:1] for split in ("val", "train")}
     with pytest.raises(AssertionError, match="8 of 11 training pictures were seen"):
-        evaluate.summarize(made, manifest, RESULTS, tmp_path)
+        scores.summarize(made, manifest, RESULTS, tmp_path)
     with pytest.raises(AssertionError, match="9 of 13 pictures were seen"):
-        evaluate.summarize(made, manifest, dataclasses.replace(RESULTS, neighbours=0), tmp_path)
+        scores.summarize(made, manifest, dataclasses.replace(RESULTS, neighbours=0), tmp_path)
 
 
 def test_a_part_with_any_other_byte_is_not_taken_over(
@@ -180,7 +180,7 @@ def test_features_that_change_while_neighbours_are_looked_for_are_noticed(
     monkeypatch.setattr(neighbours, "learn_codes", damaging)
     monkeypatch.setattr(neighbours, "write_codes", lambda encoder, *_: encoder.encode(np.zeros((11, 256), np.float32)))
     with pytest.raises(ValueError, match=r"features-train\.parquet: not as 'evaluate' wrote it"):
-        evaluate.summarize(made, manifest, RESULTS, tmp_path)
+        scores.summarize(made, manifest, RESULTS, tmp_path)
 
 
 def test_what_is_measured_is_sealed_with_metrics_json_as_coreutils_reads_it(tmp_path: Path) -> None:
@@ -199,15 +199,15 @@ def test_a_worker_refuses_a_shard_that_is_another(
     folder, manifest, _ = summarized
     shard = dataclasses.replace(manifest.shards["val"][0], sha256="0" * 64)
     monkeypatch.setattr("ray.get", lambda handle: handle)
-    task = evaluate.Task(
+    task = forward.Task(
         split="val", shard=shard, folder=folder / "data/shards", device="cpu", model=cast("Any", b"no network")
     )
     with pytest.raises(ValueError, match=r"val-00000-of-00002\.parquet: not as 'resize' wrote it: .* Run: dvc repro"):
-        evaluate.of_shard(task)
+        forward.of_shard(task)
 
 
 def test_nan_counts_as_wrong_and_as_no_answer() -> None:
-    counts = evaluate.Counts(3)
+    counts = scores.Counts(3)
     lists = vectors.to_column(torch.tensor([[math.nan, 1, 0], [0, 1, 0]]), "float32")
     counts.add(pa.table({"label": [1, 1], "probabilities": lists, "centre": lists}))
     assert counts.answers == [(1, -1), (1, 1)]

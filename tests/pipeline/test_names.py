@@ -19,7 +19,7 @@ import torch
 
 from pipeline import download, ensemble, evaluate, report, resize
 from pipeline.archives.contents import Contents
-from pipeline.evaluation import trained, vectors
+from pipeline.evaluation import scores, trained, vectors
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests, params, said, stage, web
 from pipeline.runtime.machine import Machine
@@ -74,7 +74,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tables.write(table, table.schema, folder / "part.parquet", 16)
     (folder / "data/evaluation").mkdir(parents=True)
     (folder / "data/shards").mkdir()
-    said = evaluate.summarize({"val": [folder / "part.parquet"]}, manifest(), results(), folder / "data/evaluation")
+    said = scores.summarize({"val": [folder / "part.parquet"]}, manifest(), results(), folder / "data/evaluation")
     (folder / "metrics.json").write_text(json.dumps(said))
     lost = [
         {**dict.fromkeys(("id", "split", "wnid", "archive", "reason"), name), "label": 0, "offset": 0, "length": 1}

@@ -14,7 +14,7 @@ import pytest
 
 from alexnet.model import AlexNet
 from pipeline import evaluate, report
-from pipeline.evaluation import trained
+from pipeline.evaluation import scores, trained
 from pipeline.report import Report
 from pipeline.runtime import digests, params
 from pipeline.runtime.machine import Machine
@@ -49,7 +49,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]
     (folder / "data/evaluation").mkdir()
     (folder / "data/history").mkdir()
     (folder / "data/history/epochs.csv").write_text(EPOCHS)
-    summary = evaluate.summarize(parts(folder, manifest), manifest, RESULTS, folder / "data/evaluation")
+    summary = scores.summarize(parts(folder, manifest), manifest, RESULTS, folder / "data/evaluation")
     (folder / "metrics.json").write_text(json.dumps(summary))
     evaluate.seal(folder / "data/evaluation", json.dumps(summary))
     (folder / "data/shards/pictures.json").write_text(CENSUS.to_json())

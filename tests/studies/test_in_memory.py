@@ -17,7 +17,7 @@ from alexnet.columns import Together
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Dropout
-from pipeline import evaluate
+from pipeline.evaluation import forward, scores
 from pipeline.shards import batches
 from pipeline.shards.batches import Pictures
 from pipeline.shards.tables import Manifest
@@ -227,14 +227,14 @@ def test_a_study_has_a_row_for_each_run_and_makes_none_twice(
     assert points == [pytest.approx(row, rel=1e-4) for row in trainer.progress.steps]
     # the errors against evaluate's own way with a network
     trainer.network.eval()
-    table_of = evaluate.through(
+    table_of = forward.forward(
         trainer.network,
         torch.from_numpy(mean.image_CHW),
         "centre",
-        evaluate.pictures(here / "data/shards/val-0.parquet", 4),
+        forward.batches(here / "data/shards/val-0.parquet", 4),
         True,
     )
-    counts = evaluate.Counts(3)
+    counts = scores.Counts(3)
     counts.add(table_of)
     assert int(row["images"]) == counts.images == 12
     for name, column in (("", "probabilities"), ("centre_", "centre")):

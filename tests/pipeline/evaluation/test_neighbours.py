@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alexnet.codes import Encoder
-from pipeline import evaluate
-from pipeline.evaluation import choice, vectors
+from pipeline.evaluation import choice, scores, vectors
 from pipeline.shards import tables
 from pipeline.shards.tables import Manifest
 from tests.pipeline.noise import RESULTS, rows_of
@@ -74,12 +73,12 @@ def test_without_codes_or_neighbours_there_are_none(
 ) -> None:
     folder, manifest, summary = summarized
     made = {split: sorted(folder.glob(f"part-{split}-*")) for split in ("val", "train")}
-    uncoded = evaluate.summarize(made, manifest, dataclasses.replace(RESULTS, code_bits=0), tmp_path)
+    uncoded = scores.summarize(made, manifest, dataclasses.replace(RESULTS, code_bits=0), tmp_path)
     assert uncoded["neighbours"] == {key: summary["neighbours"][key] for key in ("queries", "same_class")}
     assert pq.read_schema(tmp_path / "neighbours.parquet").names == ["id", "nearest", "distance"]
     assert not [*tmp_path.glob("codes-*"), *tmp_path.glob("encoder*")]
     (tmp_path / "none").mkdir()
-    alone = evaluate.summarize(
+    alone = scores.summarize(
         {"val": made["val"]}, manifest, dataclasses.replace(RESULTS, neighbours=0), tmp_path / "none"
     )
     assert alone == {key: value for key, value in summary.items() if key != "neighbours"}
@@ -92,7 +91,7 @@ def test_fewer_training_pictures_than_neighbours_are_all_found(
 ) -> None:
     folder, manifest, _ = summarized
     made = {split: sorted(folder.glob(f"part-{split}-*")) for split in ("val", "train")}
-    said = evaluate.summarize(made, manifest, dataclasses.replace(RESULTS, neighbours=20), tmp_path)["neighbours"]
+    said = scores.summarize(made, manifest, dataclasses.replace(RESULTS, neighbours=20), tmp_path)["neighbours"]
     labels = [row["label"] for row in rows_of(folder, "train")]
     ids = sorted(row["id"] for row in rows_of(folder, "train"))
     tested, same = {row["id"]: row["label"] for row in rows_of(folder, "val")}, 0
