@@ -54,7 +54,7 @@ from ruamel.yaml import YAML
 from pipeline import resize
 from pipeline.resize import Done, Resize, Task
 from pipeline.runtime import cluster, digests, params
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards import tables
 from pipeline.shards.index import LOOKED_AT
 from pipeline.shards.tables import Shard, Synset

@@ -56,7 +56,7 @@ from benchmarks.kernel import QUALITY, SIDE, described, our_jpeg, projection, re
 from pipeline import resize
 from pipeline.resize import Resize
 from pipeline.runtime import cluster, digests
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards import tables
 from pipeline.shards.tables import Synset
 

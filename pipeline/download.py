@@ -10,7 +10,7 @@ Expect: sample: 1,500 + 300 pictures of 10 classes, drawn in some 15 s on one co
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("download")
@@ -24,8 +24,7 @@ from typing import get_args
 import pyarrow.compute as pc
 
 from pipeline.archives.contents import Contents
-from pipeline.runtime import digests, files, params
-from pipeline.runtime import machine as machines
+from pipeline.runtime import digests, files, machines, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.said import say
 from pipeline.shards import tables

@@ -34,8 +34,7 @@ from alexnet.names import cut
 from pipeline import recipe
 from pipeline.evaluation.trained import OUT
 from pipeline.evaluation.vectors import to_matrix
-from pipeline.runtime import commands, digests, files, stage
-from pipeline.runtime import machine as machines
+from pipeline.runtime import commands, digests, files, machines, stage
 from pipeline.runtime.said import say
 from pipeline.tracking import runs
 

@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.evaluation import forward, scores
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, OUT, check_labels, load, read_model
-from pipeline.runtime import cluster, digests, files, params, stage
-from pipeline.runtime import machine as machines
+from pipeline.runtime import cluster, digests, files, machines, params, stage
 from pipeline.runtime.progress import Progress
 from pipeline.shards import artifacts, tables
 from pipeline.shards.tables import Manifest

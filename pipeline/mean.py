@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.runtime import cluster, digests, files
-from pipeline.runtime.machine import Machine, read
+from pipeline.runtime import cluster, digests, files, machines
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
@@ -41,7 +41,7 @@ class Task:
 
 def run() -> None:
     """Runs the stage."""
-    machine = read()
+    machine = machines.read()
     manifest = Manifest.read(SHARDS)
     folder = locate(manifest, machine)
     with cluster.connected(machine):

@@ -19,9 +19,8 @@ from urllib.parse import urlsplit
 
 from pipeline import room
 from pipeline.room import NetworkSize
-from pipeline.runtime import added, digests, files, params, stage
-from pipeline.runtime import machine as machines
-from pipeline.runtime.machine import Machine
+from pipeline.runtime import added, digests, files, machines, params, stage
+from pipeline.runtime.machines import Machine
 
 if TYPE_CHECKING:
     from alexnet.network import Model

@@ -32,8 +32,7 @@ from pipeline.evaluation import choice
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_model
 from pipeline.evaluation.trained import OUT as EVALUATION
-from pipeline.runtime import digests, documents, files, params
-from pipeline.runtime import machine as machines
+from pipeline.runtime import digests, documents, files, machines, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards import artifacts, tables
 from pipeline.shards.census import Census, ranked

@@ -14,7 +14,7 @@ pictures.json counts formats, sizes and orientations of the original pictures.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("resize")
@@ -33,8 +33,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.archives.reader import in_archive_order
-from pipeline.runtime import cluster, digests, files, params, stage
-from pipeline.runtime.machine import Machine, read, store
+from pipeline.runtime import cluster, digests, files, machines, params, stage
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
@@ -115,11 +115,11 @@ class Done:
 
 
 def run() -> None:
-    """The stage."""
+    """Runs the stage."""
     section = params.read("resize", Resize)
-    machine = read()
+    machine = machines.read()
     index = read_index(INDEX)
-    archives = store(machine)
+    archives = machines.store(machine)
     check_store(index, archives)
     folder = prepare_work(key(section, index), machine)
     tasks = plan(section, index, folder, archives)

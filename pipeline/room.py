@@ -16,9 +16,8 @@ from typing import Any
 import psutil
 import pyarrow.parquet
 
-from pipeline.runtime import machine as machines
-from pipeline.runtime import params
-from pipeline.runtime.machine import Machine
+from pipeline.runtime import machines, params
+from pipeline.runtime.machines import Machine
 
 ORDER = ("download", "resize", "mean", "train", "evaluate", "report")
 

@@ -9,7 +9,7 @@ Expect: the sample, 4 million parameters: 3 minutes on 2 cores
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("train")
@@ -23,9 +23,8 @@ from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Model
 from pipeline.driver import provenance
-from pipeline.runtime import cluster, params, stage
-from pipeline.runtime import machine as machines
-from pipeline.runtime.machine import Machine
+from pipeline.runtime import cluster, machines, params, stage
+from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts
 from pipeline.tracking import runs
 from pipeline.training import checkpoints, history, initial, run_folder

@@ -29,8 +29,7 @@ from alexnet.dataset import Mean
 from alexnet.errors import mean_over_views, topk_credit
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.runtime import machine as machines
-from pipeline.runtime import params
+from pipeline.runtime import machines, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.said import say
 from pipeline.shards.batches import Batch, Order, Pictures, batches

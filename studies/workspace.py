@@ -18,8 +18,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline import recipe
-from pipeline.runtime import files, stage
-from pipeline.runtime import machine as machines
+from pipeline.runtime import files, machines, stage
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.said import say
 from pipeline.shards import artifacts

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.runtime import cluster
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from tests.pipeline.object_store import CREDENTIALS
 
 LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")

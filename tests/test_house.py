@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from alexnet.pictures import encode
 from pipeline.download import SOURCES
 from pipeline.runtime import params
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.sources.sample import Sample
 
 ROOT = Path(__file__).parents[1]

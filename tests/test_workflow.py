@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from alexnet.build import load
 from alexnet.network import Model
 from pipeline.runtime import access, params
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards import tables
 from pipeline.shards.tables import Manifest
 from pipeline.training import initial

@@ -17,7 +17,7 @@ from ray._private import auto_init_hook, ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.runtime import access, edges, head, stage, waiting
-from pipeline.runtime.machine import Machine, ray_address
+from pipeline.runtime.machines import Machine, ray_address
 from pipeline.runtime.silence import LOOK, Silence, nodes
 
 Item = TypeVar("Item")

@@ -21,8 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline.runtime import machine as machines
-from pipeline.runtime import redaction, waiting
+from pipeline.runtime import machines, redaction, waiting
 from pipeline.runtime.said import say
 
 T = TypeVar("T")

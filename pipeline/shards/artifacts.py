@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from pipeline.runtime import digests, files, params, paths
-from pipeline.runtime.machine import Machine, shared
+from pipeline.runtime.machines import Machine, shared
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.tables import MANIFEST, Manifest
 

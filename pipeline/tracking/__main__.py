@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.runtime import commands
-from pipeline.runtime import machine as machines
+from pipeline.runtime import commands, machines
 from pipeline.tracking import courier, database, journal, runs
 
 

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline.runtime import machine as machines
-from pipeline.runtime import redaction, waiting
-from pipeline.runtime.machine import Machine
+from pipeline.runtime import machines, redaction, waiting
+from pipeline.runtime.machines import Machine
 from pipeline.tracking import courier, database, description
 from pipeline.tracking.courier import Courier, Event
 from pipeline.tracking.description import Pictures

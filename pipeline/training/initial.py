@@ -17,8 +17,8 @@ from alexnet.augmentation import centre_view, mean_to_subtract
 from alexnet.build import SAVED, build
 from alexnet.model import AlexNet
 from alexnet.network import LAYERS, Model
-from pipeline.runtime import machine as machines
-from pipeline.runtime.machine import Machine
+from pipeline.runtime import machines
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards.batches import Order, Pictures, batches, held_out

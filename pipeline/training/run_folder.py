@@ -18,8 +18,7 @@ from typing import Any
 
 from alexnet.augmentation import mean_to_subtract
 from alexnet.build import build, save
-from pipeline.runtime import digests, files, params, stage, waiting
-from pipeline.runtime import machine as machines
+from pipeline.runtime import digests, files, machines, params, stage, waiting
 from pipeline.training import history
 from pipeline.training.spec import TrainingSpec
 

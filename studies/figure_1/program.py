@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from alexnet import figures
-from pipeline.runtime import documents, files, params, stage
-from pipeline.runtime import machine as machines
+from pipeline.runtime import documents, files, machines, params, stage
 from pipeline.sources.cifar10 import Cifar10
 from studies.figure_1 import pictures
 from studies.figure_1.four_layers import (

@@ -23,7 +23,7 @@ from alexnet import build
 from alexnet.model import AlexNet
 from pipeline import evaluate
 from pipeline.evaluation import forward, neighbours, scores, trained, vectors
-from pipeline.runtime import digests, machine
+from pipeline.runtime import digests, machines
 from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, rows_of, world
@@ -267,10 +267,10 @@ def test_the_stage_gives_equal_bytes_with_any_workers(tmp_path: Path, monkeypatc
     world(tmp_path)
     made: list[dict[str, str]] = []
     for workers in (1, 2, 2):
-        monkeypatch.setattr(machine, "read", lambda count=workers: machine.Machine(workers=count, devices="cpu"))
+        monkeypatch.setattr(machines, "read", lambda count=workers: machines.Machine(workers=count, devices="cpu"))
         if len(made) == 2:
             with monkeypatch.context() as stop:
-                stop.setattr(evaluate, "summarize", lambda *_: (_ for _ in ()).throw(SystemExit(143)))
+                stop.setattr(scores, "summarize", lambda *_: (_ for _ in ()).throw(SystemExit(143)))
                 with pytest.raises(SystemExit):
                     evaluate.run()
             left = sorted((tmp_path / "work/evaluate").glob("*/*.parquet"))

@@ -16,7 +16,7 @@ from PIL import Image
 from alexnet.dataset import Mean
 from pipeline import mean
 from pipeline.runtime import digests
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts, tables
 from pipeline.shards.tables import Manifest, Shard, Synset
 from tests.pipeline.flips import unsaid

@@ -22,7 +22,7 @@ from pipeline.archives.contents import Contents
 from pipeline.evaluation import scores, trained, vectors
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests, params, said, stage, web
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
 from pipeline.shards.census import Census

@@ -17,7 +17,7 @@ from pipeline import evaluate, report
 from pipeline.evaluation import scores, trained
 from pipeline.report import Report
 from pipeline.runtime import digests, params
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards.census import Census
 from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid

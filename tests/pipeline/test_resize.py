@@ -31,7 +31,7 @@ from pipeline import resize
 from pipeline.archives import reader
 from pipeline.resize import Resize
 from pipeline.runtime import digests, files, params
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts, tables
 from pipeline.shards.census import Census
 from pipeline.shards.tables import Manifest, Synset

@@ -35,7 +35,7 @@ from alexnet.network import Model
 from pipeline import train
 from pipeline.driver import provenance
 from pipeline.runtime import digests, params, waiting
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards.batches import held_out
 from pipeline.training import checkpoints, initial, run_folder
 from pipeline.training.spec import Start, TrainingSpec

@@ -140,7 +140,7 @@ PROGRAM = """
 import psutil
 import torch, torch.distributed
 from pipeline.runtime import access, cluster
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 
 def together(config):
     numbers = torch.ones(3)

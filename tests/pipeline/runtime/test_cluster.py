@@ -19,7 +19,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging
 
 from pipeline.runtime import cluster
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 
 Wish = Literal["auto", "one", "columns", "replicas"]
 
@@ -207,7 +207,7 @@ def test_a_worker_takes_one_task_on_a_gpu_after_another(tmp_path: Path) -> None:
     program = """
 import os, pathlib, ray
 from pipeline.runtime import access, cluster
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 os.environ.update(cluster.ENVIRONMENT)
 access.keep_private(pathlib.Path("work"))
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
@@ -238,7 +238,7 @@ sys.version_info = Info(*sys.version_info[:2], 99, "final", 0)
 
 JOIN = """
 from pipeline.runtime import cluster, stage
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 
 def run():
     with cluster.connected(Machine()):

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from pipeline import download, mean, resize
 from pipeline.runtime import digests, files, params, paths, read_ahead, stage, waiting
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath, S3Path
 from pipeline.shards import artifacts, tables
 from pipeline.shards.batches import Pictures, batches, order
@@ -377,7 +377,7 @@ def test_an_archive_that_is_not_what_was_indexed_is_named(local: Path, s3: Objec
     if how == "cut":
         with s3.system.open_output_stream(key) as out:
             out.write(b"tar")
-    with pytest.raises(ValueError, match=f"s3://{key}: {'not there' if how == 'gone' else 'has 3 bytes, had '}"):
+    with pytest.raises(ValueError, match=f"s3://{key}: {'missing' if how == 'gone' else 'has 3 bytes, had '}"):
         resize.check_store(index, paths.parse(f"s3://{bucket}"))
 
 

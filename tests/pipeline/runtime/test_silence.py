@@ -137,7 +137,7 @@ def test_a_worker_is_ended_only_where_it_is_stopped_at_two_questions_after_the_p
 PROGRAM = """
 import slow
 from pipeline.runtime import cluster, stage, waiting
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 waiting.SAID_AFTER = 2.0
 
 def run():

@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from alexnet.build import Classifier, save
 from alexnet.model import AlexNet
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.stage import Stopped
 from pipeline.shards.tables import Manifest, Shard, Synset
 from pipeline.tracking import __main__ as program
@@ -333,7 +333,7 @@ def test_artifacts_lie_in_the_working_copy_that_lasts(
 KILLED = """
 import sys, time
 from pipeline.tracking import description, registry, runs
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards.tables import Manifest
 pictures = Manifest(side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True)
 with runs.run(Machine(), sys.argv[1], {}, pictures, "train") as run:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from pipeline.runtime import waiting
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.stage import Stopped
 from pipeline.tracking import journal, runs
 from tests.pipeline.proxy import FAULTS, Proxy, proxied, until
@@ -140,7 +140,7 @@ def found(fingerprint: str, uri: str | None = None) -> tuple[Any, Any]:
 STAGE = """
 import os, signal, sys, time
 from pipeline.tracking import runs
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from tests.pipeline.tracking.test_runs import manifest
 with runs.run(Machine(), "killed", {}, manifest(), "train") as run:
     run.log_all((step, {"loss": 1 / (1 + step)}) for step in range(2000))

@@ -22,7 +22,7 @@ from alexnet.dataset import Mean
 from alexnet.model import AlexNet
 from alexnet.network import Model
 from alexnet.pictures import Undecodable, decode
-from pipeline.runtime.machine import Machine
+from pipeline.runtime.machines import Machine
 from pipeline.shards import batches
 from pipeline.shards.tables import Manifest
 from pipeline.sources import sample

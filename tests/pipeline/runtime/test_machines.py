@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime import machine
-from pipeline.runtime.machine import Machine
+from pipeline.runtime import machines
+from pipeline.runtime.machines import Machine
 from pipeline.runtime.params import ParamsError
 
 EXAMPLE = Path(__file__).parents[3] / "machine.example.yaml"
@@ -24,35 +24,35 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refusal(here: Path, text: str) -> str:
     (here / "machine.yaml").write_text(text)
     with pytest.raises(ParamsError) as caught:
-        machine.read()
+        machines.read()
     assert str(here / "machine.yaml") in str(caught.value)
     return str(caught.value)
 
 
 def test_without_a_file_everything_is_auto(here: Path) -> None:
-    settings = machine.read()
+    settings = machines.read()
     assert settings == Machine()
-    assert machine.store(settings) == here / "data/store"
-    assert machine.runs(settings) == here / "runs"
-    assert machine.shared(settings) is None
+    assert machines.store(settings) == here / "data/store"
+    assert machines.runs(settings) == here / "runs"
+    assert machines.shared(settings) is None
 
 
 def test_the_file_in_the_working_copy_is_read_and_the_rest_stays_auto(here: Path) -> None:
     (here / "machine.yaml").write_text("workers: 3\ndevices: cpu\n")
-    assert machine.read() == Machine(workers=3, devices="cpu")
+    assert machines.read() == Machine(workers=3, devices="cpu")
 
 
 def test_the_environment_names_another_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "machine.yaml").write_text("workers: 3\n")
     (here / "other.yaml").write_text("workers: 5\n")
     monkeypatch.setenv("ALEXNET_MACHINE", str(here / "other.yaml"))
-    assert machine.read().workers == 5
+    assert machines.read().workers == 5
 
 
 def test_a_file_that_the_environment_names_has_to_be_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALEXNET_MACHINE", str(here / "absent.yaml"))
     with pytest.raises(ParamsError, match=r"absent\.yaml: no such file"):
-        machine.read()
+        machines.read()
 
 
 def test_an_experiment_in_a_copy_uses_the_working_copy_that_lasts(
@@ -61,19 +61,19 @@ def test_an_experiment_in_a_copy_uses_the_working_copy_that_lasts(
     (here / "machine.yaml").write_text("workers: 3\n")
     monkeypatch.setenv("DVC_ROOT", str(here))
     monkeypatch.chdir(tmp_path_factory.mktemp("copy"))
-    settings = machine.read()
+    settings = machines.read()
     assert settings.workers == 3
-    assert machine.home() == here
-    assert machine.store(settings) == here / "data/store"
-    assert machine.runs(settings) == here / "runs"
+    assert machines.home() == here
+    assert machines.store(settings) == here / "data/store"
+    assert machines.runs(settings) == here / "runs"
 
 
 def test_the_storage_takes_runs_and_the_store_may_lie_anywhere(here: Path) -> None:
     settings = Machine(storage="/everywhere", store="/disk/archives")
-    assert machine.runs(settings) == Path("/everywhere/runs")
-    assert machine.shared(settings) == Path("/everywhere")
-    assert machine.store(settings) == Path("/disk/archives")
-    assert machine.store(Machine(store="archives")) == here / "archives"
+    assert machines.runs(settings) == Path("/everywhere/runs")
+    assert machines.shared(settings) == Path("/everywhere")
+    assert machines.store(settings) == Path("/disk/archives")
+    assert machines.store(Machine(store="archives")) == here / "archives"
 
 
 def test_an_unknown_key_is_named_with_the_file_and_the_nearest(here: Path) -> None:
@@ -120,4 +120,4 @@ def test_what_cannot_be_is_refused_with_file_and_key(here: Path, text: str, word
 
 def test_the_example_is_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALEXNET_MACHINE", str(EXAMPLE))
-    assert isinstance(machine.read(), Machine)
+    assert isinstance(machines.read(), Machine)
