@@ -1,42 +1,46 @@
-"""torchvision's JPEG codec as two torch operators: the only module that depends on how torchvision is built."""
+"""The JPEG codec, libjpeg-turbo: simplejpeg decodes, Pillow encodes. No other module uses either for that."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
+import io
 
+import simplejpeg
 import torch
+from PIL import Image
 from torch import Tensor
 
-RGB = 3
-"""`torchvision.io.ImageReadMode.RGB`: three channels, however many the file has."""
+RECOVERABLE = "Corrupt JPEG data"
+"""How libjpeg begins its warnings about coded data that it can decode only in part. The missing part becomes grey."""
 
 
-def _load() -> None:
-    """Loads the library that holds the codec.
+def decode_jpeg(data: bytes) -> tuple[Tensor, str]:
+    """Decodes a JPEG of one or three components to uint8 3×H×W in red, green, blue.
 
-    `import torchvision` also imports all of its models and half a compiler: two seconds in every process that decodes a
-    picture. torchvision's own Python functions warn at every call that TorchCodec will replace them.
+    With it comes libjpeg's warning if the coded data are damaged, such as by zeros in the middle of the file; an intact
+    file gives "". The slow integer DCT and the smooth upsampling are used, as in Pillow and torchvision, which give the
+    same bits. `ValueError` if the file ends early, or if libjpeg stops.
     """
-    spec = find_spec("torchvision")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path("torchvision")
-    libraries = sorted(folder.glob("image*.so"))
-    if not libraries:
-        raise ImportError(f"{folder}: no image*.so; torchvision is not installed, or was built without its JPEG codec")
-    torch.ops.load_library(libraries[0])  # type: ignore[no-untyped-call]
+    try:
+        return _decode(data, strict=True), ""
+    except ValueError as error:
+        warning = str(error)
+        if not warning.startswith(RECOVERABLE):
+            raise
+    return _decode(data, strict=False), warning
 
 
-_load()
-
-
-def decode_jpeg(data: bytes) -> Tensor:
-    """Decodes a JPEG file to uint8 3×H×W in red, green, blue. `RuntimeError` if libjpeg cannot."""
-    file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    picture_CHW: Tensor = torch.ops.image.decode_jpeg(file, RGB)
-    return picture_CHW
+def _decode(data: bytes, *, strict: bool) -> Tensor:
+    """`strict`: a warning is raised as a `ValueError`."""
+    pixels_HWC = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=strict)
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
 def encode_jpeg(picture_CHW: Tensor, quality: int) -> bytes:
-    """Encodes uint8 3×H×W as a JPEG file with 4:2:0 chroma subsampling. `quality` is libjpeg's, 1 to 100."""
-    data: Tensor = torch.ops.image.encode_jpeg(picture_CHW, quality)
-    return data.numpy().tobytes()
+    """Encodes uint8 3×H×W as a JPEG file with 4:2:0 chroma subsampling. `quality` is libjpeg's, 1 to 100.
+
+    By Pillow: simplejpeg cannot be told to use the slow integer DCT below a quality of 96. The bytes are torchvision's.
+    """
+    file = io.BytesIO()
+    pixels_HWC = picture_CHW.permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(pixels_HWC).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()

@@ -32,7 +32,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that it may open. None of them starts a program (as EPS does) or follows a path."""
 
 FAST_JPEG = (10, 2)
-"""Memory for a JPEG that torchvision's codec decodes, as in `COST`."""
+"""Memory for a JPEG that `codec` decodes, as in `COST`."""
 
 COST = {
     "BMP": (8, 1),

@@ -75,8 +75,8 @@ def decode(data: bytes) -> Tensor:
     _refuse(jpeg.reason)
     if jpeg.components in (1, 3):
         try:
-            return decode_jpeg(data)
-        except RuntimeError:
+            return decode_jpeg(data)[0]
+        except ValueError:
             pass  # Pillow reads more kinds of JPEG, and says plainly what is wrong with the others
     return _decode_with_pillow(data)
 

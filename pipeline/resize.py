@@ -134,7 +134,7 @@ def key(section: Resize, index: Index) -> str:
     """A hash of all that decides the shards' bytes, and of nothing else."""
     decisive = dataclasses.asdict(section)
     del decisive["max_rejected"]
-    packages = ("torch", "torchvision", "pillow", "pyarrow")
+    packages = ("torch", "simplejpeg", "pillow", "pyarrow")
     # 2.15.0 and 2.15.0+cpu are the same code for this
     versions = {package: importlib.metadata.version(package).partition("+")[0] for package in packages}
     text = json.dumps([VERSION, GROUP, versions, decisive, index.digest], sort_keys=True)

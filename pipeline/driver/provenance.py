@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.runtime import params
 
-LIBRARIES = ("torch", "torchvision")
+LIBRARIES = ("torch", "simplejpeg")
 """The libraries with the arithmetic and the pictures' codec."""
 
 

@@ -341,7 +341,7 @@ def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
         lambda text: text.replace('"digest"', '"digesu"'),
         lambda text: json.dumps({"id": 3, "digests": json.loads(text)["digests"]}),
         lambda text: json.dumps({"id": "3", "digests": ["model.pt"]}),
-        lambda text: re.sub('(torchvision": ").', r"\g<1>7", text),
+        lambda text: re.sub('(simplejpeg": ").', r"\g<1>7", text),
     ],
 )
 def test_a_word_that_is_damaged_is_named_and_counts_for_nothing(
