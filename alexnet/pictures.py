@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import (
     Image,
-    TiffImagePlugin,  # noqa: F401 - else Pillow loads each of its plugins to find this one
+    TiffImagePlugin,
     UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401 - else Pillow loads each of its plugins to find this one
 )
 from torch import Tensor
 
@@ -29,6 +29,12 @@ PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 
 FAST_PPM = (3, 2)
 """Memory for decoding such a PPM: bytes per pixel and per byte of the file, as in `limits.COST`."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of a PNG."""
+
+USED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+"""Ancillary chunks of a PNG that are read here: transparency, orientation, animation. Critical ones begin with a capital."""
 
 EXIF = b"Exif\0\0"
 """The first bytes of an EXIF block."""
@@ -59,7 +65,7 @@ def decode(data: bytes) -> Tensor:
 
     Decoding takes at most `limits.MEMORY` (1 GiB) and about ten seconds; a file whose header claims more is refused
     before it is decoded. EXIF rotation is not applied, but a TIFF's orientation tag is; colour profiles are ignored. Grey
-    becomes three equal channels, transparency is dropped, 16-bit samples keep their upper 8 bits, and an animation gives
+    becomes three equal channels, transparency is dropped, samples of 12 and 16 bits keep their upper 8, and an animation gives
     its first frame. Raises `Undecodable` with the reason.
     """
     if not data:
@@ -113,7 +119,28 @@ def _decode_with_pillow(data: bytes) -> Tensor:
 
 
 def _opened(data: bytes) -> Image.Image:
-    return Image.open(limits.Counted(data), formats=limits.FORMATS)
+    return Image.open(limits.Counted(_without_remarks(data)), formats=limits.FORMATS)
+
+
+def _without_remarks(data: bytes) -> bytes:
+    """A PNG without the chunks that do not change a pixel, such as texts and colour profiles; any other file as it is.
+
+    Pillow refuses a picture for a text that unpacks to more than 1 MiB, or for a wrong checksum of such a chunk.
+    """
+    if not data.startswith(PNG):
+        return data
+    parts, offset = [PNG], len(PNG)
+    for _ in range(limits.READS // 30):  # 100,000 chunks; a file with more goes to Pillow, which stops at the limit
+        length, kind = int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
+        end = offset + 12 + length
+        if len(kind) < 4 or end > len(data):  # cut off: Pillow says what is missing
+            return b"".join([*parts, data[offset:]])
+        if kind in USED or kind[:1].isupper():
+            parts.append(data[offset:end])
+        offset = end
+        if kind == b"IEND":
+            return b"".join(parts)
+    return data
 
 
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
@@ -122,19 +149,28 @@ def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
         raise Undecodable(f"pixels without a known range: of mode {picture.mode} (32 bits)")
     picture.load()
     width, height = picture.size
+    bits = _bits(picture)
     rows = max(1, limits.STRIP // width)
     if rows >= height:
-        return _converted(picture)
+        return _converted(picture, bits)
     whole = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, rows):
-        whole[top : top + rows] = _converted(picture.crop((0, top, width, min(height, top + rows))))
+        whole[top : top + rows] = _converted(picture.crop((0, top, width, min(height, top + rows))), bits)
     return whole
 
 
-def _converted(picture: Image.Image) -> NDArray[np.uint8]:
+def _bits(picture: Image.Image) -> int:
+    """Bits of a sample of 16-bit grey. A TIFF may use only 12 of them, which Pillow leaves at the lower end."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return int(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0])
+    return 16
+
+
+def _converted(picture: Image.Image, bits: int) -> NDArray[np.uint8]:
     """The pixels, H×W×3. Pillow has undone Adobe's inverted CMYK when it read the file."""
     if picture.mode.startswith("I;16"):
-        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)  # Pillow's own conversion clips at 255
+        # Pillow's own conversion clips at 255
+        grey = (np.asarray(picture).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.array(picture.convert("RGB"))
 
@@ -157,7 +193,7 @@ def describe(data: bytes) -> tuple[str, int]:
         with _opened(data) as picture:
             mode, *bits = picture.mode.split(";")
             deep = bits or ";16" in str(getattr(picture, "tile", ""))
-            kind = f"{picture.format} {COLOURS.get(mode, mode)}{' of 16 bits' if deep else ''}"
+            kind = f"{picture.format} {COLOURS.get(mode, mode)}{f' of {_bits(picture)} bits' if deep else ''}"
             if _animated(picture):
                 kind += ", animated"
             return kind, _orientation(picture.info.get("exif", b""))

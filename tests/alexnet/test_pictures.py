@@ -74,6 +74,81 @@ def test_16_bits_keep_the_upper_8() -> None:
     np.testing.assert_array_equal(picture_CHW, np.broadcast_to(grey // 256, (3, 50, 100)))
 
 
+def twelve_bits(values: np.ndarray) -> bytes:
+    """A grey TIFF of 12 bits a sample, two samples in three bytes, as scanners and cameras write it."""
+    height, width = values.shape
+    left, right = values[:, 0::2].astype(np.uint16), values[:, 1::2].astype(np.uint16)
+    packed = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], axis=-1).astype(np.uint8).tobytes()
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 0),
+            (277, 3, 1, 1), (278, 3, 1, height), (279, 4, 1, len(packed))]  # fmt: skip
+    first = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHLL", tag, kind, count, value or first) for tag, kind, count, value in tags)
+    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4) + packed
+
+
+def test_12_bits_keep_the_upper_8() -> None:
+    values = np.arange(4096, dtype=np.uint16)[:4000].reshape(40, 100)
+    picture_CHW = decode(twelve_bits(values))
+    np.testing.assert_array_equal(picture_CHW, np.broadcast_to(values // 16, (3, 40, 100)))
+    assert describe(twelve_bits(values)) == ("TIFF grey of 12 bits", 1)
+
+
+def with_chunks(data: bytes, *chunks: tuple[bytes, bytes], spoil: bool = False) -> bytes:
+    """A PNG with further chunks behind its header, maybe with wrong checksums."""
+    made = b"".join(
+        struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body) ^ spoil)
+        for kind, body in chunks
+    )
+    return data[:33] + made + data[33:]
+
+
+LONG = zlib.compress(b"x" * 5_000_000)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"zTXt", b"Comment\0\0" + LONG)],
+        [(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)],
+        [(b"tEXt", b"Comment\0" + b"x" * 2_000_000)],
+        [(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 900_000))] * 90,
+        [(b"iCCP", b"profile\0\0" + LONG)],
+        [(b"zTXt", b"Comment\0\0no zlib")],
+        [(b"pHYs", b"short")],
+        [(b"prVt", b"of some program")],
+    ],
+    ids=["packed text", "unicode", "plain", "many", "profile", "broken text", "broken size", "unknown"],
+)
+@pytest.mark.parametrize("spoil", [False, True], ids=["", "wrong checksum"])
+@pytest.mark.parametrize(
+    "seen", [RGB, RGB.convert("RGBA"), RGB.convert("P"), RGB.convert("L")], ids=lambda seen: seen.mode
+)
+def test_no_metadata_of_a_png_is_a_reason_to_refuse_it(
+    chunks: list[tuple[bytes, bytes]], spoil: bool, seen: Image.Image
+) -> None:
+    plain = saved(seen, "PNG")
+    assert torch.equal(decode(with_chunks(plain, *chunks, spoil=spoil)), decode(plain))
+    assert describe(with_chunks(plain, *chunks, spoil=spoil)) == describe(plain)
+
+
+def test_what_changes_pixels_or_the_description_of_a_png_is_kept() -> None:
+    clear = saved(RGB.convert("P"), "PNG", transparency=3)
+    turned_png = saved(RGB, "PNG", exif=b"Exif\0\0" + Image.Exif().tobytes()[6:])
+    moving = saved(RGB, "PNG", save_all=True, append_images=[RGB.rotate(90)])
+    for data in (clear, turned_png, moving):
+        assert torch.equal(decode(with_chunks(data, (b"tEXt", b"a\0b"))), decode(data))
+        assert describe(with_chunks(data, (b"tEXt", b"a\0b"))) == describe(data)
+    assert describe(clear)[0] == "PNG palette"
+    assert describe(moving)[0] == "PNG colour, animated"
+
+
+def test_a_png_that_is_cut_off_is_refused_as_before() -> None:
+    data = saved(RGB, "PNG")
+    for length in (20, 40, len(data) // 2, len(data) - 20):
+        with pytest.raises(Undecodable, match=r"damaged|no known format"):
+            decode(with_chunks(data, (b"tEXt", b"a\0b"))[:length])
+
+
 def test_inks_multiply() -> None:
     """CMYK: light is what cyan, magenta or yellow lets through, times what black lets through."""
     inks = np.broadcast_to(np.array([200, 40, 90, 60], np.uint8), (16, 16, 4))
