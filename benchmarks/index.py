@@ -31,7 +31,9 @@ if __name__ == "__main__":  # before the slow imports
         help="where the pictures of the rows are; default: both",
     )
     parser.add_argument("--images-per-shard", type=int, default=1000)
-    parser.add_argument("--folder", type=commands.there, default=None, help="a folder with 150 kB of space per picture")
+    parser.add_argument(
+        "--folder", type=commands.existing_path, default=None, help="a folder with 150 kB of space per picture"
+    )
     parser.add_argument("--measure", choices=("driver", "worker"), help=argparse.SUPPRESS)
     parser.parse_args()
 

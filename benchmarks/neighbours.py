@@ -26,7 +26,9 @@ if __name__ == "__main__":  # before the slow imports
     parser.add_argument("--neighbours", type=int, default=6)
     parser.add_argument("--checked", type=int, default=2, help="queries that are checked by a plain search")
     parser.add_argument("--code-bits", type=int, default=0, help="bits of the short codes; 0: no codes")
-    parser.add_argument("--folder", type=commands.there, default=None, help="a folder with 8 kB of space per row")
+    parser.add_argument(
+        "--folder", type=commands.existing_path, default=None, help="a folder with 8 kB of space per row"
+    )
     parser.parse_args()
 
 import dataclasses

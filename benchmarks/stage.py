@@ -24,12 +24,12 @@ if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import commands
 
     parser = commands.parser_at(__file__, "python benchmarks/stage.py")
-    parser.add_argument("folder", type=commands.there)
+    parser.add_argument("folder", type=commands.existing_path)
     parser.add_argument("--pictures", type=int, default=10_000, help="number of pictures, repeated if there are fewer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--work", type=commands.there, default=None, help="a folder with some 150 kB of space per picture"
+        "--work", type=commands.existing_path, default=None, help="a folder with some 150 kB of space per picture"
     )
     parser.parse_args()
 

@@ -19,7 +19,7 @@ STAGES = ("download", "resize", "mean", "train", "evaluate", "report")
 
 def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
     """Runs a stage or program: `name`, or the first of `words`. Exits with code 2 for unknown arguments."""
-    guard.hold()
+    guard.hold_signals()
     words = sys.argv[1:] if words is None else words
     if name is None:
         name, words = _named(words)
@@ -56,7 +56,7 @@ def _stage(name: str, words: Sequence[str]) -> None:
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     if parser.parse_args(words).verbose:
         os.environ["ALEXNET_TRACEBACK"] = "1"
-    guard.over(name)
+    guard.start(name)
     import_module("pipeline.runtime.stage").main(
         name,
         lambda: import_module(f"pipeline.{name}").run(),
@@ -67,7 +67,7 @@ def _stage(name: str, words: Sequence[str]) -> None:
 def _program(name: str, words: Sequence[str]) -> None:
     with redaction.guarded():
         PROGRAMS[name]().parse_args(words)
-        guard.release()
+        guard.release_signals()
         sys.argv[1:] = words
         room = ".__main__" if file_of(name).name == "__main__.py" else ""
         try:

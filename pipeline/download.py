@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from pipeline.archives.contents import Contents
 from pipeline.runtime import digests, files, machines, params
 from pipeline.runtime.paths import AnyPath
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 from pipeline.shards import tables
 from pipeline.sources.cifar10 import Cifar10
 from pipeline.sources.huggingface import HuggingFace

@@ -35,7 +35,7 @@ from pipeline import recipe
 from pipeline.evaluation.trained import OUT
 from pipeline.evaluation.vectors import to_matrix
 from pipeline.runtime import commands, digests, files, machines, stage
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 from pipeline.tracking import runs
 
 if TYPE_CHECKING:

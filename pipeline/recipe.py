@@ -107,7 +107,7 @@ def keep_here() -> None:
 
 def unused(name: str) -> str:
     """The name, followed by a number if an experiment with this name exists."""
-    taken = git.says("for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps").split()
+    taken = git.output("for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps").split()
     number = 1
     while (unused := name if number == 1 else f"{name}-{number}") in taken:
         number += 1

@@ -48,12 +48,12 @@ def _from_one(word: str) -> int:
 
 def main() -> None:
     """Runs what is missing of a study, then shows what was found."""
-    guard.hold()
+    guard.hold_signals()
     from pipeline.runtime import redaction
 
     with redaction.guarded():
         asked = parser().parse_args()
-        guard.release()
+        guard.release_signals()
         try:
             answer(asked)
         except guard.Stopped:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import recipe
 from pipeline.runtime import params
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 from studies import rows
 from studies.rows import Result
 from studies.study import Run, Study

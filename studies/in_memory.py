@@ -31,7 +31,7 @@ from alexnet.learning import Learning
 from alexnet.network import Model
 from pipeline.runtime import machines, params
 from pipeline.runtime.paths import AnyPath
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 from pipeline.shards.batches import Batch, Order, Pictures, batches
 from pipeline.shards.tables import Manifest
 from pipeline.training import initial

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from pipeline.runtime import files
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 from studies import rows
 from studies.rows import Row
 from studies.study import Study

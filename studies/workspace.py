@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from pipeline import recipe
 from pipeline.runtime import files, machines, stage
 from pipeline.runtime.paths import AnyPath
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 from pipeline.shards import artifacts
 from pipeline.shards.tables import Manifest
 from studies.study import Study

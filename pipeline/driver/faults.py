@@ -36,17 +36,17 @@ _GONE = (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
-"""Errors of Ray that mean that a worker or a node is gone."""
+"""Ray's errors for a lost worker or node."""
 
 _AWAY = (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN)
 
 _SERVER = re.compile(
     r"AWS Error (SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|NETWORK_CONNECTION|REQUEST_TIMEOUT|UNKNOWN)"
 )
-"""Arrow's words for an object store that does not answer."""
+"""Arrow's messages about an object store that does not answer."""
 
 _LINK = re.compile(r"gloo|nccl|connect|socket|peer|timed? ?out|broken pipe", re.IGNORECASE)
-"""torch's words for a broken connection between two processes; gloo's errors have no class of their own."""
+"""torch's messages about a broken connection between two processes; gloo's errors have no class of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Fault:
     """What to do, in one line; may be empty."""
     outside: bool = False
     """Whether the cause is external, so that another attempt may succeed."""
-    ours: BaseException | None = None
+    bug: BaseException | None = None
     """An error in this code, to be shown with its traceback."""
 
 
@@ -78,7 +78,7 @@ def explained(error: BaseException) -> Fault:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions that caused an error of Ray's, one for each worker that failed."""
+    """Yields the exceptions that caused an error of Ray's, one for each worker that failed."""
     inner: list[BaseException | None] = []
     match error:
         case WorkerGroupError():
@@ -123,7 +123,7 @@ def _internal(error: BaseException) -> Fault:
         )
     if isinstance(error, RuntimeEnvSetupError):
         return Fault(f"a worker cannot be started: {_line(error)}")
-    return Fault(f"{type(error).__name__}: {_line(error)}", ours=error)
+    return Fault(f"{type(error).__name__}: {_line(error)}", bug=error)
 
 
 def _external(error: BaseException) -> Fault:

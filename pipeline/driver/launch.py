@@ -1,4 +1,4 @@
-"""Launches a training's workers with Ray Train, again after external faults, until the last checkpoint is written."""
+"""Launches a training's workers with Ray Train, and again after external faults, until the last checkpoint is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline.driver.attempts import Attempts
 from pipeline.driver.faults import Fault, explained
-from pipeline.driver.listening import Listener, Rows, mailbox, release
+from pipeline.driver.listening import Listener, Rows, remove_placement_groups, start_mailbox
 from pipeline.runtime.cluster import Placement
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.rendezvous import Rendezvous
@@ -25,7 +25,7 @@ Loop = Callable[[dict[str, Any]], None]
 
 
 class _EndableTrainer(TorchTrainer):
-    """Ray's trainer, without its own SIGINT handler, and with a method that ends it."""
+    """Ray's TorchTrainer without its SIGINT handler, and with a method that ends it."""
 
     controller: Any = None
 
@@ -52,8 +52,8 @@ def until_the_last_checkpoint(
 ) -> Checkpoint:
     """Runs attempts until the checkpoint after the last epoch exists, and returns it.
 
-    `images`: training pictures in all epochs together, for the progress line. Raises the error that ends the training when
-    another attempt would not help.
+    `images`: the number of training pictures in all epochs together, for the progress line; `patience`: machine.yaml's, in
+    seconds. Raises the error that ends the training if another attempt would not help.
     """
     attempts = Attempts(task.run, last)
     with Progress("train", images, "images") as progress:
@@ -62,7 +62,7 @@ def until_the_last_checkpoint(
             fault, raised = None, None
             try:
                 attempt(loop, task, last, placement, listener)
-            except Exception as error:  # Ray Train raises what its workers raise, and much of its own
+            except Exception as error:  # Ray Train raises its workers' errors and many of its own
                 fault, raised = explained(error), error
             last = checkpoints.newest_whole_checkpoint(task.run, fingerprint, say)
             if last and last.epoch == epochs:
@@ -73,20 +73,22 @@ def until_the_last_checkpoint(
 
 
 def attempt(loop: Loop, task: Task, last: Checkpoint | None, placement: Placement, listener: Listener) -> None:
-    """Launches the workers once, to resume from `last`, and waits for them while the listener listens."""
-    box = mailbox()
-    known = [folder for folder in checkpoints.every(task.run) if last and folder.name <= last.folder.name]
-    told = dataclasses.replace(task, mailbox=box, start=last.folder if last else None, known=tuple(reversed(known)))
+    """Launches the workers once, to resume from `last`, and waits until they end; the listener reads their mailbox."""
+    box = start_mailbox()
+    earlier = [folder for folder in checkpoints.every(task.run) if last and folder.name <= last.folder.name]
+    resumed = dataclasses.replace(
+        task, mailbox=box, start=last.folder if last else None, known=tuple(reversed(earlier))
+    )
     trainer = _EndableTrainer(
         loop,
-        train_loop_config={"task": told},
+        train_loop_config={"task": resumed},
         torch_config=Rendezvous(),
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpu,
             resources_per_worker={"CPU": placement.threads, **({"GPU": 1} if placement.gpu else {})},
         ),
-        run_config=RunConfig(  # (its type annotations are those of Ray Train V1)
+        run_config=RunConfig(  # (its types are annotated for Ray Train V1)
             name="ray",
             storage_path=str(task.run),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
@@ -97,5 +99,5 @@ def attempt(loop: Loop, task: Task, last: Checkpoint | None, placement: Placemen
         with listener.attempt(box, trainer.end):
             trainer.fit()
     finally:
-        release()
+        remove_placement_groups()
         ray.kill(box)

@@ -1,4 +1,4 @@
-"""The driver's side of the mailbox: it logs the workers' rows, shows their progress, and ends workers that hang."""
+"""The driver's reader of the mailbox: it logs the workers' rows, shows their progress, and ends workers that hang."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.driver.mailbox import Mailbox, News, Process
 from pipeline.runtime import stage, waiting
 from pipeline.runtime.cluster import Placement
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.silence import ANSWER, there
+from pipeline.runtime.silence import ANSWER, cluster_in_words
 
 Rows = Callable[[list[dict[str, float]]], None]
 
@@ -37,9 +37,9 @@ class Listener:
         self.ended = ""
         """Why this listener ended the workers; empty if it did not."""
         self.hopeless = False
-        """The workers never began, so that another attempt would not help."""
+        """Whether the workers never began, so that another attempt would not help."""
         self._since = time.monotonic()
-        self._longest, self._said, self._begun, self._gap = 0.0, False, False, False
+        self._longest, self._reported, self._begun, self._gap = 0.0, False, False, False
         self._news = News(mailbox="")
         self._mailbox: Any = None
 
@@ -47,7 +47,7 @@ class Listener:
     def attempt(self, mailbox: Any, end: Callable[[], None]) -> Iterator[None]:
         """Listens while the block runs; `end` ends the trainer that owns the workers."""
         self._mailbox, self._news, self._begun, self._gap = mailbox, News(mailbox=""), False, False
-        self.ended, self._said = "", False
+        self.ended, self._reported = "", False
         thread: threading.Thread | None = None
         try:
             with waiting.beside(lambda over: self._listen(over, end), "listener", join=30.0) as thread:
@@ -102,15 +102,15 @@ class Listener:
         if self._begun and news.beats:
             self._longest = max(self._longest, now - self._since)
         if news.beats:
-            self._since, self._said = now, False
+            self._since, self._reported = now, False
 
     def _limit(self) -> float:
         return max(self.patience, waiting.LONGEST * self._longest) if self._begun else waiting.BEGIN * self.patience
 
     def _heed_silence(self, end: Callable[[], None]) -> None:
         silent, limit = time.monotonic() - self._since, self._limit()
-        if silent > max(waiting.SAID_AFTER, waiting.HONEST * self._longest) and not self._said:
-            self._said = True
+        if silent > max(waiting.SAID_AFTER, waiting.HONEST * self._longest) and not self._reported:
+            self._reported = True
             print(f"train: waiting for {self._what()}, {limit:,.0f} s at most", file=sys.stderr, flush=True)
         if silent > limit and not self.ended:
             self.ended = f"gave up waiting for {self._what()} after {limit:,.0f} s"
@@ -120,9 +120,9 @@ class Listener:
             end()
 
     def _what(self) -> str:
-        """What the driver waits for, and the workers' processes, in words."""
+        """What the driver waits for, in words, with the workers' processes."""
         if not self._news.processes:
-            return f"its workers to begin: they are {needed(self.placement)}, and {there()}"
+            return f"its workers to begin: they are {needed(self.placement)}, and {cluster_in_words()}"
         where = ", ".join(f"{process.pid} on {process.address}" for process in self._news.processes)
         step = f"a step after step {self._news.step}" if self._begun else "the first step"
         return f"{step} of its workers ({where})"
@@ -135,13 +135,13 @@ def needed(placement: Placement) -> str:
     return f"{count} process{'es' * (count > 1)} with {placement.threads} CPU core{'s' * (placement.threads > 1)}{gpu}{each}"
 
 
-def mailbox() -> Any:
-    """A mailbox on the driver's own node, started again if it dies."""
+def start_mailbox() -> Any:
+    """Starts a mailbox on the driver's own node; Ray restarts it if it dies."""
     own = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Mailbox.options(scheduling_strategy=own, max_restarts=-1).remote()  # type: ignore[attr-defined]
 
 
-def release() -> None:
+def remove_placement_groups() -> None:
     """Removes the placement groups of this driver's trainings; Ray does not if the training's controller has died."""
     job = ray.get_runtime_context().get_job_id()
     for name, group in placement_group_table().items():

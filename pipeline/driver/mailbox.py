@@ -1,4 +1,4 @@
-"""The mailbox between a training's workers and its driver: rows of history, heartbeats, news of checkpoints."""
+"""The mailbox from a training's workers to its driver: rows of history, heartbeats, the last checkpoint's step."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ class Mailbox:
         self.news = News(mailbox=uuid.uuid4().hex)
 
     def here(self, *, node: str, address: str, pid: int) -> None:
-        """From each worker: its process."""
+        """Called by each worker once: registers its process."""
         self.news.processes.append(Process(node=node, address=address, pid=pid))
         self.news.beats += 1
 
     def put(self, rows: list[dict[str, float]], images: float, step: int) -> None:
-        """From rank 0: new rows, and pictures and steps so far. The first call is made just before the first step."""
+        """Called by rank 0 with new rows, and the pictures and steps so far; first just before the first step."""
         news = self.news
         news.rows += rows
         news.images, news.step, news.beats = int(images), step, news.beats + 1
         news.first = news.images if news.first is None else news.first
 
     def saved(self, step: int) -> None:
-        """From rank 0: the step of a checkpoint that it has written."""
+        """Called by rank 0 after it has written a checkpoint, with its step."""
         self.news.saved = step
 
     def take(self) -> News:
-        """To the driver: the messages so far, with the rows since the last call."""
+        """Called by the driver: returns the state so far, with the rows since the last call."""
         taken, self.news = self.news, dataclasses.replace(self.news, rows=[])
         return taken

@@ -1,4 +1,4 @@
-"""The code and libraries that decide a training: as recorded in a checkpoint, and as installed here."""
+"""The versions of code and libraries that decide a training: those recorded in a checkpoint, and those that run now."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.runtime import params
 
 LIBRARIES = ("torch", "simplejpeg")
-"""The libraries with the arithmetic and the pictures' codec."""
+"""The libraries that do the arithmetic and decode the pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +71,22 @@ def differences(before: Code, now: Code) -> str:
 
 
 def resumed_by_other_code(record: Any, at: str, run: Path, policy: str, say: Callable[[str], None]) -> str:
-    """What MLflow is told where this code is not the code that began the run in `run`; empty where it is.
+    """Returns the note for MLflow if the run in `run` was begun by other code than this; empty if it was not.
 
-    `record`: what the run's checkpoint, or its end, says of its code. `at`: how far the run is, in words. `policy`:
-    machine.yaml's other_code. `ValueError` if that refuses.
+    `record`: the code recorded in the run's checkpoint, or at its end. `at`: how far the run is, in words. `policy`:
+    machine.yaml's `other_code`. `say` prints a line. Raises `ValueError` if the policy is to refuse.
     """
     before, now = of(record), here()
     if before is None:
-        say(f"{run} was begun before runs recorded their code, and is gone on with from {at}")
+        say(f"{run} was begun before runs recorded their code, and is continued from {at}")
         return f"{now.digest} from {at}, after code that was not recorded"
     if not (others := differences(before, now)):
         return ""
     if policy == "refuse":
         raise ValueError(
-            f"{run} was begun by other code than this, and is at {at}. Other is: {others}\n"
+            f"{run} was begun by other code than this, and is at {at}. Different: {others}\n"
             f"To begin anew: rm -r {run}\n"
-            "To go on with it all the same: other_code: continue in machine.yaml, and MLflow will say so"
+            "To continue it all the same: other_code: continue in machine.yaml, and MLflow will say so"
         )
-    say(f"{run} was begun by other code, and is gone on with from {at}. Other is: {others}")
-    return f"{now.digest} from {at}, after {before.digest}. Other is: {others}"
+    say(f"{run} was begun by other code, and is continued from {at}. Different: {others}")
+    return f"{now.digest} from {at}, after {before.digest}. Different: {others}"

@@ -1,1 +1,1 @@
-"""Where, when and by whom the work is done; no byte is decided here, and no other room is known."""
+"""Machine, processes, files and messages. Nothing here decides a byte of a result or imports another folder of pipeline/."""

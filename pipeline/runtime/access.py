@@ -1,4 +1,4 @@
-"""Access to Ray: the token of a cluster that a stage starts, and whether a running cluster asks for one."""
+"""Access to Ray: the token of a cluster that a stage starts, and the check that a running cluster asks for one."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from typing import Literal
 
 import grpc
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # they are compiled
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without types
 from ray.exceptions import AuthenticationError
 
 from pipeline.runtime import waiting
 
 PATIENCE = 60.0
-"""Seconds for which a cluster may be away: its head may be starting."""
+"""Seconds to wait for a cluster that does not answer: its head may be starting."""
 
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""A request that a head answers at once and that changes nothing."""
+"""A gRPC method of a cluster's head that answers at once and changes nothing."""
 
 
 def keep_private(folder: Path) -> None:
-    """Makes a Ray that this process starts listen on loopback only, behind a token in `folder`."""
-    # Where there is a default route Ray takes 127.0.0.1 for a slip, and puts the machine's address in its place, unless it
-    # is told that no other machine will ever join: by this name, on Linux too
+    """Makes a Ray that this process starts listen on loopback only, and ask for the token in `folder`."""
+    # On a machine with a default route Ray replaces 127.0.0.1 by the machine's address, unless this variable says that
+    # no other machine will join; despite its name it applies to Linux too
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray was imported before, and has read it
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray read the variable when it was imported
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token(folder))
-    os.environ.pop("RAY_AUTH_TOKEN", None)  # of some other cluster
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # another cluster's token
     _mode("token")
 
 
 def token(folder: Path) -> Path:
-    """The absolute path of the token in `folder`, which is made if it is not there; only its owner can read it."""
+    """Returns the absolute path of the token in `folder`, and creates the token if it is missing; only its owner can read it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "ray-token").absolute()
     if not file.exists():
-        made = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-        made.touch(0o600)
-        made.write_text(secrets.token_hex(32))
-        with contextlib.suppress(FileExistsError):  # another stage was faster: its token is as good
-            file.hardlink_to(made)
-        made.unlink()
+        new = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+        new.touch(0o600)
+        new.write_text(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another stage was faster: its token is used
+            file.hardlink_to(new)
+        new.unlink()
     file.chmod(0o600)
     return file
 
 
 def admit(address: str) -> None:
-    """Waits until the head of a cluster at host:port answers, and sees that it knows us and turns strangers away.
+    """Waits until the head of a cluster at host:port answers; checks that it asks for a token and accepts this machine's.
 
-    Raises `TimeoutError` after `PATIENCE`; `ValueError` for a cluster that takes anyone, unless `RAY_AUTH_MODE=disabled`
-    says that this is meant, and for a token that is missing or another one.
+    Raises `TimeoutError` after `PATIENCE` seconds; `ValueError` for a cluster that asks for no token, unless
+    `RAY_AUTH_MODE=disabled` allows it, and for a token that is missing here or that the head does not accept.
     """
     mode = os.environ.get("RAY_AUTH_MODE") or "token"
     _mode(mode)
@@ -88,20 +88,20 @@ def _headers() -> tuple[tuple[str, str], ...]:
     loader = AuthenticationTokenLoader.instance()
     loader.reset_cache()
     try:
-        there = loader.has_token(ignore_auth_mode=True)
-    except AuthenticationError:  # a path that leads to no token
+        has_token = loader.has_token(ignore_auth_mode=True)
+    except AuthenticationError:  # RAY_AUTH_TOKEN_PATH names no token
         return ()
-    found = loader.get_token_for_http_header() if there else {}
-    return tuple((str(name).lower(), str(value)) for name, value in found.items())
+    headers = loader.get_token_for_http_header() if has_token else {}
+    return tuple((str(name).lower(), str(value)) for name, value in headers.items())
 
 
 def _mode(mode: str) -> None:
     os.environ["RAY_AUTH_MODE"] = mode
-    Config.initialize("")  # Ray has read the environment when it was imported
+    Config.initialize("")  # Ray read the environment when it was imported
 
 
 def _ask(address: str, metadata: tuple[tuple[str, str], ...]) -> Literal["welcome", "stranger"]:
-    """Whether the head accepts a request with these headers; waits until it answers."""
+    """Waits until the head answers a request with these headers, and returns whether it accepted them."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         return waiting.until(
             lambda: _answer(channel, metadata), "ray", f"the cluster at {address}", PATIENCE, pause=1.0
@@ -117,5 +117,5 @@ def _answer(channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> Lit
             return "stranger"
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return None
-        raise ConnectionError(f"what answers there is no head of a Ray cluster ({code.name})") from None
+        raise ConnectionError(f"what answers there is not the head of a Ray cluster ({code.name})") from None
     return "welcome"

@@ -1,6 +1,6 @@
-"""Keys added to params.yaml later, with the value that means "as before": older files and records stay valid.
+"""Keys that were added to params.yaml later, with the value that means "as before": older files and records stay valid.
 
-A file that lacks such a key has that value, and a document that has the value is the same as one without the key.
+A file without such a key is read as if it had that value; a document with that value has the same hash as one without the key.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 ADDED: dict[str, Any] = {}
-"""By `section.key`. A key that is added to params.yaml, and with one value changes no result, belongs here."""
+"""`section.key` → the value with which the new key changes no result."""
 
 
 def completed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with those keys added to its sections where they are missing."""
+    """The document, with each missing key of `ADDED` added to its section."""
     return {
         section: {**_of(section), **values} if isinstance(values, Mapping) else values
         for section, values in document.items()
@@ -21,7 +21,7 @@ def completed(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document without the keys that say "as before", for a hash of it."""
+    """The document without the keys whose value means "as before", so that its hash does not depend on them."""
     return {
         section: {key: value for key, value in values.items() if not means_nothing(f"{section}.{key}", value)}
         if isinstance(values, Mapping)
@@ -31,7 +31,7 @@ def older(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def means_nothing(key: str, value: object) -> bool:
-    """Whether a key with this value is the same as no such key."""
+    """Whether the key with this value is equivalent to a missing key."""
     return key in ADDED and bool(ADDED[key] == value)
 
 

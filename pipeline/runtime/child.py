@@ -1,4 +1,4 @@
-"""A process of ours beside a stage's: it runs one module, is asked on its stdin, and answers on its stdout."""
+"""A helper subprocess: it runs one module, is asked on stdin, and answers on stdout."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import IO, BinaryIO
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from {} import main; main()"
-"""By the path and not by PYTHONPATH: a folder may have a colon in its name."""
+"""The subprocess's code. It sets `sys.path` itself because a path with a colon in it cannot be in PYTHONPATH."""
 
 
 class Child:
-    """The process that runs `main` of a module, until it is ended."""
+    """A subprocess that runs `main` of a module until it is ended."""
 
     def __init__(self, module: str, *, environment: Mapping[str, str] | None = None, silent: bool = False) -> None:
-        # a session of its own: Ctrl-C is for the stage, which then asks this process for the rest, or ends it
+        # in its own session, so that Ctrl-C reaches only the stage, which may still need answers before it ends this process
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(module), str(ROOT)],
             stdin=subprocess.PIPE,
@@ -44,7 +44,7 @@ class Child:
 
 
 def answers() -> BinaryIO:
-    """For the process itself: the stream of its answers, which nobody else's words come between."""
+    """Called in the subprocess: returns the stream for answers, and redirects all other writes to stdout to stderr."""
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return stream

@@ -1,4 +1,4 @@
-"""The machine as Ray's resources; all of ray.init and of Ray's environment."""
+"""The Ray cluster: joining or starting one, its CPUs and GPUs, running tasks on it, placing a training's processes."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from pipeline.runtime.silence import LOOK, Silence, nodes
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Set before Ray starts anything: it reads these once. docs/clusters.md says what the nodes need.
+# Set before Ray starts, because it reads them once. docs/clusters.md says which of them the nodes need.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for one poll; the default of 2 s is felt
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report waits for a poll; the default is 2 s
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_worker_niceness": "0",  # a worker is the work, not a background to it
-    "RAY_task_oom_retries": "3",  # for ever by default
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end would join whatever Ray it finds
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would start its workers by it, and wait for ever
+    "RAY_worker_niceness": "0",  # the default lowers the workers' priority
+    "RAY_task_oom_retries": "3",  # unlimited by default
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a call after the shutdown joins any running Ray
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # otherwise, under `uv run`, Ray starts its workers with uv and hangs
 }
 
-# glibc's; other systems ignore them. A step frees and takes again most of its memory, in pieces of many megabytes. Left to
-# itself, glibc gives each back, and the system fills its pages with zeros when it comes again: a third of the time of a
-# training at full width on 2 cores (128 pictures: 3.5 s, and 2.3 s like this). So a worker keeps what it has, in one heap
-# for all of its threads.
+# glibc's settings; other systems ignore them. Each step frees and reallocates most of its memory in pieces of many
+# megabytes. By default glibc returns each piece to the system, which zeroes its pages when they are allocated again: a third
+# of the time of a training at full width on 2 cores (128 pictures: 3.5 s, and 2.3 s with these settings). With them a worker
+# keeps its memory, in one heap for all of its threads.
 MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -52,22 +52,22 @@ _KILLED = re.compile(
     r"IP: (?P<node>[^,]+).* was (?P<used>[\d.]+ ?\w+) used / (?P<all>[\d.]+ ?\w+) limit.*?\((?P<limit>[\d.]+)% of",
     re.DOTALL,
 )
-"""The message of Ray's memory monitor when it has killed a process."""
+"""The message with which Ray's memory monitor reports that it has killed a process."""
 
 
 @contextmanager
 def connected(machine: Machine) -> Iterator[None]:
-    """Joins the running cluster that machine.yaml or `RAY_ADDRESS` names, or starts one of this machine.
+    """Joins the running cluster that machine.yaml or `RAY_ADDRESS` names, or starts one on this machine; leaves it at the end.
 
-    Raises `ValueError` for an address that is no cluster's own and for a cluster that lets strangers in or us not,
-    `ConnectionError` or `TimeoutError` where none answers.
+    Raises `ValueError` if the address is not a cluster's, or the cluster asks for no token or does not accept this machine's;
+    `ConnectionError` or `TimeoutError` if no cluster answers at the address.
     """
-    if ray.is_initialized():  # by a test session, which starts Ray once
+    if ray.is_initialized():  # a test session starts Ray once
         yield
         return
     for name, value in (ENVIRONMENT | MEMORY).items():
         os.environ.setdefault(name, value)
-    # This process has imported Ray, and so read these two before
+    # Ray read these two when it was imported
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     auto_init_hook.enable_auto_connect = False
     address = ray_address(machine)
@@ -75,18 +75,18 @@ def connected(machine: Machine) -> Iterator[None]:
         _start()
     else:
         _join(address)
-    ray._private.worker.print_to_stdstream = _told  # its own writes pages
+    ray._private.worker.print_to_stdstream = _print_message  # Ray's own function prints pages
     try:
         with head.watched(ray.get_runtime_context().gcs_address) if address else nullcontext():
             yield
     finally:
-        # a job's folder may go when its driver has left the cluster, and the stage is still in it
+        # Ray may delete a job's folder when its driver leaves the cluster, and the stage still runs in it
         if not in_job():
             ray.shutdown()
 
 
-def _told(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
-    """Prints Ray's messages to the driver, such as of a retried task, each as one line."""
+def _print_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
+    """Prints a message from Ray to the driver, such as that a task is retried, as one line."""
     text = "\n".join(data["lines"]).strip()
     killed = out_of_memory(text)
     line = killed[0] if killed else text.partition("\n")[0][:300]
@@ -100,75 +100,75 @@ def in_job() -> bool:
 
 def _join(address: str) -> None:
     access.admit(address)
-    # A job brings its code along; a driver started on a node has to send it to the others
+    # Ray distributes a job's code by itself; a driver that was started on a node has to send it to the others
     environment: dict[str, object] = {"env_vars": {name: os.environ[name] for name in MEMORY}}
     if not in_job():
         environment["working_dir"] = str(Path.cwd())
     try:
         with waiting.saying("ray", f"the cluster at {address} to take in this driver and its code"):
-            # it warns each time that .git stays behind
+            # logging_level: Ray warns each time that it does not send .git
             ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
-        # RuntimeError: the head has another version of Ray or of Python, which it names in six lines
-        words = edges.said(error) or edges.essential(str(error))
+        # RuntimeError: the head has another version of Ray or Python; the message has six lines
+        words = edges.message(error) or edges.essential(str(error))
         raise ConnectionError(f"the Ray cluster at {address} cannot be joined from here: {words}") from None
 
 
 def _start() -> None:
-    """Starts a cluster for this driver alone: on loopback, behind a token of this working copy, ended with the driver."""
+    """Starts a cluster for this driver only: on loopback, with a token in the working copy; it ends with the driver."""
     access.keep_private(stage.WORK)
     ray.init(
         address="local",
         include_dashboard=False,
         logging_level=logging.WARNING,
-        log_to_driver=False,  # what a stage has to say, its driver says
+        log_to_driver=False,  # only the driver prints
         _node_ip_address="127.0.0.1",
         object_store_memory=_object_store_bytes(),
     )
 
 
 def _object_store_bytes() -> int:
-    # The stages pass small things through it: shards are written and read as files
+    # Little passes through it: shards are written and read as files
     return 512 * 2**20
 
 
 def cpus() -> int:
-    """CPUs of the whole cluster."""
+    """The number of CPUs of the whole cluster."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
 
 
 def gpus(machine: Machine) -> int:
-    """GPUs to use: all of the cluster's, none, or as many as machine.yaml says."""
+    """The number of GPUs to use: all of the cluster's, none, or the number in machine.yaml; `ValueError` if it has fewer."""
     if machine.devices == "cpu":
         return 0
-    there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    count = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     if machine.devices == "auto":
-        return there
-    if machine.devices > there:
-        raise ValueError(f"machine.yaml: devices: {machine.devices} GPUs asked for, the cluster has {there}")
+        return count
+    if machine.devices > count:
+        raise ValueError(f"machine.yaml: devices: {machine.devices} GPUs asked for, the cluster has {count}")
     return machine.devices
 
 
 def workers(machine: Machine, tasks: int) -> int:
-    """Processes to use for `tasks` pieces of work."""
+    """The number of processes for `tasks` tasks: workers in machine.yaml or all CPUs, at least 1, at most one for each task."""
     return max(1, min(tasks, cpus() if machine.workers == "auto" else machine.workers))
 
 
 def each(
     work: Callable[[Item], Result], items: Sequence[Item], machine: Machine, gpus: int = 0
 ) -> Iterator[tuple[Item, Result]]:
-    """Runs `work` on every item as a Ray task, and yields (item, result) in the order in which they end.
+    """Runs `work` on every item as a Ray task, and yields (item, result) in the order in which the tasks end.
 
-    A task has a CPU, or less of one where more workers than CPUs are asked for, and `gpus` GPUs. As many are under way
-    as machine.yaml allows. `work` has to bear being run twice: a task whose node is lost is started again
-    elsewhere. What it raises is raised here; `OSError` if its workers keep dying, `TimeoutError` if there is no room for
-    any of them. A task may take as long as it takes: see `Silence`.
+    At most `workers` tasks run at a time. Each takes one CPU, or a fraction if there are more workers than CPUs, and `gpus`
+    GPUs. `work` has to be idempotent, because the task of a lost node runs again elsewhere. Raises what `work` raises;
+    `OSError` if its workers keep dying; `TimeoutError` if no task finds room on the cluster. A slow task is never ended, a
+    stopped one is: see `Silence`.
     """
     most = workers(machine, len(items))
     takes = {"CPU": min(1, cpus() / most), **({"GPU": gpus} if gpus else {})}
     silence = Silence(work, takes, machine.patience)
-    # 0: a worker takes one task after another. Left to itself Ray ends it after each task on a GPU, and the next has to
-    # import torch and wake the GPU again, some 4 s for each shard
+    # max_calls=0: a worker runs one task after another. By default Ray ends it after each task on a GPU, and the next worker
+    # has to import torch and initialize the GPU again, some 4 s for each shard
     task = ray.remote(num_cpus=takes["CPU"], num_gpus=gpus, max_retries=3, max_calls=0)(work).options(
         name=silence.title
     )
@@ -182,7 +182,7 @@ def each(
 
 
 def _next(running: dict[ray.ObjectRef[Result], Item], silence: Silence, done: str) -> tuple[Item, Result]:
-    with silence.begun():
+    with silence.waiting_for_task():
         while not (ready := ray.wait(list(running), num_returns=1, timeout=LOOK)[0]):
             silence.look(len(running), done)
     item = running.pop(ready[0])
@@ -199,36 +199,37 @@ def _next(running: dict[ray.ObjectRef[Result], Item], silence: Silence, done: st
         ) from None
 
 
-def out_of_memory(said: str) -> tuple[str, str] | None:
-    """What happened and what to do where Ray's memory monitor has killed a worker; None for whatever else Ray says."""
-    found = _KILLED.search(said)
-    if found is None:
+def out_of_memory(text: str) -> tuple[str, str] | None:
+    """What happened and what to do, if Ray's text says that its memory monitor killed a worker; None for any other text."""
+    killed = _KILLED.search(text)
+    if killed is None:
         return None
     what = (
-        f"Ray's memory monitor killed a worker: of the memory of {found['node']} {found['used']} of {found['all']} were in "
-        f"use, and it allows {found['limit']} %"
+        f"Ray's memory monitor killed a worker: on {killed['node']}, {killed['used']} of {killed['all']} of memory were in use, "
+        f"and its limit is {killed['limit']} %"
     )
     advice = (
         "End what else is in memory there (ps aux --sort -rss), set fewer workers or placement: one in machine.yaml, or a "
-        "smaller learning.batch_size; RAY_memory_usage_threshold is what it allows"
+        "smaller learning.batch_size; RAY_memory_usage_threshold sets the limit"
     )
     return what, advice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """The processes that hold the network: their number, their columns, their devices."""
+    """A training's processes: their number, which columns each has, their devices."""
 
     workers: int
+    """The number of processes."""
     apart: bool
-    """A process for each column; else each process holds all columns."""
+    """Each process has one column; otherwise each process has all columns."""
     gpu: bool
     threads: int
-    """CPU cores of each process."""
+    """The number of CPU cores of each process."""
 
     @property
     def replicas(self) -> int:
-        """Number of replicas, each with a share of every batch."""
+        """The number of replicas; each gets a part of every batch."""
         return self.workers // 2 if self.apart else self.workers
 
     def __str__(self) -> str:
@@ -238,9 +239,10 @@ class Placement:
 
 
 def placement(machine: Machine, divisible: bool) -> Placement:
-    """Chooses the placement (machine.yaml, `placement`) of a network whose columns can, or cannot, be in two processes.
+    """Chooses the placement by machine.yaml's `placement`. `divisible`: whether the network's columns can be in two processes.
 
-    All give the same weights to rounding. Raises `ValueError` if what machine.yaml asks for cannot be had.
+    Any placement gives the same weights, up to rounding. Raises `ValueError` if the network or the cluster does not allow the
+    one that machine.yaml asks for.
     """
     gpu_count, cpu_count = gpus(machine), cpus()
     wanted = machine.placement
@@ -269,7 +271,7 @@ def placement(machine: Machine, divisible: bool) -> Placement:
 
 
 def _threads(workers: int) -> int:
-    """The most CPU cores that each of `workers` processes can have, none of them spread over two nodes."""
+    """The largest number of CPU cores that each of `workers` processes can have; the cores of a process are on one node."""
     cores = [int(node["Resources"].get("CPU", 0)) for node in nodes()]
     fitting = (threads for threads in range(sum(cores), 0, -1) if sum(node // threads for node in cores) >= workers)
     return next(fitting, 1)

@@ -1,4 +1,4 @@
-"""Outs are sealed: SHA256SUMS beside them has their sha256, which has to agree when they are read."""
+"""The sha256 of outs: written to SHA256SUMS beside them, and compared when they are read."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 
 SUMS = "SHA256SUMS"
-"""In the format of coreutils: `sha256sum -c SHA256SUMS` in the folder checks it too."""
+"""The file of the digests, in coreutils' format: `sha256sum -c SHA256SUMS` in its folder checks them too."""
 
 _LINE = re.compile(rb"([0-9a-f]{64})  (.+)")
 
 
 def of(file: AnyPath) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """The sha256 of a file, in hexadecimal."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def seal(folder: AnyPath, known: Mapping[str, str] | None = None) -> None:
-    """Writes SHA256SUMS over all files below `folder`, and over `known`, name → digest, whose files may lie elsewhere."""
+    """Writes SHA256SUMS for all files below `folder`, and for `known`: name → digest, of files that may be elsewhere."""
     sums = dict(known or {})
     for name, _ in files.listed(folder):
         if name != SUMS and name not in sums:
@@ -33,25 +33,29 @@ def seal(folder: AnyPath, known: Mapping[str, str] | None = None) -> None:
 
 
 def add(file: AnyPath) -> None:
-    """Adds a file to the SHA256SUMS of its folder; the other lines stay."""
-    there = (file.parent / SUMS).exists()
-    _write(file.parent, {**(recorded(file.parent) if there else {}), file.name: of(file)})
+    """Adds a file to the SHA256SUMS of its folder, or replaces its line; the other lines stay."""
+    sums = recorded(file.parent) if (file.parent / SUMS).exists() else {}
+    _write(file.parent, {**sums, file.name: of(file)})
 
 
 def _write(folder: AnyPath, sums: Mapping[str, str]) -> None:
-    with files.atomic(folder / SUMS) as made:
-        made.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
+    with files.atomic(folder / SUMS) as temporary:
+        temporary.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
 
 
 def check(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> None:
-    """`ValueError` with what to run if a file is not as `stage` wrote it; `sealed`: the folder of SHA256SUMS, if not its own."""
+    """Compares a file with the digest that `stage` wrote. `sealed`: the folder of SHA256SUMS, if not the file's own.
+
+    Raises `FileNotFoundError` if the file or SHA256SUMS is missing, `ValueError` if the file differs; both name the command
+    that makes it again.
+    """
     if not file.exists():
         raise FileNotFoundError(f"{file}: not there. Run: dvc repro {stage}")
     compare(file, _recorded(file, stage, sealed), stage)
 
 
 def read(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> bytes:
-    """The bytes of a file that is as `stage` wrote it; errors like those of `check`."""
+    """Returns the bytes of a file after comparing them with the digest that `stage` wrote; raises like `check`."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -61,33 +65,33 @@ def read(file: AnyPath, stage: str, sealed: AnyPath | None = None) -> bytes:
 
 
 def compare(file: AnyPath, recorded: str, stage: str) -> None:
-    """`ValueError` with what to run if the sha256 of a file is not the recorded one; it is read in pieces."""
+    """Raises `ValueError` with the command to run if the sha256 of a file is not the recorded one; reads it in pieces."""
     try:
-        found = of(file)
+        actual = of(file)
     except OSError as error:
         raise OSError(f"{file}: gone or damaged: {error}. {again(stage)}") from None
-    _agree(file, found, recorded, stage)
+    _agree(file, actual, recorded, stage)
 
 
-def _agree(file: AnyPath, found: str, recorded: str, stage: str) -> None:
-    if found != recorded:
+def _agree(file: AnyPath, actual: str, recorded: str, stage: str) -> None:
+    if actual != recorded:
         raise ValueError(
-            f"{file}: not as '{stage}' wrote it: its sha256 is {found[:16]}…, was {recorded[:16]}…. {again(stage)}"
+            f"{file}: not as '{stage}' wrote it: its sha256 is {actual[:16]}…, was {recorded[:16]}…. {again(stage)}"
         )
 
 
 def again(stage: str) -> str:
-    """The command that makes the outs of one stage again, and no others."""
+    """The sentence with the command that makes the outs of this stage again, and of no other."""
     return f"Run: dvc repro --force --single-item {stage}"
 
 
 def recorded(folder: AnyPath) -> dict[str, str]:
-    """The digests in a folder's SHA256SUMS, by name; `FileNotFoundError` if it is not there."""
+    """The digests in a folder's SHA256SUMS, by file name; `FileNotFoundError` if there is none."""
     return parse((folder / SUMS).read_bytes())
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """The digests in a SHA256SUMS, by name; other lines are left out."""
+    """The digests in the text of a SHA256SUMS, by file name; lines of any other form are ignored."""
     lines = map(_LINE.fullmatch, data.splitlines())
     return {os.fsdecode(line[2]): line[1].decode() for line in lines if line}
 
@@ -107,12 +111,12 @@ def _recorded(file: AnyPath, stage: str, sealed: AnyPath | None) -> str:
 
 
 def stamped(text: str) -> str:
-    """A text with its own sha256 as a first line, for a file without SHA256SUMS."""
+    """The text below a first line with its sha256, for a file without SHA256SUMS."""
     return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def unstamped(file: AnyPath) -> str:
-    """The text of a `stamped` file; `ValueError` if it was changed."""
+    """The text of a `stamped` file, without the first line; `ValueError` if it was changed."""
     digest, _, text = file.read_bytes().partition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise ValueError(f"{file}: damaged, or of older code")
@@ -120,13 +124,13 @@ def unstamped(file: AnyPath) -> str:
 
 
 def mark(file: Path) -> None:
-    """Writes the digest of a file in work/ beside it, for `marked`."""
-    with files.atomic(_mark(file)) as made:
-        made.write_text(of(file))
+    """Writes the digest of a file to FILE.sha256 beside it, for `marked`."""
+    with files.atomic(_mark(file)) as temporary:
+        temporary.write_text(of(file))
 
 
 def marked(file: Path) -> bool:
-    """Whether the file is there, unchanged since it was marked."""
+    """Whether the file exists and is unchanged since `mark`."""
     try:
         return _mark(file).read_bytes() == of(file).encode()
     except FileNotFoundError:

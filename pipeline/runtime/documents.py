@@ -1,4 +1,4 @@
-"""Our JSON and CSV files: written one way, and read with each key, value and row checked; one line says a fault."""
+"""The project's JSON and CSV files: written in one format, and checked key by key and row by row when read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.runtime.paths import AnyPath
 T = TypeVar("T")
 
 SHOWN = 200
-"""The most characters of a fault that are printed: the wrong value may be the whole file."""
+"""The most characters of an error message: the wrong value in it may be as large as the file."""
 
 
 def parse(data: bytes | str, kind: type[T], file: AnyPath, stage: str) -> T:
-    """A JSON object as a `kind`, a dataclass with all of its keys; `ValueError` with what to run if it is not one."""
+    """Reads a JSON object into the dataclass `kind`; `ValueError` with the command to run if a key or value is wrong."""
     document = load(data, file, stage)
     missing = [field.name for field in dataclasses.fields(kind) if field.name not in document]  # type: ignore[arg-type]
     if missing:
@@ -29,7 +29,7 @@ def parse(data: bytes | str, kind: type[T], file: AnyPath, stage: str) -> T:
     try:
         return params.check(document, kind, Path(str(file)))
     except RecursionError:
-        raise ValueError(f"{file}: no JSON of ours (nested too deep). {again(stage)}") from None
+        raise ValueError(f"{file}: not valid JSON (nested too deep). {again(stage)}") from None
     except params.ParamsError as error:
         first, *more = str(error).replace(f"{file}: : ", f"{file}: ").splitlines()
         others = f" (and {len(more)} more)" if more else ""
@@ -37,11 +37,11 @@ def parse(data: bytes | str, kind: type[T], file: AnyPath, stage: str) -> T:
 
 
 def load(data: bytes | str, file: AnyPath, stage: str) -> dict[str, Any]:
-    """A JSON object without NaN and with no key twice; errors like those of `parse`."""
+    """Reads a JSON object; a NaN, an infinity or a duplicate key is an error. Raises like `parse`."""
     try:
         document = json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: no JSON of ours ({_short(str(error))}). {again(stage)}") from None
+        raise ValueError(f"{file}: not valid JSON ({_short(str(error))}). {again(stage)}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{file}: has to be a JSON object, is {type(document).__name__}. {again(stage)}")
     return document
@@ -54,9 +54,10 @@ def rows(
     stage: str,
     others: Callable[[str], Any] = str,
 ) -> list[dict[str, Any]]:
-    """The rows of a CSV with a head; `columns`: required column → its parser, `others`: the parser of the rest.
+    """The rows of a CSV with a header. `columns`: required column → its parser; `others`: the parser of other columns.
 
-    `ValueError` with what to run if a column is missing, a row has another length, or a value cannot be parsed.
+    Raises `ValueError` with the line number and the command to run if a column is missing, a row has another length, or a
+    value cannot be parsed.
     """
     line = 1
     try:
@@ -64,19 +65,19 @@ def rows(
         head = next(reader, [])
         if absent := [name for name in columns if name not in head]:
             raise ValueError(f"has no column {absent[0]}")
-        found = []
+        parsed = []
         for cells in reader:
             line = reader.line_num
             if len(cells) != len(head):
                 raise ValueError(f"{len(cells)} values for {len(head)} columns")
-            found.append({name: columns.get(name, others)(cell) for name, cell in zip(head, cells, strict=True)})
+            parsed.append({name: columns.get(name, others)(cell) for name, cell in zip(head, cells, strict=True)})
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: line {line}: {_short(str(error))}. {again(stage)}") from None
-    return found
+    return parsed
 
 
 def write_rows(file: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Writes a CSV that `rows` reads: a head, then the rows. Text is not changed, even if it begins like a formula."""
+    """Writes a CSV that `rows` reads: a header, then the rows. Text is written unchanged, even if it begins like a formula."""
     # csv quotes "\n" but not "\r", which its own reader then refuses
     turned = any("\r" in str(cell) for row in rows for cell in row)
     with file.open("w", encoding="utf-8", newline="") as handle:
@@ -87,8 +88,8 @@ def write_rows(file: Path, head: Sequence[str], rows: Sequence[Sequence[object]]
 
 def write_records(file: Path, head: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
     """Writes a CSV like `write_rows`; missing values are empty. `ValueError` for a value without a column."""
-    if strange := {name for record in records for name in record}.difference(head):
-        raise ValueError(f"{file}: has no column {min(strange)}")
+    if unknown := {name for record in records for name in record}.difference(head):
+        raise ValueError(f"{file}: has no column {min(unknown)}")
     write_rows(file, head, [[record.get(name, "") for name in head] for record in records])
 
 
@@ -97,11 +98,11 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    document = dict(pairs)
+    if len(document) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' is there twice")
-    return found
+    return document
 
 
 def _short(text: str) -> str:

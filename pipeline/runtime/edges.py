@@ -1,6 +1,7 @@
-"""A library's error → what happened, where, and what to do, in at most three lines; our own bugs keep their traceback.
+"""User messages for errors of libraries: what happened, where, and what to do, in at most three lines.
 
-Nothing is imported for it: an error is recognized by the names of its classes, by its message, or by its errno.
+Bugs of this code keep their traceback. An error is recognized by the names of its classes, its message or its errno, so that
+no library has to be imported.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from types import TracebackType
 from typing import Any
 
 LINES, LONG = 3, 240
-"""The most lines that are printed of one error, and the most characters of a library's message."""
+"""The most lines of a message, and the most characters that are quoted from a library."""
 
 AGAIN = "Then run again: dvc repro goes on where it was"
 
 Words = Callable[[BaseException], str]
 
 
-def said(error: BaseException) -> str | None:
-    """The words for the user; None for a bug of ours, which keeps its traceback."""
+def message(error: BaseException) -> str | None:
+    """The message for the user; None for a bug of this code, which keeps its traceback."""
     if inner := list(_wrapped(error)):
-        return next(filter(None, map(said, inner)), None)
+        return next(filter(None, map(message, inner)), None)
     words = _words(error)
     if words is None and isinstance(error, RuntimeError) and error.__cause__ is not None:
-        return said(error.__cause__)
+        return message(error.__cause__)
     return words
 
 
@@ -44,7 +45,7 @@ def _words(error: BaseException) -> str | None:
     for names, words in FAMILIES:
         if _named(error, names):
             return words(error)
-    for pattern, words in SAYINGS:
+    for pattern, words in PATTERNS:
         if isinstance(error, RuntimeError) and re.search(pattern, str(error)):
             return words(error)
     if isinstance(error, OSError):
@@ -57,7 +58,7 @@ def _words(error: BaseException) -> str | None:
 
 
 def _named(error: BaseException, names: tuple[str, ...]) -> bool:
-    """Whether the error is of one of these classes; a name that ends in a dot stands for all of a library."""
+    """Whether the error is an instance of one of these classes; a name that ends in a dot is a library with all its classes."""
     classes = [f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__]
     return any(name == each or (name.endswith(".") and each.startswith(name)) for name in names for each in classes)
 
@@ -71,7 +72,7 @@ def _say(what: str, error: BaseException, todo: str) -> str:
 
 
 def essential(text: str) -> str:
-    """The line of a library's message that says what happened, without advice and addresses."""
+    """The first line of a library's message that says what happened, without tracebacks and advice; at most `LONG` characters."""
     lines = [line.strip() for line in text.split("\n")]
     lines = [
         line for line in lines if line and not re.match(r"Traceback|File \"|\[SQL|\(Background|[~^]+$|\*\*\*", line)
@@ -86,7 +87,7 @@ def _cut(text: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The file or folder in the variables of our innermost function that has one, for errors that name none."""
+    """A path among the local variables of this code's innermost frame that has one, for errors that name no file."""
     frames, trace = [], error.__traceback__
     while trace is not None:
         frames.append(trace)
@@ -115,8 +116,8 @@ def _is_ours(trace: TracebackType) -> bool:
 def _path(trace: TracebackType) -> str:
     if not _is_ours(trace):
         return ""
-    found = (value for value in trace.tb_frame.f_locals.values() if isinstance(value, Path) or _is_s3(value))
-    return next((str(value) for value in found), "")
+    paths = (value for value in trace.tb_frame.f_locals.values() if isinstance(value, Path) or _is_s3(value))
+    return next((str(value) for value in paths), "")
 
 
 def _is_s3(value: Any) -> bool:
@@ -124,7 +125,7 @@ def _is_s3(value: Any) -> bool:
 
 
 def _means(what: str, todo: str) -> Words:
-    """The same words for a whole family of errors."""
+    """One message for a family of errors."""
     return lambda error: _say(what, error, todo)
 
 
@@ -138,11 +139,11 @@ SYSTEM: dict[int, str] = {
     errno.EACCES: "Allow it (chown, chmod), or name another folder in machine.yaml (storage, shards, store)",
     errno.EPERM: "Allow it (chown, chmod), or name another folder in machine.yaml (storage, shards, store)",
     errno.EMFILE: "This process may open no more files: ulimit -n 65536 before the stage",
-    errno.ENFILE: "This machine may open no more files: sysctl fs.file-max, or end what else has many open",
-    errno.EIO: "The disk does not give or take it: dmesg says more. Put the data on another one",
-    errno.ENOMEM: f"Memory ran out: end what else takes it, or ask less at once (machine.yaml: workers). {AGAIN}",
+    errno.ENFILE: "This machine may open no more files: raise sysctl fs.file-max, or end programs with many open files",
+    errno.EIO: "The disk failed to read or write: dmesg says more. Put the data on another one",
+    errno.ENOMEM: f"Memory ran out: end other programs, or set fewer workers (machine.yaml). {AGAIN}",
     errno.ENAMETOOLONG: "Choose a shorter name, or a working copy nearer to the root of the disk",
-    errno.EPIPE: "Whoever read from here has ended",
+    errno.EPIPE: "The program that read the output has ended",
 }
 for _number in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
     SYSTEM[_number] = f"Is the server running, and the address right (machine.yaml)? {AGAIN}"
@@ -153,7 +154,7 @@ def _system(error: OSError) -> str:
     if number is None and not _raised_here(error):
         number = next((number for number in SYSTEM if f"[errno {number}]" in str(error).lower()), None)
     if number is None:
-        return _cut(str(error))  # in our words already
+        return _cut(str(error))  # raised by this code with its own message
     name = error.filename if isinstance(error.filename, str) else _where(error)
     what = f"{name}: {os.strerror(number)}" if name else os.strerror(number)
     return f"{what}\n{SYSTEM[number]}" if number in SYSTEM else what
@@ -161,10 +162,8 @@ def _system(error: OSError) -> str:
 
 def _ray(error: BaseException) -> str:
     name = type(error).__name__
-    # RayTaskError makes classes of its own
-    return RAY.get(name, _means(f"Ray ({name})", f"Ray's own words are in /tmp/ray/session_latest/logs. {AGAIN}"))(
-        error
-    )
+    # RayTaskError creates classes, with names that are not in RAY
+    return RAY.get(name, _means(f"Ray ({name})", f"Ray's logs are in /tmp/ray/session_latest/logs. {AGAIN}"))(error)
 
 
 _LOST = _means("a worker or its node was lost", f"Is there memory enough (dmesg), and is the node up? {AGAIN}")
@@ -212,8 +211,8 @@ _DAMAGED = _means(
     "a file is damaged or not whole", "Remove it, or bring it back; the stage that made it makes it again"
 )
 _TORCH = _means(
-    "no file of torch's that can be read",
-    "It is damaged, or another program's. Bring it back, or make it again: dvc repro --force --single-item train",
+    "not a readable file of torch",
+    "It is damaged, or from another program. Bring it back, or make it again: dvc repro --force --single-item train",
 )
 _GLOO = _means(
     "the processes of the training lost each other",
@@ -266,7 +265,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], Words], ...] = (
     ),
     (
         ("json.decoder.JSONDecodeError",),
-        _means("no JSON that can be read", "Remove the file; the stage that made it makes it again (dvc repro)"),
+        _means("not readable as JSON", "Remove the file; the stage that made it makes it again (dvc repro)"),
     ),
     (("builtins.UnicodeError",), _means("a name or a text that is not UTF-8", "Rename the file, or save it as UTF-8")),
     (("torch.distributed.DistError", "torch.distributed.DistBackendError"), _GLOO),
@@ -285,18 +284,18 @@ FAMILIES: tuple[tuple[tuple[str, ...], Words], ...] = (
     ),
     (
         ("builtins.ModuleNotFoundError",),
-        _means("the environment is not whole", "Make it again: make clean, then make repro"),
+        _means("the environment is incomplete", "Make it again: make clean, then make repro"),
     ),
     (("concurrent.futures.process.BrokenProcessPool",), _LOST),
     (("PIL.UnidentifiedImageError",), _DAMAGED),
     (
         ("ruamel.yaml.error.YAMLError", "yaml.error.YAMLError"),
-        _means("no YAML that can be read", "git diff says what changed"),
+        _means("not readable as YAML", "git diff says what changed"),
     ),
 )
-"""Names of classes, or of libraries, and the words for their errors; the first match counts."""
+"""Names of classes, or of libraries, and the message for their errors; the first match counts."""
 
-SAYINGS: tuple[tuple[str, Words], ...] = (
+PATTERNS: tuple[tuple[str, Words], ...] = (
     (
         r"Version mismatch: ",
         lambda error: _cut(
@@ -318,8 +317,8 @@ SAYINGS: tuple[tuple[str, Words], ...] = (
     ),
     (
         r"inline_container|PytorchStreamWriter|basic_ios",
-        _means("a file of torch's that could not be written", f"Is there room on the disk? {AGAIN}"),
+        _means("a file of torch could not be written", f"Is there room on the disk? {AGAIN}"),
     ),
     (r"(?i)Failed to connect to GCS|gcs_server|Can't find a .*Ray", _HEAD),
 )
-"""Patterns of messages, for errors without a class of their own."""
+"""Patterns in the text of a RuntimeError, and the message for it; the first match counts."""

@@ -1,6 +1,6 @@
-"""Files fetched over HTTP: resumed by range, tried again, verified, and moved into place when they are whole.
+"""Downloads over HTTP: resumed by byte range, retried, verified, and moved into place when they are complete.
 
-The part that has arrived lies beside the file as `.part`.
+The bytes that have arrived are kept beside the file as `.part`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import urllib3
 
 from pipeline.runtime import files, waiting, web
 from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.printing import say
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.said import say
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>[0-9]+)-[0-9]+|\*)/(?P<total>[0-9]+|\*)")
 
 LEAST_FREE = 2**30
-"""Bytes that stay free on the disk while a file of unknown length is fetched."""
+"""Bytes to leave free on the disk while a file of unknown length is fetched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remote:
-    """A file on a server, with what is known of it."""
+    """A file on a server, with its published size and checksums where they are known."""
 
     url: str
     bytes: int | None = None
@@ -44,20 +44,21 @@ class Remote:
         return PurePosixPath(urlsplit(self.url).path).name
 
     @property
-    def known(self) -> dict[str, str]:
-        """Its checksums, by the name of the algorithm."""
+    def checksums(self) -> dict[str, str]:
+        """Algorithm → checksum in hexadecimal, of those that are known."""
         return {name: value for name, value in (("md5", self.md5), ("sha256", self.sha256)) if value}
 
 
-class _Other(Exception):  # noqa: N818 - it is caught
+class _WrongFile(Exception):  # noqa: N818 - always caught
     """The file that arrived is not the published one."""
 
 
 def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = None) -> None:
-    """Fetches `file` unless it is there. An Authorization header is sent to the first host only.
+    """Fetches `file` unless it exists. An Authorization header is sent to the first host only.
 
-    `ValueError` for what another try will not change: a refusal, an HTML page, another checksum, or a path that is on no
-    disk. `OSError` after too many failures, or if the disk has no room. The part that arrived is kept for the next run.
+    Raises `ValueError` if another try would not help: the server refuses, answers with an HTML page or has another file, or
+    `file` is not on a disk; `OSError` after too many failures, or if the disk has no room. The bytes that arrived are kept
+    for the next run.
     """
     with files.locked(file):
         if file.exists():
@@ -74,18 +75,18 @@ def fetch(remote: Remote, file: AnyPath, headers: Mapping[str, str] | None = Non
                 try:
                     _verify(part, remote, url)
                     break
-                except _Other as error:
+                except _WrongFile as error:
                     pieces = part.pieces
                     part.discard()
-                    # pieces may be of two versions; what came in one is what the server has
+                    # several pieces may come from two versions of the file: then it is fetched again
                     if pieces <= 1:
                         raise ValueError(f"{error}. The server has another file than the published one") from None
         part.finish()
 
 
 def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) -> None:
-    """Fetches the missing bytes of the part; `Failure` if the transfer broke off."""
-    start = part.bytes if part.same(url) or remote.known else 0
+    """Fetches the missing bytes of the part; raises `Failure` if the transfer breaks off."""
+    start = part.bytes if part.same(url) or remote.checksums else 0
     ask = {"Range": f"bytes={start}-"} if start else {}
     if start and part.validator:
         ask["If-Range"] = part.validator
@@ -98,9 +99,9 @@ def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) 
             raise ValueError(
                 f"{web.shown(url)}: has {total:,} bytes, the published file {remote.bytes:,}. Is it a page or another version?"
             )
-        if total is None and not remote.known and remote.bytes is None:
+        if total is None and not remote.checksums and remote.bytes is None:
             raise ValueError(
-                f"{web.shown(url)}: the server does not say how long the file is, so a part would pass for all"
+                f"{web.shown(url)}: the server does not say how long the file is, so a truncated file would not be noticed"
             )
         files.check_room(part.file, (total or remote.bytes or 0) - first)
         part.begin(first, url, answer.headers)
@@ -108,21 +109,21 @@ def _transfer(session: requests.Session, url: str, remote: Remote, part: _Part) 
 
 
 def _range(answer: requests.Response, part: _Part) -> tuple[int, int | None]:
-    """The offset of the answer's first byte, and the file's length or None; they are equal if nothing is missing."""
+    """The offset of the response's first byte, and the file's length or None; they are equal if no byte is missing."""
     length = answer.headers.get("Content-Length", "")
-    if answer.status_code == 200:  # from the start: it knows no ranges, or the file has changed
+    if answer.status_code == 200:  # the whole file: the server ignores ranges, or the file has changed
         return 0, int(length) if length.isdigit() else None
-    said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    if answer.status_code == 206 and said and said["first"] and int(said["first"]) == part.bytes:
-        return part.bytes, int(said["total"]) if said["total"] != "*" else None
-    if answer.status_code == 416 and said and said["total"] == str(part.bytes):
+    header = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if answer.status_code == 206 and header and header["first"] and int(header["first"]) == part.bytes:
+        return part.bytes, int(header["total"]) if header["total"] != "*" else None
+    if answer.status_code == 416 and header and header["total"] == str(part.bytes):
         return part.bytes, part.bytes
     part.discard()
     raise web.Failure(f"web.answered {answer.status_code} with {answer.headers.get('Content-Range')!r}")
 
 
 def _receive(answer: requests.Response, part: _Part, first: int, total: int | None, url: str) -> None:
-    """Appends the answer to the `first` bytes that are there; `Failure` if it ends too early."""
+    """Appends the response's body to the `first` bytes of the part; raises `Failure` if it ends early or is too slow."""
     offset, why = first, ""
     mark, since = offset, time.monotonic()
     to_come = max(0, (total or 0) - first) >> 20
@@ -139,9 +140,7 @@ def _receive(answer: requests.Response, part: _Part, first: int, total: int | No
                 progress.add(((offset + len(piece)) >> 20) - (offset >> 20))
                 offset += len(piece)
                 if total is not None and offset > total:
-                    raise ValueError(
-                        f"{web.shown(url)}: more than {total:,} bytes come, which is all the file should have"
-                    )
+                    raise ValueError(f"{web.shown(url)}: sends more than the {total:,} bytes that the file should have")
                 if total is None:
                     files.check_room(part.file, LEAST_FREE)
                 if (now := time.monotonic()) - since >= web.WINDOW:
@@ -156,36 +155,36 @@ def _receive(answer: requests.Response, part: _Part, first: int, total: int | No
 
 
 def _verify(part: _Part, remote: Remote, url: str) -> None:
-    """`_Other` unless the part has the size and the checksums of the published file."""
+    """Raises `_WrongFile` unless the part has the size and the checksums of the published file."""
     if remote.bytes is not None and part.bytes != remote.bytes:
-        raise _Other(f"{web.shown(url)}: {part.bytes:,} bytes came, the published file has {remote.bytes:,}")
-    for name, expected in remote.known.items():
+        raise _WrongFile(f"{web.shown(url)}: {part.bytes:,} bytes came, the published file has {remote.bytes:,}")
+    for name, expected in remote.checksums.items():
         with part.path.open("rb") as file:
-            found = hashlib.file_digest(file, name).hexdigest()
-        if found != expected:
-            raise _Other(
-                f"{web.shown(url)}: all came, but its {name.upper()} is {found}, that of the published one {expected}"
+            actual = hashlib.file_digest(file, name).hexdigest()
+        if actual != expected:
+            raise _WrongFile(
+                f"{web.shown(url)}: complete, but its {name.upper()} is {actual}, that of the published file {expected}"
             )
 
 
 def _refuse_page(kind: str, url: str) -> None:
     if kind.partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml"):
-        raise ValueError(f"{web.shown(url)}: a page of HTML came, not the file. Is it one to log in?")
+        raise ValueError(f"{web.shown(url)}: an HTML page came, not the file. Is it a login page?")
 
 
 class _Part:
-    """The part of a file that has arrived, and the version that it is of."""
+    """The part of a file that has arrived, and the file's version on the server."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.path = file.with_name(file.name + ".part")
         self._note = file.with_name(file.name + ".part.json")
         try:
-            self._known: dict[str, str] = json.loads(self._note.read_text())
+            self._version: dict[str, str] = json.loads(self._note.read_text())
         except (FileNotFoundError, ValueError):
-            self._known = {}
+            self._version = {}
         self.pieces = int(self.bytes > 0)
-        """Number of answers that it was assembled from."""
+        """The number of responses that the part was assembled from."""
 
     @property
     def bytes(self) -> int:
@@ -193,27 +192,27 @@ class _Part:
 
     @property
     def validator(self) -> str:
-        """The server's name for this version, for If-Range; empty if it gave none that a range can rely on."""
-        return self._known.get("validator", "")
+        """The strong ETag or Last-Modified of this version, for If-Range; empty if the server gave none."""
+        return self._version.get("validator", "")
 
     def same(self, url: str) -> bool:
-        """Whether the rest can be requested from this address, with a change of version being noticed."""
-        return bool(self.validator) and self._known.get("url") == web.shown(url)
+        """Whether the rest can be requested from this address so that a change of the file would be noticed."""
+        return bool(self.validator) and self._version.get("url") == web.shown(url)
 
     def begin(self, first: int, url: str, headers: Mapping[str, str]) -> None:
-        """Prepares for the bytes from `first` on."""
+        """Prepares the part for bytes from the offset `first` on, and records their version."""
         etag = headers.get("ETag", "")
         validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
-        self._known = {"url": web.shown(url), "validator": validator}
+        self._version = {"url": web.shown(url), "validator": validator}
         self.pieces = self.pieces + 1 if first else 1
-        self._note.write_text(json.dumps(self._known))
+        self._note.write_text(json.dumps(self._version))
         with self.path.open("ab") as file:
             file.truncate(first)
 
     def discard(self) -> None:
         files.discard(self.path)
         files.discard(self._note)
-        self._known = {}
+        self._version = {}
         self.pieces = 0
 
     def finish(self) -> None:

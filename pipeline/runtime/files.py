@@ -1,7 +1,6 @@
-"""Files and folders on a disk or on an object store, in the same words: written whole or not at all, read, listed, removed.
+"""Files and folders on a disk or an object store, behind one interface: atomic writes, reading, listing, removing.
 
-A disk and an object store are two classes with the same methods, and `_of` is the one place that asks which of them a path
-belongs to.
+The disk and the object store are two classes with the same methods; only `_of` decides between them.
 """
 
 from __future__ import annotations
@@ -27,74 +26,74 @@ from pipeline.runtime.stage import WORK
 Where = TypeVar("Where", contravariant=True)
 
 PATIENCE = 3600.0
-"""Seconds in which another working copy may fetch or repack what this one needs as well."""
+"""Seconds to wait for another working copy that fetches or repacks the same file."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def atomic(path: AnyPath) -> AbstractContextManager[Path]:
-    """Gives a path on a disk to write a file or a folder at, and puts that in place of `path` when the block ends.
+    """Yields a temporary path at which to write a file or a folder, and puts it in place of `path` when the block ends.
 
-    After an error, a kill or a full disk `path` is as it was. On a disk it is moved, after an fsync; to an object store,
-    which takes files alone, it is uploaded. `OSError` that says what to do where a disk has no room.
+    After an error, a kill or a full disk `path` is unchanged. On a disk the result is moved, after an fsync; to an object
+    store, which takes only files, it is uploaded. Raises `OSError` that says what to do if a disk has no room.
     """
     return _of(path).atomic(path)
 
 
-def put(made: AnyPath, path: AnyPath, last: str = "") -> None:
-    """Moves a finished file or folder of the same disk or object store to `path`, in place of what is there.
+def put(temporary: AnyPath, path: AnyPath, last: str = "") -> None:
+    """Moves a finished file or folder to `path` on the same disk or object store, and replaces what `path` was.
 
-    In an object store a folder's files come one by one, and the one named `last` comes last.
+    In an object store a folder's files are copied one by one, the one named `last` at the end.
     """
-    assert type(_of(made)) is type(_of(path)), (made, path)
-    _of(made).put(made, path, last)
+    assert type(_of(temporary)) is type(_of(path)), (temporary, path)
+    _of(temporary).put(temporary, path, last)
 
 
 def discard(path: AnyPath) -> None:
-    """Removes a file, or a folder with all that is in it; neither has to be there."""
+    """Removes a file, or a folder with its contents; does nothing if there is none."""
     _of(path).discard(path)
 
 
 def opened(path: AnyPath) -> pa.NativeFile:
-    """The file, for `read_at` by any number of threads; `FileNotFoundError` if it is not there."""
+    """Opens a file for `read_at` by any number of threads; `FileNotFoundError` if there is none."""
     return _of(path).opened(path)
 
 
 def size(path: AnyPath) -> int | None:
-    """The bytes of a file; None if it is not there."""
+    """The size of a file in bytes; None if there is no such file."""
     return _of(path).size(path)
 
 
 def listed(folder: AnyPath) -> list[tuple[str, int]]:
-    """Path from there and bytes of every file below a folder, in the order of their paths; links are followed."""
+    """Relative path and bytes of every file below a folder, sorted by path; links are followed."""
     return _of(folder).listed(folder)
 
 
 def at_once(path: AnyPath) -> int:
-    """How many reads at a time keep the disk or the object store busy."""
+    """The number of concurrent reads that keeps the disk or the object store busy."""
     return _of(path).at_once
 
 
 def locked(path: AnyPath) -> AbstractContextManager[None]:
-    """Holds off others that would make the same file or folder: several working copies may share a data store.
+    """Locks a file or folder while it is written, since several working copies may share a data store.
 
-    What a killed one has left of it in `atomic` is removed. Waits `PATIENCE` and says so, then raises `TimeoutError`.
+    Removes the temporary files of killed writers. Waits up to `PATIENCE` seconds, with a message, then raises `TimeoutError`.
     """
     return _of(path).locked(path)
 
 
 def on_disk(path: AnyPath) -> Path:
-    """The path, for what is fetched, drawn or repacked to it; `ValueError` with what to do if it is on an object store."""
+    """Returns `path` if it is on a disk, where files can be fetched, drawn or repacked; `ValueError` for an object store."""
     return _of(path).on_disk(path)
 
 
 class _Files(Protocol[Where]):
-    """The functions of these names say what each method promises."""
+    """The methods are documented at the functions of the same names."""
 
     at_once: int
 
     def atomic(self, path: Where) -> AbstractContextManager[Path]: ...
-    def put(self, made: Where, path: Where, last: str, /) -> None: ...
+    def put(self, temporary: Where, path: Where, last: str, /) -> None: ...
     def discard(self, path: Where) -> None: ...
     def opened(self, path: Where) -> pa.NativeFile: ...
     def size(self, path: Where) -> int | None: ...
@@ -104,35 +103,35 @@ class _Files(Protocol[Where]):
 
 
 def _of(path: AnyPath) -> _Files[Any]:
-    """The files of the disk, or of the object store, that a path belongs to."""
+    """The implementation for the disk or the object store of a path."""
     return _ObjectStore() if isinstance(path, S3Path) else _Disk()
 
 
 class _Disk:
-    """Files of a disk, or of a network drive."""
+    """Files on a disk or a network drive."""
 
     at_once = 4
 
     @contextmanager
     def atomic(self, path: Path) -> Iterator[Path]:
-        made = _unfinished(path)
-        made.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _unfinished(path)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with room_for(path, made):
-                yield made
-                self.put(made, path)
+            with room_for(path, temporary):
+                yield temporary
+                self.put(temporary, path)
         finally:
-            self.discard(made)
+            self.discard(temporary)
 
-    def put(self, made: Path, path: Path, _last: str = "") -> None:
-        for file in made.rglob("*") if made.is_dir() else [made]:
+    def put(self, temporary: Path, path: Path, _last: str = "") -> None:
+        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or made.is_dir():
+        if path.is_dir() or temporary.is_dir():
             self.discard(path)
-        made.replace(path)
+        temporary.replace(path)
 
     def discard(self, path: Path) -> None:
         if path.is_dir() and not path.is_symlink():
@@ -162,22 +161,22 @@ class _Disk:
 
 
 class _ObjectStore:
-    """Files of an object store, each of which appears when all of it has come."""
+    """Files on an object store; each appears when its upload is complete."""
 
-    at_once = 32  # each read waits for its answer
+    at_once = 32  # each read waits for a response
 
     @contextmanager
     def atomic(self, path: S3Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / path.name
-            yield made
-            # in a thread of its own, which no signal interrupts: Arrow puts in place what came before an exception
+            temporary = Path(folder) / path.name
+            yield temporary
+            # in a thread, because signals interrupt only the main one: after an exception Arrow would store a truncated file
             with ThreadPoolExecutor(1) as uploader:
-                uploader.submit(_upload, made, path).result()
+                uploader.submit(_upload, temporary, path).result()
 
-    def put(self, made: S3Path, path: S3Path, last: str) -> None:
-        system, source, target = path.system, made.key, path.key
-        names = [name for name, _ in made.listed() if name != last]
+    def put(self, temporary: S3Path, path: S3Path, last: str) -> None:
+        system, source, target = path.system, temporary.key, path.key
+        names = [name for name, _ in temporary.listed() if name != last]
         with ThreadPoolExecutor(self.at_once) as copiers:
             list(copiers.map(lambda name: system.copy_file(str(source / name), str(target / name)), names))
         system.copy_file(str(source / last), str(target / last))
@@ -199,7 +198,7 @@ class _ObjectStore:
         return folder.listed()
 
     def locked(self, _path: S3Path) -> AbstractContextManager[None]:
-        return nullcontext()  # it is only read there, see `on_disk`
+        return nullcontext()  # a store on S3 is only read, see `on_disk`
 
     def on_disk(self, path: S3Path) -> NoReturn:
         raise ValueError(
@@ -213,16 +212,16 @@ UNFINISHED = ".part"
 
 
 def _unfinished(path: Path) -> Path:
-    """Where a file or folder is written before it is moved to `path`, on the same disk.
+    """The temporary path for a file or folder that will be moved to `path`, on the same disk.
 
-    A relative path is one of this working copy, as a stage's out: below `work/`, where nothing is taken for an out. Else
-    it is beside `path`, under a name that no other process has: two workers may make the same file.
+    For a relative path, such as a stage's out, it is below `work/`, so that it cannot be mistaken for an out. Otherwise it is
+    beside `path`, with a unique name, since two workers may write the same file.
     """
     if path.is_absolute() or path.is_relative_to(WORK):
         return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
-    made = WORK / "outs" / path
-    discard(made)  # a kill may have left it
-    return made
+    temporary = WORK / "outs" / path
+    discard(temporary)  # a kill may have left it
+    return temporary
 
 
 def _upload(file: Path, path: S3Path) -> None:
@@ -231,7 +230,7 @@ def _upload(file: Path, path: S3Path) -> None:
 
 
 def _walk(folder: str, above: str, within: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Path and bytes of every file; `within`: the folders on the way here, against links that lead back."""
+    """Yields path and bytes of every file. `within`: device and inode of the folders above, to detect links that lead back."""
     status = os.stat(folder)  # noqa: PTH116 - a Path for each of a million files takes longer than the files
     here = (status.st_dev, status.st_ino)
     if here in within:
@@ -250,27 +249,29 @@ def _walk(folder: str, above: str, within: tuple[tuple[int, int], ...]) -> Itera
 
 
 def check_room(file: Path, wanted: int) -> None:
-    """`OSError` that says what to do, if the disk on which `file` will be written has fewer than `wanted` bytes free."""
+    """Raises `OSError` that says what to do if the disk of `file` has fewer than `wanted` bytes free."""
     free = shutil.disk_usage(file.parent).free
     if wanted > free:
         raise _no_room(file, f"{_words(wanted)} are needed, and {_words(free)} are free")
 
 
 @contextmanager
-def room_for(path: Path, made: Path, *, kept: bool = False) -> Iterator[None]:
-    """Has an error that a disk, a quota or a limit has no room for `path` say what to do; `made`: what is written of it.
+def room_for(path: Path, temporary: Path, *, kept: bool = False) -> Iterator[None]:
+    """Adds what to do to an `OSError` about a full disk, a quota or a limit. `temporary`: the temporary path of `path`.
 
-    `kept`: whether that stays for the next try.
+    `kept`: whether the temporary file stays for the next try.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        came = sum(length for _, length in _walk(str(made), "", ())) if made.is_dir() else size(made) or 0
-        free = shutil.disk_usage(made.parent).free
-        why = f"{os.strerror(error.errno)} after {_words(came)}, with {_words(free)} free"
-        raise _no_room(path, f"{why}; that is kept" if kept and came else why) from None
+        written = (
+            sum(length for _, length in _walk(str(temporary), "", ())) if temporary.is_dir() else size(temporary) or 0
+        )
+        free = shutil.disk_usage(temporary.parent).free
+        why = f"{os.strerror(error.errno)} after {_words(written)}, with {_words(free)} free"
+        raise _no_room(path, f"{why}; that is kept" if kept and written else why) from None
 
 
 def _no_room(file: Path, why: str) -> OSError:

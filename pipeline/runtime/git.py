@@ -1,15 +1,15 @@
-"""Git, asked about the working copy that this process is in."""
+"""Queries to git about the working copy in the current folder."""
 
 from __future__ import annotations
 
 import subprocess
 
 LIMIT = 60.0
-"""Seconds for an answer: a working copy on a network drive may be slow."""
+"""Seconds that a query may take: a working copy on a network drive may be slow."""
 
 
-def says(*words: str) -> str:
-    """What `git WORDS` prints, without the spaces around it; nothing where git fails, is not installed, or takes too long."""
+def output(*words: str) -> str:
+    """The output of `git WORDS`, stripped; empty if git fails, is not installed, or takes too long."""
     try:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=LIMIT).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -17,5 +17,5 @@ def says(*words: str) -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, in hexadecimal; nothing outside of git."""
-    return says("rev-parse", "HEAD")
+    """The commit that is checked out, in hexadecimal; empty outside of a repository."""
+    return output("rev-parse", "HEAD")

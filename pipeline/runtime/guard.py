@@ -1,7 +1,7 @@
-"""A guard beside a stage's process: told to stop, it ends in time, with the signal's code, and leaves nobody behind.
+"""A parent process for each stage, so that a stop signal ends the stage in time, with the signal's exit code, and no orphans.
 
-The guard is the process that was started. It imports nothing that takes long and does nothing but watch, so that it hears
-a signal at every moment, whatever the stage is in: an import, Ray's start, a library that sets handlers of its own.
+The guard is the process that was started; the stage is its child. The guard imports nothing slow and only watches, so that
+it can handle a signal at any moment, even while the stage imports, starts Ray, or runs a library that sets its own handlers.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ import psutil
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that stop a stage."""
 
-TOLD = signal.SIGUSR1
-"""How the guard tells the stage: Ray and its trainer take SIGTERM and SIGINT for themselves."""
+STOP_SIGNAL = signal.SIGUSR1
+"""The signal by which the guard stops the stage: Ray and its trainer handle SIGTERM and SIGINT themselves."""
 
 GRACE = 3.5
-"""Seconds in which the stage may end its run and its Ray by itself."""
+"""Seconds in which the stage may end its MLflow run and its Ray before it is killed."""
 
 TWICE = 0.3
-"""Seconds within which a second signal is the first one again, as `timeout` sends it."""
+"""Seconds in which a second signal is ignored: `timeout` sends the same one twice."""
 
 SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh")
-"""What DVC may put between itself and a stage."""
+"""Shells that may be between DVC and a stage."""
 
 _PDEATHSIG, _SUBREAPER = 1, 36
-"""prctl's, on Linux: a signal when the parent ends; who inherits orphans."""
+"""Options of Linux's prctl: PR_SET_PDEATHSIG, a signal when the parent ends; PR_SET_CHILD_SUBREAPER, which adopts orphans."""
 
 _reached: mmap.mmap | None = None
-"""Shared by guard and stage: how far the work is that a stop does not lose; the last byte: whether Python ended the stage."""
+"""Shared by guard and stage: the work that a stop does not lose, in words; the last byte is 1 if Python ended the stage."""
 
 _name = "stage"
-"""The name of the stage that this process is."""
+"""The name of the stage that runs in this process."""
 
 
 class Stopped(SystemExit):
-    """The stage was told to stop; the code is 128 + the signal's number."""
+    """The stage was stopped by a signal; the exit code is 128 + the signal's number."""
 
 
-def hold() -> None:
-    """Keeps signals that stop waiting until `over` has a guard that heeds them."""
+def hold_signals() -> None:
+    """Blocks the stop signals until `start` has set up a guard that handles them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
 
-def release() -> None:
-    """For a program without a guard: from here on a signal raises `Stopped`, and a second one ends it at once."""
+def release_signals() -> None:
+    """For a program without a guard: unblocks the signals; the first one raises `Stopped`, a second one ends the program."""
     for number in STOPS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's
             signal.signal(number, _stop)
@@ -64,33 +64,33 @@ def release() -> None:
 
 
 def guarded() -> bool:
-    """Whether this process is a stage that has its guard."""
+    """Whether this process is a stage with a guard."""
     return _reached is not None
 
 
 def reached(words: str) -> None:
-    """Notes how far the work is that a stop does not lose, such as `step 340`: the guard says it when it stops."""
+    """Records how far the work is that a stop does not lose, such as `step 340`; the guard prints it when the stage stops."""
     if _reached is not None:
         _reached.seek(0)
         _reached.write(words.encode()[: len(_reached) - 2].ljust(len(_reached) - 1, b"\0"))
 
 
 def end(what: str, todo: str) -> None:
-    """Says why the stage cannot go on and what to do, and ends it with 1, from any thread; without a guard it only says so."""
+    """Prints why the stage cannot go on and what to do, and exits with code 1, from any thread. Without a guard only prints."""
     reached = _how_far(_reached)
     _say(f"{_name}: {what}\n{todo}; then dvc repro goes on{f' from {reached}' if reached else ''}")
     if guarded():
         sys.stdout.flush()
         _end()
-        os._exit(1)  # what else there is to end may wait for what is lost
+        os._exit(1)  # an orderly exit may wait for the very thing that is lost
 
 
-def over(name: str) -> None:
-    """Goes on in a child process, which is the stage; this one becomes its guard, and ends with its exit code."""
+def start(name: str) -> None:
+    """Forks: returns in the child, which is the stage; the parent becomes its guard, and exits with its exit code."""
     global _reached, _name
-    hold()
-    above = _dvc()
-    if above is None:
+    hold_signals()
+    ancestors = _dvc()
+    if ancestors is None:
         _say(stop_line(name, ""))
         sys.exit(128 + signal.SIGHUP)
     _prctl(_SUBREAPER, 1)
@@ -98,53 +98,53 @@ def over(name: str) -> None:
     sys.stdout.flush()
     stage = os.fork()
     if stage:
-        _watch(name, stage, words, above)
+        _watch(name, stage, words, ancestors)
     _reached, _name = words, name
     atexit.register(_end)
-    for number in (TOLD, signal.SIGTERM, signal.SIGHUP):
+    for number in (STOP_SIGNAL, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
-    # SIGINT stays held: a terminal's reaches the guard as well, and Ray's trainer would take it for itself
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (TOLD, signal.SIGTERM, signal.SIGHUP))
+    # SIGINT stays blocked: a terminal sends it to the guard too, and Ray's trainer would handle it itself
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (STOP_SIGNAL, signal.SIGTERM, signal.SIGHUP))
     _prctl(_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guard:
         os._exit(128 + signal.SIGHUP)
 
 
 def _how_far(shared: mmap.mmap | None) -> str:
-    """How far the work is, in words; nothing where it has not got that far."""
+    """The work that a stop does not lose, in words; empty if there is none."""
     return "" if shared is None else shared[:-1].rstrip(b"\0").decode(errors="replace")
 
 
 def _end() -> None:
-    """Notes that Python ends this process, which has said why; a library that ends it by itself does not come here."""
+    """Records that Python ends this process, and has printed why; when a library ends it, this is not called."""
     if _reached is not None:
         _reached[-1] = 1
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    for each in (TOLD, *STOPS):
-        # below a guard what ends the work is not interrupted: the guard sees to it that it ends
+    for each in (STOP_SIGNAL, *STOPS):
+        # with a guard, further signals are ignored: the guard makes sure that the stage ends
         signal.signal(each, _nothing if guarded() else signal.SIG_DFL)
-    # where Python can raise nothing, as in a finalizer, it would print a traceback: then the guard ends the stage
-    sys.unraisablehook = _unsaid
+    # in a finalizer Python cannot raise, and would print a traceback; the guard then ends the stage
+    sys.unraisablehook = _ignore
     raise Stopped(128 + number)
 
 
-def _unsaid(_: object) -> None:
-    """Says nothing of what cannot be raised."""
+def _ignore(_: object) -> None:
+    """An unraisablehook that prints nothing."""
 
 
 def _nothing(number: int, _: FrameType | None) -> None:
-    """A handler: the guard reads of signals in its pipe."""
+    """A handler that does nothing: the guard reads the signals from its wakeup pipe."""
 
 
 def _prctl(option: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # only Linux has it; elsewhere some orphans are not found
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has it; on other systems some orphans stay
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _watch(name: str, stage: int, words: mmap.mmap, above: list[psutil.Process]) -> NoReturn:
-    """The guard's life: hears signals, looks after DVC, and ends when the stage has."""
+def _watch(name: str, stage: int, words: mmap.mmap, ancestors: list[psutil.Process]) -> NoReturn:
+    """The guard's loop: passes on signals, stops the stage if DVC is gone, and exits when the stage has ended."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -154,15 +154,15 @@ def _watch(name: str, stage: int, words: mmap.mmap, above: list[psutil.Process])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     stopped, since = 0, 0.0
     while (ended := _ended(stage)) is None:
-        heard = [number for number in _read(reader, 0.2 if stopped else 0.5) if number in STOPS]
-        if not stopped and not _run_on(above):
-            heard.append(signal.SIGHUP)
+        signals = [number for number in _read(reader, 0.2 if stopped else 0.5) if number in STOPS]
+        if not stopped and not _all_running(ancestors):
+            signals.append(signal.SIGHUP)
         passed = time.monotonic() - since
-        if stopped and (passed > GRACE or (heard and passed > TWICE)):
+        if stopped and (passed > GRACE or (signals and passed > TWICE)):
             _kill(stage)
-        elif heard and not stopped:
-            stopped, since = heard[0], time.monotonic()
-            os.kill(stage, TOLD)
+        elif signals and not stopped:
+            stopped, since = signals[0], time.monotonic()
+            os.kill(stage, STOP_SIGNAL)
     _end_what_is_left()
     reached = _how_far(words)
     if stopped:
@@ -180,7 +180,7 @@ def _read(reader: int, seconds: float) -> bytes:
 
 
 def _ended(stage: int) -> int | None:
-    """The stage's status once it has ended; also takes leave of orphans that came to the guard."""
+    """The stage's wait status, or None while it runs; also reaps orphans that the guard has adopted."""
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -196,7 +196,7 @@ def _code(status: int) -> int:
 
 
 def stop_line(name: str, reached: str) -> str:
-    """What a stage says that was told to stop."""
+    """The line that the guard prints when the stage was stopped."""
     return (
         f"{name}: stopped after {reached}; dvc repro goes on from there"
         if reached
@@ -217,7 +217,7 @@ def _lost_line(name: str, code: int, reached: str) -> str:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # stderr may be closed
         os.write(2, f"{line}\n".encode())
 
 
@@ -227,7 +227,7 @@ def _kill(stage: int) -> None:
 
 
 def _end_what_is_left() -> None:
-    """Ends the processes that the stage has started and left, Ray's among them."""
+    """Kills the processes that the stage has left running, Ray's among them."""
     end = time.monotonic() + 1.0
     while left := psutil.Process().children(recursive=True):
         for process in left:
@@ -241,12 +241,12 @@ def _end_what_is_left() -> None:
         time.sleep(0.01)
 
 
-# DVC's own lock goes with DVC: after `kill -9` of it the stage would run on, and a second `dvc repro` would start beside
-# it. So the stage ends when DVC has.
+# DVC's lock is released when DVC ends. After `kill -9` of DVC the stage would still run, and a second `dvc repro` would start
+# another one. So the guard stops the stage when DVC has ended.
 
 
 def _dvc() -> list[psutil.Process] | None:
-    """The processes from this one up to the DVC that started it; none where no DVC did, None where it is gone already."""
+    """The ancestors of this process up to the DVC that started it; empty if no DVC did, None if it has ended already."""
     if "DVC_STAGE" not in os.environ:
         return []
     chain = []
@@ -254,9 +254,9 @@ def _dvc() -> list[psutil.Process] | None:
         chain.append(process)
         if any(Path(word).name == "dvc" or word == "dvc" for word in _words(process)):
             return chain
-    # DVC_STAGE is set, yet no dvc is above us: it was killed before we could look, or another program set it
-    above = [process.pid for process in chain if Path(next(iter(_words(process)), "")).name not in SHELLS]
-    return None if not above or above[0] == 1 else []
+    # DVC_STAGE is set, but no ancestor is dvc: either dvc was killed already, or another program set the variable
+    others = [process.pid for process in chain if Path(next(iter(_words(process)), "")).name not in SHELLS]
+    return None if not others or others[0] == 1 else []
 
 
 def _words(process: psutil.Process) -> list[str]:
@@ -266,7 +266,7 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def _run_on(chain: list[psutil.Process]) -> bool:
+def _all_running(chain: list[psutil.Process]) -> bool:
     try:
         return all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in chain)
     except psutil.NoSuchProcess:

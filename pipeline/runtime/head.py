@@ -1,4 +1,4 @@
-"""A watch over the head of a cluster that a stage has joined: says when it is away, and ends the stage if it stays away."""
+"""A watch on the head of a joined cluster: reports when it does not answer, and ends the stage if it stays away."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pipeline.runtime import guard, waiting
 
 EVERY = 2.0
-"""Seconds between two connection attempts, and the timeout of one."""
+"""Seconds between two connection attempts, and the timeout of each."""
 
 LIMIT = 50.0
-"""Seconds for which a head may be away. After a minute Ray itself ends the process, in whatever state."""
+"""Seconds for which a head may be away. After a minute Ray itself ends the process, whatever it is doing."""
 
 _AWAY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN)
 
@@ -30,25 +30,25 @@ def watched(address: str) -> Iterator[None]:
 
 
 def _watch(address: str, over: threading.Event) -> None:
-    # Knocks are counted, and not seconds: a machine that is loaded, or asleep for an hour, is late, and no head is lost
-    missed, said, began = 0, False, 0.0
+    # Failed attempts are counted, not seconds: on a machine that is loaded, or slept for an hour, time passes without one
+    missed, reported, began = 0, False, 0.0
     while not over.wait(max(0.0, began + EVERY - time.monotonic())):
         began = time.monotonic()
         try:
-            why = _knock(address)
-        except OSError:  # it is this machine that has no more files, or ports
+            why = _refusal(address)
+        except OSError:  # this machine has no more file descriptors or ports
             continue
         if over.is_set():
             return
         if why is None:
-            if said:
+            if reported:
                 waiting.tell("ray", f"the head of the cluster at {address} answers again")
-            missed, said = 0, False
+            missed, reported = 0, False
             continue
         missed += 1
         away = missed * EVERY
-        if away >= waiting.SAID_AFTER and not said:
-            said = True
+        if away >= waiting.SAID_AFTER and not reported:
+            reported = True
             waiting.tell("ray", waiting.line(f"the head of the cluster at {address}, which is away ({why})", LIMIT))
         if away >= LIMIT:
             guard.end(
@@ -58,11 +58,11 @@ def _watch(address: str, over: threading.Event) -> None:
             return
 
 
-def _knock(address: str) -> str | None:
-    """Why the head cannot be connected to; None if it can. `OSError` if that is this machine's fault."""
+def _refusal(address: str) -> str | None:
+    """Why no connection to the head can be made; None if it can. `OSError` if the cause is on this machine."""
     host, _, port = address.rpartition(":")
     try:
-        # the system takes a connection for a process that is busy, and so a loaded head is there
+        # the system accepts connections for a busy process, so a loaded head does not count as away
         socket.create_connection((host.strip("[]"), int(port)), timeout=EVERY).close()
     except TimeoutError:
         return "it does not answer"

@@ -1,4 +1,4 @@
-"""Whether the process that started something is alive: told by the kernel's ticks since boot, not by the clock."""
+"""The identity of a process, by which another process later finds out whether it is alive, without relying on the clock."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import psutil
 PROC = Path("/proc")
 
 TOLERANCE = 300.0
-"""Seconds by which two start times of one process may differ if only the clock told them: it may have been set since."""
+"""Seconds by which two readings of one process's start time may differ on systems without /proc: the clock may have been set."""
 
 
 def identity() -> str:
-    """This process as text: host, number and start. With /proc, the start is boot id, namespace and ticks."""
+    """This process's identity: host, pid and start. On Linux the start is machine id, boot id, pid namespace and clock ticks."""
     number = os.getpid()
     return f"{socket.gethostname()} {number} {_start(number) or f'{psutil.Process().create_time():.2f}'}"
 
 
 def lives(words: str) -> bool | None:
-    """Whether the process of that identity is alive; None if it is on another machine or in another container."""
+    """Whether the process with this identity is alive; None if it is on another machine or in another container."""
     host, _, rest = words.partition(" ")
     number, _, start = rest.partition(" ")
     if host != socket.gethostname() or not number.isdigit():
@@ -62,15 +62,16 @@ def _boot() -> str:
 
 
 def _namespace() -> str:
-    """The inode of the process namespace: two containers may have one host name."""
+    """The inode of the pid namespace, since two containers may have the same host name."""
     with suppress(OSError):
         return str((PROC / "self/ns/pid").stat().st_ino)
     return ""
 
 
 def _ticks(number: int) -> str:
-    """The start of the process in ticks since boot; nothing if it is gone, or a zombie."""
-    # behind the name, which is in parentheses and may hold any character: state is the 3rd field, the start the 22nd
+    """The start of the process in clock ticks since boot; empty if it has ended or is a zombie."""
+    # The name, in parentheses, may contain any character, so the fields are counted from behind it: state is the 3rd of
+    # the line, the start the 22nd
     fields = _read(PROC / str(number) / "stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 

@@ -1,4 +1,4 @@
-"""params.yaml and machine.yaml → one section's typed object, every key checked."""
+"""Reading params.yaml and machine.yaml: a section becomes a dataclass, with every key and value checked."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]+")
 
 
 class ParamsError(ValueError):
-    """A params.yaml or machine.yaml that cannot be used; says file, key, value and what is allowed."""
+    """An error in params.yaml or machine.yaml; the message has file, key, value and what is allowed."""
 
 
 def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS) -> T:
-    """Reads one section of `params.yaml` into `kind`, a frozen dataclass, or into the one of several that its `name` says.
+    """Reads one section of `params.yaml` into the frozen dataclass `kind`; of several, the section's key `name` selects one.
 
-    Raises `ParamsError` if the file or the section is missing, a key is unknown or missing, a value has another
-    type (`"12"` is no number, `true` is no 1) or the dataclass refuses it. All faults of the section are listed.
+    Raises `ParamsError`, with all faults of the section, if the file or the section is missing, a key is unknown or missing,
+    a value has another type (`"12"` is not a number, `true` is not 1), or the dataclass refuses it.
     """
     document = added.completed(load(file))
     if section not in document:
@@ -44,7 +44,7 @@ def read(section: str, kind: type[T] | tuple[type[T], ...], file: Path = PARAMS)
 
 
 def _named(value: object, kinds: tuple[type[T], ...], file: Path, section: str) -> type[T]:
-    """The one of the dataclasses whose field `name` takes the name that stands in the section."""
+    """The dataclass whose field `name` allows the section's name; `ParamsError` if there is none."""
     by_name = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["name"])}
     known = f". Known are {', '.join(by_name)}"
     if not isinstance(value, Mapping) or "name" not in value:
@@ -58,7 +58,7 @@ def _named(value: object, kinds: tuple[type[T], ...], file: Path, section: str) 
 
 
 def load(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read as YAML 1.2: what DVC reads, so that `1e-05` is a number and `no` a word."""
+    """Reads a YAML file with a mapping, as YAML 1.2 like DVC: `1e-05` is a number, `no` a string; raises `ParamsError`."""
     try:
         document = YAML(typ="safe").load(file)
     except FileNotFoundError:
@@ -71,12 +71,12 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def check(value: object, kind: type[T] | tuple[type[T], ...], file: Path, where: str = "") -> T:
-    """`value`, as read from `file` at the key `where`, as a `kind`; or a `ParamsError` that lists every fault."""
+    """Turns `value`, read from `file` at the key `where`, into a `kind`; raises a `ParamsError` that lists all faults."""
     if isinstance(kind, tuple):
         kind = _named(value, kind, file, where)
-    # pydantic checks, but what comes back is the plain dataclass: alexnet/ knows no pydantic
+    # pydantic only checks; the result is the plain dataclass, since alexnet/ does not depend on pydantic
     strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    frozen = vars(kind)["__dataclass_params__"].frozen  # a subclass has to be as its dataclass is
+    frozen = vars(kind)["__dataclass_params__"].frozen  # pydantic's subclass has to be frozen if the dataclass is
     adapter = pydantic.TypeAdapter(checked(kind, config=strict, frozen=frozen))
     try:
         adapter.validate_json(_json(value))
@@ -88,12 +88,12 @@ def check(value: object, kind: type[T] | tuple[type[T], ...], file: Path, where:
 
 
 def _json(value: object) -> bytes:
-    # JSON is pydantic's strict mode with lists allowed for tuples. What YAML knows beyond it, dates and bytes, fits no key
+    # In strict mode pydantic accepts lists for tuples only from JSON. YAML's dates and bytes, which JSON lacks, fit no key
     return json.dumps(value, default=lambda other: {type(other).__name__: str(other)}).encode()
 
 
 def _plain(kind: Any, value: Any) -> Any:
-    """`value`, already checked, as plain dataclasses and tuples."""
+    """Converts `value`, already checked, to plain dataclasses and tuples."""
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
@@ -111,14 +111,14 @@ def _plain(kind: Any, value: Any) -> Any:
 
 
 def _without_alternatives(faults: Iterable[Any]) -> Iterator[Any]:
-    """Yields one fault for a value that has none of several types, instead of one for each type."""
-    together: dict[tuple[Any, ...], list[Any]] = {}
+    """Merges the faults of a value that fits none of several types into one."""
+    by_key: dict[tuple[Any, ...], list[Any]] = {}
     for fault in faults:
-        # pydantic names the type that was tried behind the key
+        # behind the key, pydantic adds the type that it tried
         loc = tuple(part for part in fault["loc"] if not _TYPE.fullmatch(str(part)))
-        together.setdefault(loc, []).append({**fault, "loc": loc})
-    for alike in together.values():
-        yield {**alike[0], "msg": ", or ".join(dict.fromkeys(fault["msg"] for fault in alike))}
+        by_key.setdefault(loc, []).append({**fault, "loc": loc})
+    for same_key in by_key.values():
+        yield {**same_key[0], "msg": ", or ".join(dict.fromkeys(fault["msg"] for fault in same_key))}
 
 
 def _fault(fault: Any, kind: type, where: str) -> str:
@@ -136,14 +136,14 @@ def _fault(fault: Any, kind: type, where: str) -> str:
 
 
 def _shown(key: str, value: object) -> str:
-    """The value as it is printed, without secrets, logins and queries of addresses."""
+    """The value for a message, without secrets, and addresses without login and query."""
     if redaction.NAMES.search(key):
         return redaction.HIDDEN
     return _QUERY.sub(rf"\1?{redaction.HIDDEN}", redaction.redact(repr(value)))
 
 
 def _keys(kind: Any, path: list[str]) -> list[str]:
-    """The keys allowed where `path` ends, following nested dataclasses and tuples of them."""
+    """The keys that are allowed in the innermost dataclass of `path`, through nested dataclasses and tuples of them."""
     for part in path[:-1]:
         hint = kind if part.isdigit() else get_type_hints(kind).get(part, object)
         kind = next(_dataclasses(hint), kind)
@@ -158,14 +158,14 @@ def _dataclasses(hint: Any) -> Iterator[Any]:
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by their path with dots: `{"learning": {"rate": 0.01}}` has `learning.rate`."""
-    found: dict[str, Any] = {}
+    """Flattens nested mappings to dotted keys: `{"learning": {"rate": 0.01}}` becomes `{"learning.rate": 0.01}`."""
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return found
+        leaves |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return leaves
 
 
 def nearest(key: str, known: Any) -> str:
-    """Words to add to an unknown key: the nearest known key, else all of them."""
+    """The end of a message about an unknown key: the most similar known key, otherwise all known keys."""
     near = difflib.get_close_matches(key, [str(name) for name in known], n=1, cutoff=0.5)
     return f", did you mean '{near[0]}'?" if near else f"; known are {', '.join(str(name) for name in known)}"

@@ -1,7 +1,7 @@
-"""The path of a file or a folder, on a disk or on an object store; what is done with either is in `files`.
+"""Paths of files and folders on a disk or an object store; `files` has the operations on them.
 
-A path of an object store goes to other nodes with its endpoint and region, and without credentials: each process takes
-those that AWS's tools would take (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, the machine's role).
+A path on an object store is sent to other nodes with its endpoint and region, but without credentials: each process uses
+those that AWS's tools find (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, the machine's role).
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pyarrow import fs
 from pipeline.runtime import read_ahead
 
 TRIES = 8
-"""Attempts at a request to an object store, over some two minutes, before the work is given up."""
+"""Attempts at a request to an object store, over some two minutes, before it fails."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class S3Path:
-    """A file or folder of an object store, with those methods of a Path that are needed here."""
+    """The path of a file or folder on an object store, with the methods of pathlib.Path that are used here."""
 
     key: PurePosixPath
-    """The bucket, and what is below it."""
+    """The bucket and the path in it."""
     endpoint: str | None
-    """None: Amazon's."""
+    """The server's address; None for Amazon's."""
     region: str | None
+    """None if Arrow has to find it out."""
 
     def __str__(self) -> str:
         return f"s3://{self.key}"
@@ -41,70 +42,70 @@ class S3Path:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last part of the path."""
         return self.key.name
 
     @property
     def stem(self) -> str:
-        """The last part, without its ending."""
+        """The last part of the path, without its suffix."""
         return self.key.stem
 
     @property
     def parent(self) -> S3Path:
-        """The folder it is in."""
+        """The folder that contains it."""
         return replace(self, key=self.key.parent)
 
     def with_name(self, name: str) -> S3Path:
-        """Another file of the same folder."""
+        """The path with another last part."""
         return replace(self, key=self.key.with_name(name))
 
     def exists(self) -> bool:
-        """Whether there is such a file, or one below such a folder."""
+        """Whether there is a file at this path or below it."""
         return bool(self.info().type != fs.FileType.NotFound)
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
+        """Whether there is a file at this path."""
         return bool(self.info().type == fs.FileType.File)
 
     def is_dir(self) -> bool:
-        """Whether a file lies below it."""
+        """Whether there is a file below this path."""
         return bool(self.info().type == fs.FileType.Directory)
 
     def listed(self) -> list[tuple[str, int]]:
-        """Path from here and bytes of every file below, in the order of their paths."""
-        found = self.system.get_file_info(fs.FileSelector(str(self.key), recursive=True, allow_not_found=True))
-        files = (info for info in found if info.type == fs.FileType.File)
+        """Relative path and bytes of every file below, sorted by path."""
+        infos = self.system.get_file_info(fs.FileSelector(str(self.key), recursive=True, allow_not_found=True))
+        files = (info for info in infos if info.type == fs.FileType.File)
         return sorted((PurePosixPath(info.path).relative_to(self.key).as_posix(), info.size) for info in files)
 
     def glob(self, pattern: str) -> Iterator[S3Path]:
-        """The files in this folder whose names fit."""
+        """The files in this folder whose names match the pattern."""
         return (path for path in self.rglob(pattern) if path.parent == self)
 
     def rglob(self, pattern: str) -> Iterator[S3Path]:
-        """The files below this folder whose names fit."""
+        """The files below this folder whose relative paths match the pattern."""
         return (self / name for name, _ in self.listed() if PurePosixPath(name).match(pattern))
 
     def open(self, mode: Literal["rb"]) -> io.BufferedReader:
-        """The file, to be read from front to back."""
+        """Opens the file for reading; fastest from front to back."""
         assert mode == "rb", mode
         return read_ahead.stream(self.system.open_input_file(str(self.key)))
 
     def read_bytes(self) -> bytes:
-        """All of a file."""
+        """The bytes of the file."""
         with self.open("rb") as file:
             return file.read()
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """All of a file of text."""
+        """The text of the file."""
         return self.read_bytes().decode(encoding, errors)
 
     @property
     def system(self) -> fs.S3FileSystem:
-        """Arrow's client of the object store; `OSError` that says why it cannot be used."""
+        """Arrow's client of the object store; `OSError` with the reason if the bucket cannot be used."""
         return _connected(self.endpoint, self.region, self.key.parts[0])
 
     def info(self) -> fs.FileInfo:
-        """What the object store says of it: its kind, and a file's size in bytes."""
+        """The object store's record of it: file, folder or neither, and a file's size in bytes."""
         return self.system.get_file_info(str(self.key))
 
 
@@ -112,10 +113,11 @@ AnyPath: TypeAlias = Path | S3Path
 
 
 def parse(text: str) -> AnyPath:
-    """The path that a text names: s3://bucket/folder, or one on a disk. Nothing is asked of the object store.
+    """Parses s3://bucket/folder, or a path on a disk, without a request to the object store.
 
-    Behind a question mark may stand endpoint_override, scheme and region, as in Arrow's own addresses; otherwise they
-    are those of AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and of AWS_REGION or AWS_DEFAULT_REGION.
+    The query of an address may have endpoint_override, scheme and region, as in Arrow's addresses; otherwise they are taken
+    from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION or AWS_DEFAULT_REGION. Raises `ValueError` for another scheme,
+    an unknown key, no bucket, or credentials in the address or endpoint.
     """
     if "://" not in text:
         return Path(text)
@@ -144,7 +146,7 @@ def parse(text: str) -> AnyPath:
             f"(endpoint_override here, or AWS_ENDPOINT_URL), which no object store takes. Put it into {LOGIN}"
         )
     region = query.get("region") or _environment("AWS_REGION", "AWS_DEFAULT_REGION")
-    # without one Arrow would look for it on the network; servers other than Amazon's take this name for any
+    # without a region Arrow asks the network for it; servers other than Amazon's accept this name
     return S3Path(
         key=PurePosixPath(parts.netloc + parts.path),
         endpoint=endpoint.rstrip("/") if endpoint else None,
@@ -161,11 +163,11 @@ def _environment(*names: str) -> str | None:
 
 @functools.cache
 def _connected(endpoint: str | None, region: str | None, bucket: str) -> fs.S3FileSystem:
-    """The object store, asked once whether it has the bucket: else every error would be one of its first file."""
+    """The client of an object store; checks once that the bucket exists, so that the error does not name a file in it."""
     where = f"s3://{bucket} at {endpoint or 'Amazon S3'}"
     try:
-        # a wrong address is not tried for minutes
-        found = fs.S3FileSystem(endpoint_override=endpoint, region=region).get_file_info(bucket)
+        # without retries, so that a wrong address fails at once
+        info = fs.S3FileSystem(endpoint_override=endpoint, region=region).get_file_info(bucket)
     except OSError as error:
         if "ACCESS_DENIED" in str(error) or "403" in str(error):
             raise OSError(
@@ -173,13 +175,13 @@ def _connected(endpoint: str | None, region: str | None, bucket: str) -> fs.S3Fi
                 "node before Ray starts; they have to allow listing the bucket"
             ) from None
         raise OSError(f"{where}: no answer ({error}). Is AWS_ENDPOINT_URL, or the region, the right one?") from None
-    if found.type == fs.FileType.NotFound:
+    if info.type == fs.FileType.NotFound:
         raise OSError(f"{where}: there is no such bucket. Make it, or name another in machine.yaml")
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=TRIES)
     return fs.S3FileSystem(endpoint_override=endpoint, region=region, retry_strategy=retries)
 
 
 def below(folder: AnyPath, path: AnyPath) -> str:
-    """The way from a folder to what lies below it, with slashes."""
+    """The path relative to a folder above it, with slashes."""
     assert str(path).startswith(f"{folder}/"), (path, folder)
     return str(path).removeprefix(f"{folder}/")

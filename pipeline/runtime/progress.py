@@ -1,4 +1,4 @@
-"""Progress of a stage: one moving line on a terminal, a line now and then in a log."""
+"""A stage's progress: one line that is overwritten on a terminal, or a line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from alexnet.names import shown
 
 TERMINAL_SECONDS = 0.2
 LOG_SECONDS = 10.0
+"""Seconds between two lines on a terminal, and in a log."""
 
 
 class Progress:
@@ -25,20 +26,20 @@ class Progress:
         self.done = 0
         self._before = 0
         self._moves = self.stream.isatty()
-        self._start = self._began = self._said = time.monotonic()
+        self._start = self._began = self._printed = time.monotonic()
         self._width = 0
 
     def begin(self, done: int) -> None:
-        """Restarts the clock with `done` units already made, which do not count in the rate."""
+        """Restarts the clock with `done` units already done, which do not count in the rate."""
         self.done = self._before = done
         self._began = time.monotonic()
 
     def add(self, count: int, words: str = "") -> None:
-        """Counts `count` more units, and prints the line if it is time to, with `words` at its end."""
+        """Adds `count` units, and prints the line if the last one is old enough, with `words` at its end."""
         self.done += count
         now = time.monotonic()
-        if now - self._said >= (TERMINAL_SECONDS if self._moves else LOG_SECONDS):
-            self._said = now
+        if now - self._printed >= (TERMINAL_SECONDS if self._moves else LOG_SECONDS):
+            self._printed = now
             self._write(self._line(now, words))
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A file of an object store read from front to back: the next blocks are on their way while one is used."""
+"""Sequential reading of a file on an object store, with the next blocks requested ahead."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 BLOCK, AHEAD = 8 * 2**20, 4
-"""Bytes of a block, each of them one request; and blocks that are requested before they are asked for."""
+"""Bytes of a block, which is one request; and the number of blocks that are requested ahead."""
 
 
 def stream(file: pa.NativeFile) -> io.BufferedReader:
-    """The open file as one of Python's, which can seek; closing it closes the file."""
+    """Wraps an open Arrow file in a seekable Python file; closing that closes the Arrow file too."""
     return io.BufferedReader(_ReadAhead(file))
 
 
@@ -47,7 +47,7 @@ class _ReadAhead(io.RawIOBase):
         return len(part)
 
     def _block(self, number: int) -> bytes:
-        # the block before stays: who reads a tar goes back by a header
+        # the previous block is kept: tarfile seeks back by a header
         for other in [other for other in self._blocks if not number - 1 <= other <= number + AHEAD]:
             self._blocks.pop(other).cancel()
         for near in range(number, min(number + AHEAD + 1, -(-self._size // BLOCK))):

@@ -1,4 +1,4 @@
-"""Rendezvous of a training's processes: on the address of Ray's node, and on no other."""
+"""The rendezvous of a training's processes, which listen only on the address by which Ray knows their node."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBacken
 from torch._C._distributed_c10d import TCPStore
 
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""What gloo and NCCL read. Left to themselves, they take whatever the host's name stands for, on each node another network."""
+"""Variables of gloo and NCCL. Unset, they use the host name's address, which may be in another network on each node."""
 
 
 @dataclass
 class Rendezvous(TorchConfig):
-    """Ray Train's configuration of torch.distributed; the store and the links listen on the node's own address."""
+    """Ray Train's configuration of torch.distributed, with store and connections on the node's own address."""
 
     @property
     def backend_cls(self) -> type[_Backend]:
-        """The class that sets up the group of processes."""
+        """The class that sets up the process group."""
         return _Backend
 
 
 class _Backend(_TorchBackend):
-    """Ray's own backend lets torch's store listen on all interfaces, and gloo choose one by the host's name."""
+    """Sets up the process group; in Ray's own class torch's store listens on all interfaces, and gloo chooses by host name."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
@@ -46,7 +46,7 @@ class _Backend(_TorchBackend):
 
 
 def interface(address: str) -> str:
-    """The network interface that has an address; `ValueError` if none on this machine has it."""
+    """The name of the network interface with this address; `ValueError` if this machine has none."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address.partition("%")[0] == address for each in addresses):
             return name
@@ -68,7 +68,7 @@ _listening: list[socket.socket] = []
 
 
 def _listen() -> tuple[str, int]:
-    """Address and port of a socket on which rank 0's store will listen."""
+    """Opens the socket on which rank 0's store will listen; returns its address and port."""
     host = _address()
     listening = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
     _listening[:] = [listening]

@@ -1,4 +1,4 @@
-"""A stage's process: one of a kind at a time in a working copy, stopped cleanly, its errors in plain words."""
+"""Running a stage: one process of each stage per working copy, stopped cleanly, with plain error messages."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import NoReturn
 
 from pipeline.runtime import edges, guard, redaction, waiting
 from pipeline.runtime.guard import Stopped, reached
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 
 __all__ = ["WORK", "Stopped", "alone", "main", "reached"]
 
 WORK = Path("work")
-"""Work in progress, beside the outs on the same disk, so that finishing is a rename."""
+"""The folder for unfinished outs, on the same disk as the outs, so that finishing one is a rename."""
 
 PATIENCE = 60.0
-"""Seconds for which a stage waits for another of its kind to end."""
+"""Seconds to wait for another process of the same stage to end."""
 
 
 def main(name: str, run: Callable[[], None], check: Callable[[], None] | None = None) -> None:
-    """Runs a stage as a program under a guard; an error that the user can mend is told in plain words, with exit code 1.
+    """Runs a stage under a guard. An error that the user can fix is printed as a plain message, with exit code 1.
 
     `check` runs before anything is written.
     """
     if not guard.guarded():
-        guard.over(name)
+        guard.start(name)
     with redaction.guarded():
         try:
             if check is not None:
@@ -41,8 +41,8 @@ def main(name: str, run: Callable[[], None], check: Callable[[], None] | None = 
 
 
 def fail(name: str, error: Exception) -> NoReturn:
-    """Exits with what the user can do about an error; a bug of ours is raised again."""
-    words = edges.said(error)
+    """Prints an error's message for the user and exits with code 1; raises a bug of this code again."""
+    words = edges.message(error)
     if words is None:
         raise error
     if os.environ.get("ALEXNET_TRACEBACK"):
@@ -53,6 +53,6 @@ def fail(name: str, error: Exception) -> NoReturn:
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """Holds the stage's lock in this working copy."""
+    """Holds the stage's lock in this working copy while the block runs; `TimeoutError` after `PATIENCE` seconds."""
     with waiting.locked(WORK / f"{name}.lock", name, f"another '{name}' that is at work in {Path.cwd()}", PATIENCE):
         yield

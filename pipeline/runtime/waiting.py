@@ -1,4 +1,4 @@
-"""Waits with a limit: after some seconds a line says what is waited for, after the limit they end."""
+"""Waiting with a message after some seconds and an error after a limit."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 
 Result = TypeVar("Result")
 
 SAID_AFTER = 10.0
-"""Seconds of silence before a line says what a stage waits for."""
+"""Seconds of waiting before a line says what a stage waits for."""
 
 HONEST = 3.0
-"""A step or a task may take this many times as long as the longest one before it without a line about it."""
+"""A step or task may take this many times as long as the longest one before it without a message."""
 
 LONGEST = 10.0
-"""It may take this many times as long as the longest one before it, whatever the patience of machine.yaml."""
+"""A step or task may take this many times as long as the longest one before it, even if that exceeds machine.yaml's patience."""
 
 BEGIN = 3
-"""Workers may take this many times the patience to begin: they may wait for a node, and read where each shard lies."""
+"""Workers may take this many times the patience to begin: they may wait for a node, and they read the index of each shard."""
 
 
 @contextmanager
 def saying(name: str, what: str, limit: float | None = None) -> Iterator[None]:
-    """Prints `name: waiting for what` to stderr if the block takes longer than `SAID_AFTER` seconds."""
+    """Prints `name: waiting for what` to stderr if the block takes longer than `SAID_AFTER` seconds. `limit`: in seconds."""
     timer = threading.Timer(SAID_AFTER, tell, (name, line(what, limit)))
     timer.daemon = True
     timer.start()
@@ -43,23 +43,21 @@ def saying(name: str, what: str, limit: float | None = None) -> Iterator[None]:
 
 @contextmanager
 def watched(name: str, what: str, count: Callable[[], int], least: int, seconds: float) -> Iterator[None]:
-    """Prints `name: waiting for what` to stderr if fewer bytes arrive than at a rate of `least` in `seconds`.
+    """Prints `name: waiting for what` to stderr if bytes arrive at a lower rate than `least` in `seconds`.
 
-    `count` returns the bytes that have arrived; it is called in a thread. Each slow period gets one line.
+    `count` returns the number of bytes that have arrived; it is called in a thread. Each slow period gets one line.
     """
 
     def watch(over: threading.Event) -> None:
-        before, said = count(), False
+        before, reported = count(), False
         while not over.wait(SAID_AFTER):
             total = count()
-            came, before = total - before, total
-            slow = came * seconds < least * SAID_AFTER
-            if slow and not said:
-                words = (
-                    f"{came:,} bytes came in {SAID_AFTER:g} s; tried again if it stays below {least:,} in {seconds:g} s"
-                )
+            arrived, before = total - before, total
+            slow = arrived * seconds < least * SAID_AFTER
+            if slow and not reported:
+                words = f"{arrived:,} bytes came in {SAID_AFTER:g} s; tried again if it stays below {least:,} in {seconds:g} s"
                 tell(name, f"{line(what)}: {words}")
-            said = slow
+            reported = slow
 
     with beside(watch, "watch"):
         yield
@@ -82,7 +80,7 @@ def beside(watch: Callable[[threading.Event], None], name: str, join: float = 0.
 
 
 def line(what: str, limit: float | None = None) -> str:
-    """The words for a wait, with its limit in seconds if it has one."""
+    """The message of a wait, with its limit in seconds if it has one."""
     return f"waiting for {what}{'' if limit is None else f', {limit:,.0f} s at most'}"
 
 
@@ -93,9 +91,9 @@ def tell(name: str, words: str) -> None:
 
 @contextmanager
 def locked(file: Path, name: str, what: str, limit: float) -> Iterator[None]:
-    """Holds the lock `file` while the block runs.
+    """Locks `file` while the block runs.
 
-    Waits `limit` seconds for another process that holds it, then raises `TimeoutError`: `what`, which lock, what to do.
+    Waits at most `limit` seconds for another process, then raises `TimeoutError` with `what`, the lock's path and what to do.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
@@ -116,8 +114,8 @@ def until(ready: Callable[[], Result | None], name: str, what: str, limit: float
     """Calls `ready` every `pause` seconds until it returns something; `TimeoutError` after `limit` seconds."""
     end = time.monotonic() + limit
     with saying(name, what, limit):
-        while (found := ready()) is None:
+        while (result := ready()) is None:
             if time.monotonic() >= end:
                 raise TimeoutError(f"gave up waiting for {what} after {limit:,.0f} s")
             time.sleep(pause)
-    return found
+    return result

@@ -1,7 +1,7 @@
-"""Requests over HTTP: answered in time or tried again, and no login in what is printed or kept.
+"""HTTP requests with timeouts and retries, and without logins in messages and records.
 
-Proxies and certificates are those of the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE), logins those of
-~/.netrc or $NETRC, mirrors those of machine.yaml.
+Proxies and certificates come from the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE), logins from ~/.netrc or
+$NETRC, mirrors from machine.yaml.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ import requests
 import urllib3
 
 from pipeline.runtime import machines, redaction, waiting
-from pipeline.runtime.said import say
+from pipeline.runtime.printing import say
 
 T = TypeVar("T")
 
 TRIES = 8
-"""Failures in a row, with too few bytes between them, after which a request is given up."""
+"""Failures in a row, with few bytes between them, after which a request is given up."""
 
 WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before the second try, doubled for each further one; and the longest pause, even if the server asks for more."""
+"""Seconds before the second try, doubled before each further one; and the longest pause, even if the server asks for more."""
 
 TIMEOUT = (20.0, 60.0)
-"""Seconds without a connection, and without a byte, that count as a failure."""
+"""Seconds to connect, and between two bytes, after which a request has failed."""
 
 SLOWEST, WINDOW = 2**14, 60.0
-"""Bytes that have to arrive in `WINDOW` seconds: a slower transfer is broken off, and tried again. A line of 20 kB/s brings
-seventy times as much."""
+"""Bytes that have to arrive in `WINDOW` seconds; a slower transfer is broken off and retried. 20 kB/s are seventy times as
+fast."""
 
 ANSWER = 90.0
-"""Seconds in which an answer has to begin, and one in JSON has to be whole."""
+"""Seconds in which a response has to begin, and a JSON response has to be complete."""
 
 CHUNK = 2**20
+"""Bytes of one read."""
 
 LISTING = 2**24
-"""The most bytes of an answer in JSON; a page of the Hub has some 300 kB. Parsed it takes up to thirty times as much."""
+"""The most bytes of a JSON response. A page of the Hub has some 300 kB; parsed, it takes up to thirty times as much memory."""
 
 AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 """Status codes after which another try may succeed."""
 
 
-class Failure(Exception):  # noqa: N818 - it is caught, and tried again
-    """The transfer broke off; `wait`: the seconds that the server asked for, or None."""
+class Failure(Exception):  # noqa: N818 - always caught, and retried
+    """A transfer that broke off; `wait`: the seconds that the server asked for, or None."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -60,7 +61,11 @@ class Failure(Exception):  # noqa: N818 - it is caught, and tried again
 
 
 def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, str | None]:
-    """The list that a server answers in JSON, and the address of its next page or None."""
+    """Requests a JSON list of objects; returns it and the address of the next page or None.
+
+    Raises `ValueError` if the response is not such a list, or the next page is on another server; `OSError` after `TRIES`
+    failures.
+    """
     url = mirrored(url)
 
     def once() -> tuple[Any, str | None]:
@@ -90,7 +95,7 @@ def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, st
 
 
 def _next(url: str, page: str | None) -> str | None:
-    """The address of the next page; `ValueError` if it is on another server, which would get the same login."""
+    """The address of the next page; `ValueError` if it is on another server, which would receive the login."""
     if page is None:
         return None
     page = urljoin(url, page)
@@ -100,27 +105,28 @@ def _next(url: str, page: str | None) -> str | None:
 
 
 def mirrored(url: str) -> str:
-    """The address on the mirror in machine.yaml whose beginning fits and is longest; the same address if none fits."""
+    """The address on the mirror whose key in machine.yaml is the longest beginning of `url`; `url` itself if none is."""
     mirrors = machines.read().mirrors
     start = max((start for start in mirrors if url.startswith(start)), key=len, default=None)
-    return url if start is None else redaction.also(mirrors[start]) + url.removeprefix(start)
+    return url if start is None else redaction.hide_password(mirrors[start]) + url.removeprefix(start)
 
 
 def patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
     """Calls `once` until it succeeds, with growing pauses; `OSError` after `TRIES` failures in a row.
 
-    The count starts again when enough bytes (`SLOWEST`) arrived since the last failure.
+    The count restarts when at least `SLOWEST` bytes in each `WINDOW` arrived since the last failure. `done` returns the number
+    of bytes so far.
     """
     failures, before, since = 0, done(), time.monotonic()
     while True:
         try:
             return once()
         except Failure as error:
-            now, came = time.monotonic(), done()
+            now, arrived = time.monotonic(), done()
             failures += 1
-            if came - before >= SLOWEST * max(1.0, (now - since) / WINDOW):
-                failures, before, since = 1, came, now
-            before = min(before, came)
+            if arrived - before >= SLOWEST * max(1.0, (now - since) / WINDOW):
+                failures, before, since = 1, arrived, now
+            before = min(before, arrived)
             if failures >= TRIES:
                 raise OSError(
                     f"{shown(url)}: {error}. Gave up after {TRIES} tries in a row; what has come is kept. Run it again, or "
@@ -132,7 +138,7 @@ def patiently(url: str, once: Callable[[], T], done: Callable[[], int] = lambda:
 
 
 def _in_time(url: str, ask: Callable[[], T]) -> T:
-    """The result or error of `ask`; `Failure` after `ANSWER` seconds, which no timeout of requests limits."""
+    """The result or error of `ask`; `Failure` after `ANSWER` seconds in all, which the timeouts of requests do not limit."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -151,7 +157,10 @@ def _in_time(url: str, ask: Callable[[], T]) -> T:
 
 @contextmanager
 def answered(session: requests.Session, url: str, ask: Mapping[str, str] | None = None) -> Iterator[requests.Response]:
-    """The server's answer; `Failure` or `ValueError` if it cannot be used."""
+    """Requests `url` with the headers `ask`; yields the response.
+
+    Raises `Failure` if another try may succeed, `ValueError` if the server refuses.
+    """
     try:
         headers = {"Accept-Encoding": "identity", **(ask or {})}
         answer = _in_time(url, lambda: session.get(url, headers=headers, stream=True, timeout=TIMEOUT))
@@ -162,16 +171,16 @@ def answered(session: requests.Session, url: str, ask: Mapping[str, str] | None 
     except requests.RequestException as error:
         raise ValueError(f"{shown(url)}: {_words(error)}") from None
     with answer:
-        said = f"answered {answer.status_code} {answer.reason}"
+        status = f"answered {answer.status_code} {answer.reason}"
         if answer.status_code in AGAIN:
-            raise Failure(said, _seconds(answer.headers.get("Retry-After", "")))
+            raise Failure(status, _seconds(answer.headers.get("Retry-After", "")))
         if answer.status_code in (401, 403):
             raise ValueError(
-                f"{shown(url)}: {said}: it wants a login, or has none for you. Put one into ~/.netrc, or for the Hub into "
+                f"{shown(url)}: {status}: it wants a login, or refuses yours. Put one into ~/.netrc, or for the Hub into "
                 "HF_TOKEN, and see that the set's terms are accepted; or fetch the file with a browser"
             )
         if answer.status_code >= 400 and answer.status_code != 416:
-            raise ValueError(f"{shown(url)}: {said}. If it has moved, machine.yaml: mirrors can say where to")
+            raise ValueError(f"{shown(url)}: {status}. If it has moved, machine.yaml: mirrors can say where to")
         yield answer
 
 
@@ -186,7 +195,7 @@ def _seconds(after: str) -> float | None:
 
 
 def shown(url: str) -> str:
-    """The address without login and query, as it may be printed."""
+    """The address without login and query, for messages."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 

@@ -1,1 +1,1 @@
-"""A run's life in MLflow; no byte is decided here, and no room but `runtime` is known."""
+"""The runs in MLflow. Nothing here decides a byte of a result or imports another folder of pipeline/ than runtime/."""

@@ -1,11 +1,11 @@
-"""The runs in MLflow: their address, sending journals that are left, and MLflow's web pages.
+"""The program for the runs in MLflow: prints their address, sends journals that are left, serves MLflow's web pages.
 
 Run: python -m pipeline tracking [send|ui]
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all that takes long to import
+if __name__ == "__main__":  # before the slow imports
     from pipeline.__main__ import main as enter
 
     enter("tracking")
@@ -21,27 +21,30 @@ from pipeline.tracking import courier, database, journal, runs
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The program."""
-    given = commands.tracking().parse_args(words)
-    if given.command == "send":
-        send(given.limit)
-    elif given.command == "ui":
-        show(given.port)
+    """Runs the program with the arguments `words`."""
+    arguments = commands.tracking().parse_args(words)
+    if arguments.command == "send":
+        send(arguments.limit)
+    elif arguments.command == "ui":
+        show(arguments.port)
     else:
         print(runs.public(runs.address(machines.read())))
 
 
 def send(limit: float) -> None:
-    """Sends the journals that are left for machine.yaml's server; names the servers of the others."""
+    """Sends the journals that are left for machine.yaml's server within `limit` seconds; prints which servers the others are for.
+
+    Raises `OSError` if not all was sent.
+    """
     machine = machines.read()
     uri, root = runs.address(machine), runs.journals(machine)
-    there = [reader for reader in journal.pending(root) if reader.over]
-    if others := sorted({reader.about["to"] for reader in there} - {runs._to(uri, machine)}):
+    left = [reader for reader in journal.pending(root) if reader.over]
+    if others := sorted({reader.about["to"] for reader in left} - {runs._to(uri, machine)}):
         print(f"for {' and '.join(others)}: set tracking in machine.yaml, and send again")
-    if len(there) == len([reader for reader in there if reader.about["to"] in others]):
+    if all(reader.about["to"] in others for reader in left):
         print(f"nothing is left for {runs.public(uri)}")
         return
-    with runs._prepared(uri, "send") as ready, courier.hired("send") as process, runs._refused(runs.public(uri)):
+    with runs._prepared(uri, "send") as ready, courier.running("send") as process, runs._refused(runs.public(uri)):
         runs._open(process, machine, uri)
         ready()
         handover = runs.Handover(process, runs.public(uri), lambda: runs._open(process, machine, uri), limit)
@@ -53,13 +56,16 @@ def send(limit: float) -> None:
 
 
 def show(port: int) -> None:
-    """Becomes MLflow's server for a database, whose address it gets by the environment: all users can see arguments."""
+    """Replaces this process by MLflow's server for a database, at `port` of 127.0.0.1; for a server prints its address.
+
+    The database's address is passed in the environment, because all users can see a process's arguments.
+    """
     uri = runs.address(machines.read())
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"the runs are at {runs.public(uri)}")
         return
     if urlsplit(uri).scheme.partition("+")[0] not in runs.DATABASES:
-        # MLflow's server would say so too, with all of the address, and what it says is not redacted
+        # MLflow's server would print the whole address, without redaction
         raise ValueError(
             f"tracking: {runs.public(uri)} is neither a server nor a database that MLflow knows: an address of one begins with "
             f"{', '.join(runs.DATABASES)}"

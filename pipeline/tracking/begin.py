@@ -1,4 +1,4 @@
-"""Starting a run in MLflow: found by its fingerprint or new, with its parameters, tags and data set."""
+"""Starting a run in MLflow: an existing one with the same fingerprint or a new one, with parameters, tags and data set."""
 
 from __future__ import annotations
 
@@ -14,70 +14,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The run that a stage asks for, as plain values: it is sent to another process."""
+    """The run that a stage asks for, in plain values, since it is sent to another process."""
 
     experiment: str
     artifacts: str | None
-    """Folder for the artifacts of a new experiment; None if a server decides."""
+    """URI of the folder for the artifacts of a new experiment; None if a server decides."""
     name: str
     fingerprint: str
     stage: str
     adopt: bool
     """Whether to continue a run that is FINISHED."""
     run_id: str | None
-    """The run to continue, whatever its fingerprint."""
+    """The id of the run to continue, whatever its fingerprint; None to search by fingerprint."""
     owner: str
     params: dict[str, str]
     tags: dict[str, str]
     source: dict[str, str]
     """MLflow's own tags for user and source."""
     pictures: dict[str, str] | None
-    """The data set: name, digest, source and profile."""
+    """The data set: name, digest, source and profile; None if it is unknown."""
 
     @property
     def plain(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The fields as a dict, for JSON."""
         return asdict(self)
 
 
 def begin(client: MlflowClient, wanted: Wanted, ending: set[str]) -> str:
-    """Starts the run, found or new, and returns its id. `ending`: ids of runs whose end is in a journal."""
+    """Continues an existing run or creates one, and returns its id. `ending`: ids of runs whose end is in an unsent journal."""
     experiment = _experiment(client, wanted)
     _close_abandoned(client, experiment, ending)
-    found = _find(client, experiment, wanted)
+    existing = _find(client, experiment, wanted)
     tags = {"fingerprint": wanted.fingerprint, "process": wanted.owner}
-    if found is None:
-        made = client.create_run(experiment, run_name=wanted.name, tags=wanted.source | tags)
-        run_id, known = made.info.run_id, {}
+    if existing is None:
+        new = client.create_run(experiment, run_name=wanted.name, tags=wanted.source | tags)
+        run_id, params = new.info.run_id, {}
     else:
-        run_id, known = found.info.run_id, dict(found.data.params)
-        # Before it is RUNNING, or another start could take it for abandoned
+        run_id, params = existing.info.run_id, dict(existing.data.params)
+        # set before the run is RUNNING, so that another start cannot take it for abandoned
         client.set_tag(run_id, "process", wanted.owner)
         client.update_run(run_id, status="RUNNING")
-    _describe(client, run_id, known, wanted)
+    _describe(client, run_id, params, wanted)
     return str(run_id)
 
 
 def _experiment(client: MlflowClient, wanted: Wanted) -> str:
-    """The experiment's id; made if it is not there."""
+    """Returns the experiment's id; creates the experiment if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     name = wanted.experiment
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(client.create_experiment(name, artifact_location=wanted.artifacts))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another was faster
-            if found is None:
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise ValueError(f"MLflow's experiment '{name}' is deleted. Restore it, or set MLFLOW_EXPERIMENT_NAME")
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _find(client: MlflowClient, experiment: str, wanted: Wanted) -> Record | None:
-    """The latest run that this stage may go on with."""
+    """The latest run that this stage may continue; None if there is none."""
     if wanted.run_id:
         return client.get_run(wanted.run_id)
     same = f"tags.fingerprint = '{wanted.fingerprint}'"
@@ -92,21 +92,21 @@ def _find(client: MlflowClient, experiment: str, wanted: Wanted) -> Record | Non
 
 
 def _close_abandoned(client: MlflowClient, experiment: str, ending: set[str]) -> None:
-    """Ends as KILLED the runs that dead processes of this machine left RUNNING, whatever their fingerprints."""
+    """Sets to KILLED all RUNNING runs whose process on this machine is dead, whatever their fingerprints."""
     for record in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         abandoned = owner.lives(record.data.tags.get("process", "")) is False
         if abandoned and record.info.run_id not in ending:
             client.set_terminated(record.info.run_id, "KILLED")
 
 
-def _describe(client: MlflowClient, run_id: str, known: dict[str, str], wanted: Wanted) -> None:
-    """Writes the parameters that the run lacks, tags, and the data set."""
+def _describe(client: MlflowClient, run_id: str, params: dict[str, str], wanted: Wanted) -> None:
+    """Writes tags, the data set, and the parameters that are not among the run's `params` yet."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     words = wanted.params
-    # MLflow lets nobody change a parameter. Only a stage after training can, and then a tag tells the later value
-    new = [Param(key, value) for key, value in words.items() if key not in known]
-    changed = {f"now.{key}": value for key, value in words.items() if known.get(key, value[:6000]) != value[:6000]}
+    # MLflow's parameters cannot be changed. If one differs, which is possible only after training, a tag has the new value
+    new = [Param(key, value) for key, value in words.items() if key not in params]
+    changed = {f"now.{key}": value for key, value in words.items() if params.get(key, value[:6000]) != value[:6000]}
     for start in range(0, len(new), 100):
         client.log_batch(run_id, params=new[start : start + 100])
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in {**wanted.tags, **changed}.items()])

@@ -1,4 +1,4 @@
-"""MLflow's database in a file: its address, who locks it, and its artifacts after it was moved or copied."""
+"""MLflow's SQLite database: its address, the processes that lock it, and its artifact locations after it was moved."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.runtime import waiting
 SCHEME = "sqlite:///"
 
 ARTIFACTS = "mlartifacts"
-"""The folder of the artifacts, beside the database."""
+"""The name of the artifacts' folder, beside the database."""
 
 PATIENCE = 60.0
-"""Seconds to wait, before any work, for a database that another process has locked."""
+"""Seconds to wait for a database that another process has locked, before any work is done."""
 
 PLACES = (
     ("experiments", "artifact_location"),
@@ -25,16 +25,16 @@ PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Tables and columns in which MLflow keeps locations of artifacts."""
+"""Tables and columns in which MLflow stores artifact locations."""
 
 
 def address(file: Path) -> str:
-    """The address of a database, as SQLAlchemy reads it: whatever the path holds."""
+    """The address of a database file for SQLAlchemy; the path may have any character."""
     return SCHEME + quote(str(file))
 
 
 def path(uri: str) -> Path | None:
-    """The file of a database's address; None for other addresses."""
+    """The file of an SQLite address; None for other addresses. `ValueError` for a query or a database in memory."""
     if not uri.startswith(SCHEME):
         return None
     name, query, _ = uri.removeprefix(SCHEME).partition("?")
@@ -48,7 +48,7 @@ def path(uri: str) -> Path | None:
 
 
 def holder(file: Path) -> str | None:
-    """The processes that lock the database, in words; None if none does. `OSError` if the file is not a database."""
+    """The processes that lock the database, in words; None if none does. `OSError` if it is not a database or not writable."""
     if not file.exists():
         return None
     try:
@@ -66,7 +66,7 @@ def holder(file: Path) -> str | None:
 
 
 def _processes(file: Path) -> str:
-    """The processes with a lock on the file, as Linux lists them."""
+    """The processes that lock the file, from Linux's /proc/locks, in words."""
     inode = f":{file.stat().st_ino} "
     try:
         lines = Path("/proc/locks").read_text().splitlines()
@@ -77,41 +77,40 @@ def _processes(file: Path) -> str:
 
 
 def wait_until_free(file: Path, name: str) -> None:
-    """Waits while another process locks the database; `TimeoutError` with what to do after `PATIENCE` seconds."""
-    held = holder(file)
-    if held is None:
+    """Waits while another process locks the database; `TimeoutError` that says what to do after `PATIENCE` seconds."""
+    processes = holder(file)
+    if processes is None:
         return
     try:
-        waiting.until(lambda: holder(file) is None or None, name, f"{file}, which {held} holds", PATIENCE)
+        waiting.until(lambda: holder(file) is None or None, name, f"{file}, which {processes} holds", PATIENCE)
     except TimeoutError:
         raise TimeoutError(
-            f"MLflow's database {file} is held by {holder(file) or held}. Wait for it, or end it; then run this again"
+            f"MLflow's database {file} is held by {holder(file) or processes}. Wait for it, or end it; then run this again"
         ) from None
 
 
-def settle(file: Path) -> str:
-    """Points a database that was moved or copied to the artifacts beside it, and returns a line that says so, or nothing.
+def repoint_artifacts(file: Path) -> str:
+    """Changes the artifact locations in a moved or copied database to the folder beside it; returns a message or "".
 
-    MLflow stores absolute paths: without this, artifacts would be written to the old folder, or mixed with those of the
-    working copy that this one was copied from. Only paths of our own folders are changed, in one transaction; files are
-    not moved.
+    MLflow stores absolute paths: otherwise it would write artifacts to the old folder, or to that of the working copy from
+    which this one was copied. Only locations that `runs` has set are changed, in one transaction; no file is moved.
     """
     if not file.exists():
         return ""
-    here = file.parent / ARTIFACTS
-    with _changing(file) as database:
-        there = [folder for folder in _folders(database) if not _same(folder, here)]
-        for folder in there:
-            _replace(database, folder.as_uri(), here.as_uri())
-            _replace(database, str(folder), here.as_uri())
-    if not there:
+    new = file.parent / ARTIFACTS
+    with _transaction(file) as database:
+        old = [folder for folder in _folders(database) if not _same(folder, new)]
+        for folder in old:
+            _replace(database, folder.as_uri(), new.as_uri())
+            _replace(database, str(folder), new.as_uri())
+    if not old:
         return ""
-    others = " and ".join(str(folder) for folder in there)
-    return f"{file} was moved or copied: what it knew in {others} is looked for in {here} from now on"
+    others = " and ".join(str(folder) for folder in old)
+    return f"{file} was moved or copied: its artifacts of {others} are looked for in {new} from now on"
 
 
 @contextmanager
-def _changing(file: Path) -> Iterator[sqlite3.Connection]:
+def _transaction(file: Path) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(file, timeout=PATIENCE, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         try:
@@ -123,27 +122,27 @@ def _changing(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _folders(database: sqlite3.Connection) -> list[Path]:
-    """The artifact folders of our experiments: on a disk, with the name that we give."""
+    """The artifact folders of the experiments that are on a disk and called `ARTIFACTS`, the name that `runs` gives them."""
     if not _columns(database, "experiments"):
         return []
-    found = []
+    folders = []
     for (location,) in database.execute("SELECT DISTINCT artifact_location FROM experiments"):
         parts = urlsplit(location or "")
         folder = Path(unquote(parts.path) if parts.scheme == "file" else location or "")
         if parts.scheme in ("", "file") and folder.is_absolute() and folder.name == ARTIFACTS:
-            found.append(folder)
-    return sorted(set(found))
+            folders.append(folder)
+    return sorted(set(folders))
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one folder, which may be mounted twice or linked."""
+    """Whether two paths lead to one folder, which may be mounted twice or linked."""
     return one == other or (one.exists() and other.exists() and one.samefile(other))
 
 
 def _replace(database: sqlite3.Connection, old: str, new: str) -> None:
     for table, column in PLACES:
         if column in _columns(database, table):
-            words = f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '  # noqa: S608  # (names of ours)
+            words = f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '  # noqa: S608  # (constants)
             where = f'WHERE "{column}" = ? OR substr("{column}", 1, ?) = ?'
             database.execute(words + where, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
 

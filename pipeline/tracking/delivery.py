@@ -1,4 +1,4 @@
-"""Sending one journal to MLflow: its lines in order, each value once; lines that MLflow refuses are put aside."""
+"""Sending one journal to MLflow: its lines in order, each value once; lines that MLflow refuses are set aside."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ BATCH = 1000
 """Metrics in one request: MLflow's maximum."""
 
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""MLflow's error codes for requests that another try cannot save."""
+"""MLflow's error codes for requests that would fail again."""
 
 
 class Delivery:
-    """One journal that is sent to one server; `answer` sends an event to the stage."""
+    """The sending of one journal. `answer` sends an event to the stage; `own`: whether it is the running stage's own journal."""
 
     def __init__(self, client: MlflowClient, reader: Reader, answer: Callable[..., None], *, own: bool) -> None:
         self.client, self.reader, self.own, self._answer = client, reader, own, answer
@@ -41,24 +41,24 @@ class Delivery:
 
     @property
     def has_more(self) -> bool:
-        """Whether a line was not sent yet."""
+        """Whether there are unsent lines; always true for another stage's journal until it is done."""
         return not self.own or any(self.reader.unsent(name, most=1) for name in (journal.SYSTEM, journal.ROWS))
 
     def forget(self) -> None:
-        """To be called after a failure: the server may have stored the values without answering, and is asked again."""
+        """To be called after a failure: the last steps are requested again, since the server may have stored the values."""
         self._last = None
 
     def step(self) -> bool:
-        """Sends the next lines in one request. False if there are none now; sets `done` if there will be none."""
-        with self._alone() as mine:
-            if not mine:
+        """Sends the next lines. Returns false if there are none now; sets `done` if there will be no more."""
+        with self._locked() as locked:
+            if not locked:
                 self.done = True  # another process sends it
                 return False
             return any(self._lines(name) for name in (journal.SYSTEM, journal.ROWS)) or self._finish()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Locks the journal against other senders; false if one has it. For the stage's own journal it waits."""
+    def _locked(self) -> Iterator[bool]:
+        """Locks the journal; yields false if another process has the lock or has sent it. Waits for the stage's own journal."""
         try:
             with FileLock(self.reader.folder / "lock", timeout=-1 if self.own else 0):
                 yield (self.reader.folder / journal.ROWS).exists()
@@ -81,10 +81,10 @@ class Delivery:
         return True
 
     def _metrics(self, records: list[Record]) -> None:
-        """Writes values, each metric only past its last step.
+        """Logs metrics, each only for steps after its last step in MLflow.
 
-        A resumed training goes again through steps that were written before it was killed. Those are left out, so that
-        every metric keeps one value for each step. NaN is written: a run that diverged should show it.
+        A resumed training repeats steps that were logged before it was killed. They are skipped, so that every metric has one
+        value for each step. NaN is logged: a run that diverged should show it.
         """
         from mlflow.entities import Metric
 
@@ -114,10 +114,10 @@ class Delivery:
             self.done = True
 
     def _score(self, record: Record) -> None:
-        """Writes metrics without a step. A metric is written again only if its value changed."""
-        known = self.client.get_run(self.run_id).data.metrics
+        """Logs metrics without a step; a metric that is in MLflow already only if its value changed."""
+        logged = self.client.get_run(self.run_id).data.metrics
         for name, value in record["score"].items():
-            same = name in known and (known[name] == value or (known[name] != known[name] and value != value))
+            same = name in logged and (logged[name] == value or (logged[name] != logged[name] and value != value))
             if not same:
                 step = self._lasts().get(name, -1) + 1
                 self._metrics([{"step": step, "time": record["time"], "metrics": {name: value}}])
@@ -135,15 +135,15 @@ class Delivery:
         if hashlib.sha256(weights).hexdigest() != record["sha256"]:
             self.reader.put_aside(record, f"{file} is not as it was put there")
             return
-        here = self.client.tracking_uri.startswith(database.SCHEME)
-        with self._local() if here else contextlib.nullcontext():
-            working = contextlib.nullcontext if here else self._local
-            aliases, said = registry.publish(self.client, self.run_id, weights, record["name"], record["tags"], working)
-        self._answer(event="published", aliases=aliases, text=said)
+        on_disk = self.client.tracking_uri.startswith(database.SCHEME)
+        with self._local() if on_disk else contextlib.nullcontext():
+            working = contextlib.nullcontext if on_disk else self._local
+            aliases, note = registry.publish(self.client, self.run_id, weights, record["name"], record["tags"], working)
+        self._answer(event="published", aliases=aliases, text=note)
 
     @contextlib.contextmanager
     def _local(self) -> Iterator[None]:
-        """Tells the stage that the process works itself, such as at an export, and does not wait for the server."""
+        """Tells the stage that this process computes, as in an export, so that the time does not count as waiting."""
         self._answer(event="local", on=True)
         try:
             yield
@@ -151,7 +151,7 @@ class Delivery:
             self._answer(event="local", on=False)
 
     def _tried(self, record: Record, call: Any, *words: Any, **named: Any) -> None:
-        """Calls MLflow; a record that it refuses for good is put aside."""
+        """Calls MLflow; sets the record aside if MLflow refuses it with an error that would recur."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -162,19 +162,19 @@ class Delivery:
             self.reader.put_aside(record, redaction.redact(str(error)))
 
     def _lasts(self) -> dict[str, int]:
-        """Metric → its last step in MLflow; requested once, since nobody else writes this run's metrics."""
+        """Metric → its last step in MLflow; requested once, since no other process logs this run's metrics."""
         if self._last is None:
             record = self.client.get_run(self.run_id)
-            # The public `metrics` has no steps, and a metric's whole history is long
+            # the public `metrics` has no steps, and a metric's whole history is long
             self._last = {metric.key: metric.step for metric in record.data._metric_objs}
         return self._last
 
     def next_system_step(self) -> int:
-        """The step after the last system metrics."""
+        """The step after that of the last system metrics."""
         return 1 + max((step for name, step in self._lasts().items() if name.startswith("system/")), default=-1)
 
     def _finish(self) -> bool:
-        """Ends a journal without a last line, which a killed process left: it is done when all its lines are sent."""
+        """Removes another stage's journal that a killed process left without a last line, once it is sent; returns false."""
         if not self.own and self.reader.over:
             self.reader.remove()
             self.done = True
@@ -182,5 +182,5 @@ class Delivery:
 
 
 def _leading(lines: list[tuple[int, Record]]) -> int:
-    """The number of rows of metrics before the first other line."""
+    """The number of lines with metrics before the first line of another kind."""
     return next((number for number, (_, record) in enumerate(lines) if "metrics" not in record), len(lines))

@@ -28,20 +28,20 @@ class Pictures(Protocol):
 
     @property
     def shards(self) -> Mapping[str, Any]:
-        """By split."""
+        """Split → its shards."""
 
     def rows(self, split: str) -> int:
-        """How many pictures the split has."""
+        """The number of pictures in a split."""
 
 
 def wanted(
     uri: str, fingerprint: str, section: Mapping[str, Any], manifest: Pictures | None, stage: str, adopt: bool
 ) -> Wanted:
-    """The run that a stage asks for."""
+    """Describes the run that a stage asks for. `section`: its parameters, nested; `adopt`: whether to continue a FINISHED run."""
     file, commit = database.path(uri), git.commit()
     return Wanted(
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet",
-        # A server knows where it keeps artifacts; with a database they would land in the current folder
+        # a server decides where it stores artifacts; for a database MLflow's default is the current folder
         artifacts=None if file is None else (file.parent / database.ARTIFACTS).as_uri(),
         name=f"{os.environ.get('DVC_EXP_NAME') or 'alexnet'}-{fingerprint[:8]}",
         fingerprint=fingerprint,
@@ -57,9 +57,9 @@ def wanted(
 
 
 def words(section: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters under dotted names, as MLflow keeps them: `{"learning": {"rate": 0.01}}` is `learning.rate` = "0.01".
+    """Parameters as MLflow stores them: `{"learning": {"rate": 0.01}}` becomes `{"learning.rate": "0.01"}`.
 
-    A secret in one, as in an address, is left out.
+    Secrets in the values, such as a login in an address, are removed.
     """
     return {
         key: redaction.redact(value if isinstance(value, str) else json.dumps(value))
@@ -68,7 +68,7 @@ def words(section: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pictures(manifest: Pictures) -> dict[str, str]:
-    """The data set, in MLflow's words."""
+    """The fields of MLflow's Dataset."""
     return {
         "name": "drawn pictures" if manifest.drawn else "pictures",
         "digest": manifest.digest[:32],  # the column is short; the tag `manifest` has all 64
@@ -110,12 +110,12 @@ def _tags(fingerprint: str, stage: str, manifest: Pictures | None, commit: str) 
     }
     if commit:
         tags["git.commit"] = commit
-        tags["git.dirty"] = str(bool(git.says("status", "--porcelain", "--untracked-files=no"))).lower()
+        tags["git.dirty"] = str(bool(git.output("status", "--porcelain", "--untracked-files=no"))).lower()
     return {name: redaction.redact(value) for name, value in tags.items() if value}
 
 
 def _gpu() -> str:
-    # Not torch.cuda: asking it for a name takes up memory of the GPU for as long as this process lives
+    # not torch.cuda, which would take GPU memory for as long as this process lives
     try:
         import pynvml
     except ImportError:
@@ -129,6 +129,6 @@ def _gpu() -> str:
 
 
 def _ray_job() -> str:
-    # What `ray job submit` tells the driver that it starts; it is there before the driver has joined the cluster
+    # `ray job submit` sets this variable for its driver, which can read it before it has joined the cluster
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return str((config.get("metadata") or {}).get("job_submission_id", ""))

@@ -25,20 +25,19 @@ if TYPE_CHECKING:
     from alexnet.build import Classifier
 
 WEIGHTS = PurePosixPath("extra_files/model.pt")
-"""Where model.pt lies in an MLflow model."""
-
+"""The path of model.pt in an MLflow model."""
 
 Working = Callable[[], AbstractContextManager[None]]
-"""A context for work in this process, which does not wait for a server."""
+"""A context manager for computation in this process, whose time does not count as waiting for a server."""
 
 
 def publish(
     client: MlflowClient, run_id: str, weights: bytes, name: str, tags: Mapping[str, str], working: Working
 ) -> tuple[list[str], str]:
-    """Registers the network as `candidate`, and as `champion` too if its error is lower than the present champion's.
+    """Registers the network as `candidate`, and also as `champion` if its error is lower than the present champion's.
 
-    Equal weights are stored once. Errors on different pictures cannot be compared: a champion of another manifest stays until
-    a person moves the alias. Returns the aliases, and a line for the user or nothing.
+    Equal weights are stored once. Errors on different pictures cannot be compared: a champion with another manifest stays
+    until a person moves the alias. Returns the aliases, and a message for the user or "".
     """
     import mlflow
 
@@ -51,7 +50,7 @@ def publish(
     else:
         about = {key: tags[key] for key in ("fingerprint", "manifest", "weights")}
         model = _served(client, run_id, about) or serve(client, run_id, weights, about, working)
-        with contextlib.redirect_stderr(io.StringIO()):  # it says what our caller says
+        with contextlib.redirect_stderr(io.StringIO()):  # the stage prints the version itself
             version = mlflow.register_model(model, name, tags=dict(tags)).version
     champion = _champion(client, name)
     aliases = ["candidate", "champion"] if beats(tags, champion) else ["candidate"]
@@ -68,9 +67,9 @@ def publish(
 def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str], working: Working) -> str:
     """Adds the network to the run as an MLflow model, with signature and example, and returns its URI `models:/m-…`.
 
-    It takes float32 B×3×224×224 (227 where the network does), RGB from 0 to 255, to probabilities B×K. The classes go with
-    it by label, as `classes.json`, in pairs of WordNet id and words. So does model.pt, whose bytes `weights` are: what is
-    served is an exported program, with which no training can go on.
+    The model maps float32 B×3×224×224 (227 for some networks), RGB from 0 to 255, to probabilities B×K. It contains
+    `classes.json`, a pair of WordNet id and words for each label, and model.pt, the bytes `weights`: the served model is an
+    exported program, from which training cannot continue.
     """
     with working():
         import mlflow.pytorch
@@ -82,7 +81,7 @@ def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str
         words.write_text(json.dumps([list(pair) for pair in classes], indent=1) + "\n")
         trained = Path(folder) / WEIGHTS.name
         trained.write_bytes(weights)
-        # of weights that lie in memory channels last; tests compare what comes out
+        # about weights in memory format channels_last; tests compare the outputs
         warnings.filterwarnings("ignore", message="No complete tensor found")
         mlflow.start_run(run_id=run_id, log_system_metrics=False)
         try:
@@ -101,7 +100,7 @@ def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str
 
 
 def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.float32], ModelSignature]:
-    """The network to be served, its classes, an input example, and its signature."""
+    """The network to serve, the classes by label, an input example, and the signature."""
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
@@ -109,40 +108,40 @@ def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.f
     from alexnet.build import Classifier, load
 
     network, facts = load(io.BytesIO(weights))
-    # The exported program keeps the mode, the device and the batch size it was traced with: so in eval mode, on the CPU,
-    # with two pictures and a signature that leaves their number open.
+    # The exported program keeps the mode, device and batch size of its tracing: therefore eval mode, the CPU, and two
+    # pictures with a signature that leaves their number open
     served, side = Classifier(network, facts["mean"]).cpu().eval(), network.model.patch
     rise = np.arange(side, dtype=np.float32) * (255 / max(1, side - 1))
     example = np.broadcast_to(rise, (2, 3, side, side)).copy()
     with torch.inference_mode():
-        classes_number = int(served(torch.from_numpy(example)).shape[1])
+        class_count = int(served(torch.from_numpy(example)).shape[1])
     kind = np.dtype(np.float32)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(kind, (-1, 3, side, side))]),
-        outputs=Schema([TensorSpec(kind, (-1, classes_number))]),
+        outputs=Schema([TensorSpec(kind, (-1, class_count))]),
     )
     return served, facts["classes"], example, signature
 
 
 def _served(client: MlflowClient, run_id: str, tags: dict[str, str]) -> str | None:
-    """The run's stored model of these weights, if it was not registered yet; else None."""
+    """The URI of the run's stored model with these weights; None if there is none."""
     experiment = client.get_run(run_id).info.experiment_id
     words = f"source_run_id = '{run_id}' AND tags.weights = '{tags['weights']}' AND status = 'READY'"
-    found = client.search_logged_models([experiment], filter_string=words, max_results=1)
-    return str(found[0].model_uri) if found else None
+    models = client.search_logged_models([experiment], filter_string=words, max_results=1)
+    return str(models[0].model_uri) if models else None
 
 
 def fetch(model: str, folder: Path) -> Path | None:
-    """Downloads an MLflow model by any of its names, and returns its model.pt; None if it has none."""
+    """Downloads an MLflow model, by any form of its URI, to `folder`, and returns its model.pt; None if it has none."""
     import mlflow
 
-    # all of it, since of the names of a model not each takes a path behind it
+    # the whole model, since not every form of a model's URI can be followed by a path
     file = Path(mlflow.artifacts.download_artifacts(model, dst_path=str(folder))) / WEIGHTS
     return file if file.is_file() else None
 
 
 def beats(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
-    """Whether a model with these tags becomes champion: a lower error on the same pictures."""
+    """Whether a model with these tags becomes champion: its error is lower on the same pictures, or there is no champion."""
     if champion is None:
         return not math.isnan(float(tags["top1_error"]))
     same = tags["manifest"] == champion["manifest"]
@@ -150,18 +149,18 @@ def beats(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
 
 
 def _champion(client: MlflowClient, name: str) -> dict[str, Any] | None:
-    """The tags of the present champion, None if there is none."""
+    """The tags of the present champion; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
         version = client.get_model_version_by_alias(name, "champion")
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise  # a server that is away has not said that there is none
+            raise  # the server did not answer, so there may be one
         return None
     return {"manifest": "", "top1_error": "nan", **version.tags}
 
 
 def _requirements() -> list[str]:
-    """The served model's packages. Listed here, since MLflow takes longer to find them than for all the rest."""
+    """The served model's packages; listed here because MLflow's own search for them takes longer than all the rest."""
     return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in ("torch", "numpy")]

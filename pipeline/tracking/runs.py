@@ -1,8 +1,8 @@
-"""A run in MLflow, as a stage uses it: started before any work, logged as it goes, sent at the end or later.
+"""A stage's run in MLflow: started before any work, logged to a journal, and sent by a separate process.
 
-Each fingerprint has one run: `train` makes it, the later stages find it by its tag and add to it. Only drivers know MLflow;
-workers report to their driver. Everything goes into a journal at once, and a separate process sends it to MLflow: after its
-start no stage waits for a server.
+Each fingerprint has one run: `train` creates it, the later stages find it by its tag and add to it. Only drivers use MLflow;
+workers report to their driver. After the start no stage waits for a server until its end; what is not sent by then is sent by
+the next stage.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ START = 45.0
 """Seconds in which a server has to answer before a stage starts its work."""
 
 MAKING = 180.0
-"""The same for a database on this machine, which may have to be made first."""
+"""The same for a database on this machine, which may have to be created first."""
 
 END = 30.0
 """Seconds for which a stage waits for MLflow at its end, in all."""
 
 STOPPED = 2.0
-"""The same for a stage that was told to stop."""
+"""The same for a stage that was stopped by a signal."""
 
 EXPORT = 600.0
-"""Seconds for the export of a network, which do not count in `END`."""
+"""Seconds that the export of a network may take; they do not count in `END`."""
 
 DOWNLOAD = 900.0
-"""Seconds in which a model has to be downloaded."""
+"""Seconds that the download of a model may take."""
 
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
-"""The databases in which MLflow's server keeps runs."""
+"""The databases that MLflow's server supports."""
 
 SEND = "python -m pipeline.tracking send"
 
 
 @dataclass
 class Run:
-    """The run that `run` gives to a stage."""
+    """A running MLflow run, to which a stage writes; `run` yields it."""
 
     run_id: str
     fingerprint: str
@@ -65,36 +65,36 @@ class Run:
     _handover: Handover = field(repr=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of one step."""
+        """Logs the metrics of one step."""
         self.log_all([(step, metrics)])
 
     def log_all(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Writes the metrics of many steps, in their order; MLflow gets each metric only past its last step."""
+        """Logs the metrics of several steps, in ascending order; a metric's steps up to its last one in MLflow are skipped."""
         for step, metrics in rows:
             if metrics:
                 self.journal.write({"step": step, "metrics": {name: float(value) for name, value in metrics.items()}})
 
     def score(self, metrics: Mapping[str, float]) -> None:
-        """Writes metrics without a step. A metric is written again only if its value changed."""
+        """Logs metrics without a step; a metric that is in MLflow already only if its value changed."""
         self.journal.write({"score": {name: float(value) for name, value in metrics.items()}})
 
     def tag(self, name: str, words: str) -> None:
-        """Writes a tag, replacing its old value."""
+        """Sets a tag, without secrets; replaces its old value."""
         self.journal.write({"tag": [name, redaction.redact(words)]})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Adds a copy of a file, or of a folder's files, to the run's artifacts, under `folder`."""
+        """Adds a copy of a file, or of a folder's files, to the run's artifacts in `folder`."""
         self.journal.write({"artifact": self.journal.keep(path), "folder": folder})
 
     def publish(self, weights: bytes, model: Model, error: float) -> tuple[str, ...]:
-        """Registers the network as `candidate`, and as `champion` too if its error is lower than the present champion's.
+        """Registers the network as `candidate`, and also as `champion` if its error is lower than the present champion's.
 
-        `weights` are the bytes of its model.pt: what was registered once is not stored again. `error` is the top-1 error,
-        from 0 to 1. Errors on different pictures do not compare: a champion of another manifest stays until a person
-        moves the alias. Each kind of network has a registered model of its own, and so have drawn pictures. Returns the
-        aliases given; none if MLflow does not answer, and then it is registered with the rest of the journal.
+        `weights`: the bytes of its model.pt; equal weights are stored once. `error`: the top-1 error, from 0 to 1. Errors on
+        different pictures cannot be compared: a champion with another manifest stays until a person moves the alias. The
+        registered model's name is `model_name`. Returns the aliases that were set; none if MLflow does not answer: the model is
+        then registered when the journal is sent.
         """
-        assert self.manifest is not None, "a model is of some pictures"
+        assert self.manifest is not None, "a model needs the manifest of its pictures"
         tags = {"fingerprint": self.fingerprint, "manifest": self.manifest.digest, "top1_error": repr(error)}
         kept, name = self.journal.keep_bytes("model.pt", weights), model_name(model, self.manifest)
         self.journal.write({"publish": kept, "sha256": hashlib.sha256(weights).hexdigest(), "name": name, "tags": tags})
@@ -103,19 +103,19 @@ class Run:
 
 @dataclass
 class Handover:
-    """The process that sends the journal, and how long a stage still waits for it."""
+    """The process that sends the journal, and the seconds (`left`) that the stage will still wait for it."""
 
     courier: Courier
     public: str
     again: Callable[[], None]
-    """Lets a new process continue after the old one was killed."""
+    """Connects a new process to the server and the journal after the old one was killed."""
     left: float
     why: str = ""
     _free: float = 0.0
-    """Time until which the process works itself, and waiting does not count."""
+    """The time (`time.monotonic`) until which the process computes, so that waiting does not count."""
 
     def published(self) -> tuple[str, ...]:
-        """Waits until the model is registered, and returns its aliases; none after the limit."""
+        """Waits until the model is registered, and returns its aliases; an empty tuple after the limit."""
         for event in self._flush():
             if event["event"] == "published":
                 if event["text"]:
@@ -157,16 +157,16 @@ def run(
     *,
     adopt: bool = False,
 ) -> Iterator[Run]:
-    """The MLflow run of `fingerprint`, RUNNING while the block runs; ends FINISHED, FAILED or KILLED.
+    """The MLflow run of `fingerprint`: RUNNING while the block runs, then FINISHED, FAILED or KILLED.
 
-    An unfinished run of the same stage goes on; one that FINISHED goes on only if `adopt`, as for the stages after
-    `train`. Otherwise there is a new one. `params` may be nested; each is logged once. `manifest`: of the pictures, where
-    they are at hand. Raises `OSError` if the tracking server does not answer, before any work is done; a server that goes
-    away later gets what it has missed from the next stage, and that is said.
+    Continues an unfinished run of the same stage, or, with `adopt`, as the stages after `train` do, a FINISHED one; otherwise
+    creates a run. `params` may be nested; each is logged once. `manifest`: that of the pictures, if there is one. Raises
+    `OSError` before any work if the tracking server does not answer. If it stops answering later, a message says so, and the
+    next stage sends what is missing.
     """
     uri = address(machine)
     wanted = description.wanted(uri, fingerprint, params, manifest, stage, adopt)
-    with _prepared(uri, stage) as ready, courier.hired(stage) as process:
+    with _prepared(uri, stage) as ready, courier.running(stage) as process:
         with _refused(public(uri)):
             _open(process, machine, uri)
             run_id = process.ask("begin", _limit(uri), wanted=wanted.plain, root=str(journals(machine)))
@@ -183,7 +183,7 @@ def run(
         try:
             yield Run(run_id, fingerprint, manifest, book, handover)
         except BaseException as error:
-            # Stopped is a SystemExit: told to end, which is no fault of the run
+            # a stop signal raises Stopped, which is a SystemExit: the run did not fail
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             raise
         finally:
@@ -191,11 +191,16 @@ def run(
 
 
 def address(machine: Machine) -> str:
-    """The tracking URI: machine.yaml's, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the storage or working copy.
+    """The tracking URI: machine.yaml's, otherwise `MLFLOW_TRACKING_URI`, otherwise `mlflow.db` in the storage or working copy.
 
-    A path in it is made absolute: MLflow resolves it where the process happens to be, and Ray moves its workers.
+    A path in it is made absolute, because MLflow resolves it in the current folder, which differs in Ray's workers. Raises
+    `ValueError` for a folder.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") if machine.tracking == "auto" else redaction.also(machine.tracking)
+    uri = (
+        os.environ.get("MLFLOW_TRACKING_URI")
+        if machine.tracking == "auto"
+        else redaction.hide_password(machine.tracking)
+    )
     if not uri:
         return database.address(machines.base(machine) / "mlflow.db")
     file = database.path(uri)
@@ -210,7 +215,7 @@ def address(machine: Machine) -> str:
 
 
 def public(uri: str) -> str:
-    """The address without user, password and token, as it is said and kept."""
+    """The address without user, password and token, for messages and records."""
     return redaction.redact(uri)
 
 
@@ -227,7 +232,7 @@ def weights(machine: Machine, model: str) -> bytes:
     uri = address(machine)
     with (
         _prepared(uri, "MLflow"),
-        courier.hired("MLflow") as process,
+        courier.running("MLflow") as process,
         _refused(public(uri)),
         tempfile.TemporaryDirectory() as folder,
         waiting.saying("MLflow", f"{model} from {public(uri)}", DOWNLOAD),
@@ -237,7 +242,7 @@ def weights(machine: Machine, model: str) -> bytes:
 
 
 def model_name(model: Model, manifest: Pictures) -> str:
-    """The registered model's name: alexnet, vgg16 or resnet50, and -drawn behind it for drawn pictures."""
+    """The registered model's name: alexnet, vgg16 or resnet50, followed by -drawn for drawn pictures."""
     return f"{model.network}-drawn" if manifest.drawn else model.network
 
 
@@ -246,9 +251,9 @@ def model_name(model: Model, manifest: Pictures) -> str:
 
 @contextmanager
 def _prepared(uri: str, name: str) -> Iterator[Callable[[], None]]:
-    """Locks the database until the given function is called: it is free, knows its own path, and one process makes it.
+    """Waits until the database is free, corrects its artifact locations, and yields a function that releases its lock.
 
-    Without the lock, processes that find no database spoil each other's tables.
+    Without the lock, processes that find no database would create it at the same time and spoil its tables.
     """
     file = database.path(uri)
     with ExitStack() as stack:
@@ -256,8 +261,8 @@ def _prepared(uri: str, name: str) -> Iterator[Callable[[], None]]:
             what = f"{file}, which another stage makes or looks through"
             stack.enter_context(waiting.locked(Path(f"{file}.lock"), name, what, MAKING))
             database.wait_until_free(file, name)
-            if said := database.settle(file):
-                print(f"{name}: {said}")
+            if note := database.repoint_artifacts(file):
+                print(f"{name}: {note}")
         yield stack.close
 
 
@@ -287,7 +292,7 @@ def _refused(where: str) -> Iterator[None]:
 
 
 def _end(book: Journal, handover: Handover, status: str) -> None:
-    """Writes the end of the run, waits for MLflow within the limit, and prints what MLflow does not have."""
+    """Writes the end of the run, waits for MLflow within the limit, and prints what is not sent."""
     book.write({"end": status})
     if status == "KILLED":
         handover.left = min(handover.left, STOPPED)
@@ -310,7 +315,7 @@ def _watched() -> bool:
 
 
 def _to(uri: str, machine: Machine) -> str:
-    """The server that a journal is for; a database in the working copy by its relative path, since it may be moved."""
+    """The name of a journal's server; for a database in the working copy its relative path, since the copy may be moved."""
     file, base = database.path(uri), machines.base(machine)
     return public(uri) if file is None or not file.is_relative_to(base) else f"{file.relative_to(base)}"
 

@@ -1,8 +1,8 @@
-"""A separate process that speaks to MLflow for a stage: it starts the run, and sends the journal.
+"""The process that communicates with MLflow for a stage: it starts the run, and sends the journal.
 
-A server that is away, hangs, trickles or answers 500 delays this process alone, which its stage ends after a limit; no
-training waits for it. Requests come on stdin and answers go to stdout, a line of JSON each; when stdin ends, the stage has
-ended, and this process ends too.
+A server that is down, hangs, trickles or answers 500 delays only this process, which its stage ends after a limit; no training
+waits for it. Requests come on stdin and answers go to stdout, one line of JSON each. When stdin ends, the stage has ended, and
+this process ends too.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
     from pipeline.tracking.watch import Watch
 
 ENVIRONMENT = {
-    # nobody is told of a run but its own server
+    # no telemetry
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # An exported program keeps its device, and ours is the CPU; where there is a GPU, MLflow would try that
+    # an exported program keeps its device, here the CPU; on a machine with a GPU, MLflow would try the GPU
     "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu",
-    # What failed is asked about before it is sent again, which MLflow's own retries do not
+    # no retries by MLflow: after a failure the last steps are requested before anything is sent again
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-"""Read when mlflow is imported, so set before."""
+"""Variables that mlflow reads when it is imported."""
 
 PAUSE = 1.0
-"""Seconds between two looks at the journal."""
+"""Seconds between two readings of the journal."""
 
 LONGEST_PAUSE = 60.0
-"""Seconds between two tries at a server that fails: twice as long after each, up to this."""
+"""The longest pause, in seconds, after a failure; the pause doubles with each failure in a row."""
 
 OLD = 15.0
-"""Seconds that a stage waits for what earlier stages have left, before it begins."""
+"""Seconds that a stage waits, before it begins, while journals of earlier stages are sent."""
 
 
 class Sender:
@@ -82,7 +82,7 @@ class Sender:
             while time.monotonic() < until and not (light and delivery.heavy):
                 try:
                     more = delivery.step()
-                except Exception as error:  # of whatever library: it is tried again, and said
+                except Exception as error:  # from any library: it is reported, and sending is tried again
                     self._failed(delivery, _first_line(error))
                     return
                 self.pause, self.why = PAUSE, ""
@@ -98,7 +98,7 @@ class Sender:
 
     @property
     def drained(self) -> bool:
-        """Whether everything is sent."""
+        """Whether all is sent."""
         return not any(each.has_more for each in self.waiting)
 
 
@@ -108,25 +108,25 @@ def _client(uri: str) -> MlflowClient:
     _hush()
     file = database.path(uri)
     if file is not None:
-        # a name alone: MLflow makes the folder of whatever path it is given, with its characters quoted
+        # only the file's name: MLflow would create the folder of a longer path, with its characters quoted
         os.chdir(file.parent)
         uri = database.address(Path(file.name))
-        # its first experiment, which nobody uses, else goes by the current folder's name, unquoted, into a line of SQL
+        # otherwise MLflow writes the current folder, unquoted, into the SQL that creates its unused first experiment
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (file.parent / "mlruns").as_uri()
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)
 
 
 def _hush() -> None:
-    """Silences MLflow's log unless MLFLOW_LOGGING_LEVEL is set; to be called after the import, which sets levels."""
+    """Silences MLflow's log unless MLFLOW_LOGGING_LEVEL is set. To be called after mlflow's import, which sets the levels."""
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
-def _spoken(public: str) -> Iterator[None]:
-    """Turns a library's error in the block into an `OSError` that names the server."""
+def _named_errors(public: str) -> Iterator[None]:
+    """Turns a library's error into an `OSError` that names the server; a `ValueError` stays one."""
     try:
         yield
     except ValueError as error:
@@ -142,7 +142,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class Program:
-    """The process: answers requests, and sends journals between them."""
+    """The process's main loop: answers requests, and sends journals between them."""
 
     def __init__(self) -> None:
         self.requests: queue.Queue[Record] = queue.Queue()
@@ -153,7 +153,7 @@ class Program:
         """Reads requests; exits at the end of stdin, when the stage has ended."""
         for line in sys.stdin:
             self.requests.put(json.loads(line))
-        os._exit(0)  # whatever the other thread is at: its stage is gone, and the journal is not
+        os._exit(0)  # whatever the other thread does: the stage has ended, and the journal remains
 
     def run(self) -> None:
         """Answers requests, and sends while there are none."""
@@ -176,8 +176,8 @@ class Program:
             _answer(event="done", number=number, result=answer)
 
     def _open(self, uri: str, public: str, to: str, root: str) -> int:
-        """Connects to the server, and sends the journals of earlier stages for a short time."""
-        with _spoken(public):
+        """Connects to the server, and sends journals of earlier stages for at most `OLD` seconds; returns their number."""
+        with _named_errors(public):
             self.sender = Sender(uri, public, to)
             self.sender.client.search_experiments(max_results=1)
         left = self.sender.old(Path(root))
@@ -185,40 +185,40 @@ class Program:
         return left
 
     def _begin(self, wanted: Record, root: str) -> str:
-        """Starts the run."""
+        """Starts the run, and returns its id."""
         assert self.sender is not None
         ending = {reader.about["run_id"] for reader in journal.pending(Path(root)) if reader.ended}
-        with _spoken(self.sender.public):
+        with _named_errors(self.sender.public):
             return begin.begin(self.sender.client, begin.Wanted(**wanted), ending)
 
     def _follow(self, folder: str, system: bool) -> None:
         """Sends the stage's own journal from now on, with system metrics."""
         assert self.sender is not None
         if not (Path(folder) / journal.ROWS).exists():
-            return  # it has ended, and was sent with what earlier stages had left
+            return  # it has ended, and was sent with the journals of earlier stages
         own = self.sender.follow(Path(folder))
         if system:
             from pipeline.tracking.watch import Watch
 
-            with _spoken(self.sender.public):
+            with _named_errors(self.sender.public):
                 self.watch = Watch(own.run_id, Journal(Path(folder)), own.next_system_step())
             own.before_end = self.watch.stop
 
     def _flush(self) -> None:
-        """Sends everything, however often it fails: the stage ends this process after its limit."""
+        """Sends everything, however often it fails; the stage ends this process after its limit."""
         assert self.sender is not None
-        told = ""
+        reported = ""
         while not self.sender.drained:
             self.sender.send(time.monotonic() + PAUSE)
             if self.sender.why:
-                if self.sender.why != told:
+                if self.sender.why != reported:
                     _answer(event="why", text=self.sender.why)
-                told, self.sender.why = self.sender.why, ""
+                reported, self.sender.why = self.sender.why, ""
                 time.sleep(PAUSE)
 
     def _weights(self, uri: str, public: str, model: str, folder: str) -> str:
-        """Downloads the model.pt of an MLflow model."""
-        with _spoken(public):
+        """Downloads the model.pt of an MLflow model to `folder`, and returns its path."""
+        with _named_errors(public):
             _client(uri)
             file = registry.fetch(model, Path(folder))
         if file is None:
@@ -231,7 +231,7 @@ def main() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _answers.append(child.answers())
-    # MLflow prints where to look at each run, with the password of the address
+    # MLflow prints each run's address with its password
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = redaction.Redacted(sys.stderr)
     Program().run()

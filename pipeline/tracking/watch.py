@@ -1,4 +1,4 @@
-"""System metrics of a run (CPU, memory, disk, network, GPU), measured by MLflow's monitors and kept in the journal."""
+"""System metrics of a run (CPU, memory, disk, network, GPU): MLflow's monitors measure them, the journal stores them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.tracking.journal import SYSTEM, Journal
 
 
 class Watch(SystemMetricsMonitor):
-    """MLflow's monitors, which write to the journal, so that none waits for a server."""
+    """MLflow's monitors, writing to the journal instead of a server. `first`: the step of the first values."""
 
     def __init__(self, run_id: str, journal: Journal, first: int) -> None:
         super().__init__(run_id)  # type: ignore[no-untyped-call]

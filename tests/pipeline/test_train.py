@@ -418,10 +418,10 @@ def test_other_code_is_refused_with_the_two_ways_on(tmp_path: Path) -> None:
     what, anew, on = str(caught.value).splitlines()
     assert (
         what
-        == f"{tmp_path} was begun by other code than this, and is at step 4. Other is: pipeline/training/trainer.py"
+        == f"{tmp_path} was begun by other code than this, and is at step 4. Different: pipeline/training/trainer.py"
     )
     assert anew == f"To begin anew: rm -r {tmp_path}"
-    assert on.startswith("To go on with it all the same: other_code: continue in machine.yaml")
+    assert on.startswith("To continue it all the same: other_code: continue in machine.yaml")
 
 
 def test_other_code_goes_on_if_the_machine_says_so_and_mlflow_is_told(
@@ -431,13 +431,13 @@ def test_other_code_goes_on_if_the_machine_says_so_and_mlflow_is_told(
     before = provenance.of(other_code())
     assert before is not None
     now = provenance.here().digest
-    assert told == f"{now} from step 4, after {before.digest}. Other is: pipeline/training/trainer.py"
-    assert "was begun by other code, and is gone on with from step 4" in capsys.readouterr().err
+    assert told == f"{now} from step 4, after {before.digest}. Different: pipeline/training/trainer.py"
+    assert "was begun by other code, and is continued from step 4" in capsys.readouterr().err
 
 
 def test_a_run_of_before_is_gone_on_with_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert note(tmp_path, None).endswith("after code that was not recorded")
-    assert "begun before runs recorded their code, and is gone on with from step 4" in capsys.readouterr().err
+    assert "begun before runs recorded their code, and is continued from step 4" in capsys.readouterr().err
 
 
 def test_a_finished_run_of_other_code_is_not_taken_over_in_silence(
@@ -447,7 +447,7 @@ def test_a_finished_run_of_other_code_is_not_taken_over_in_silence(
     run = run_folder.finished(finished[0])
     assert run is not None
     file.write_text(dataclasses.replace(run, code=other_code("alexnet/model.py")).text())
-    with pytest.raises(ValueError, match=r"is at its end\. Other is: alexnet/model\.py"):
+    with pytest.raises(ValueError, match=r"is at its end\. Different: alexnet/model\.py"):
         train.run()
     assert not (here / "data/model.pt").exists()
 

@@ -82,7 +82,7 @@ def test_what_would_come_again_the_same_is_known_also_beside_the_link_that_break
     for fault in (explained(failed(error)), explained(failed(GLOO, error)), explained(ControllerError(error))):
         assert not fault.outside
     ours = isinstance(error, (AssertionError, KeyError, RuntimeError)) and not isinstance(error, RuntimeEnvSetupError)
-    assert (fault.ours is error) is ours
+    assert (fault.bug is error) is ours
 
 
 def test_where_a_worker_died_what_the_others_say_of_it_is_no_fault_of_theirs() -> None:
@@ -101,7 +101,7 @@ KILLED = OutOfMemoryError(MEMORY)
 def test_rays_memory_monitor_is_told_with_the_node_its_memory_and_what_to_set(error: Exception) -> None:
     fault = explained(error)
     assert fault.what == (
-        "Ray's memory monitor killed a worker: of the memory of 10.0.0.7 22.45GB of 23.54GB were in use, and it allows 95.0 %"
+        "Ray's memory monitor killed a worker: on 10.0.0.7, 22.45GB of 23.54GB of memory were in use, and its limit is 95.0 %"
     )
     assert "learning.batch_size" in fault.advice
     assert "\n" not in fault.what + fault.advice
@@ -159,8 +159,10 @@ def test_a_fault_of_ours_is_raised_as_it_is_and_names_the_last_checkpoint() -> N
 
 def test_what_ray_tells_a_driver_in_pages_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     retried = "Task work failed due to oom. There are 3 oom retries remaining, so the task will be retried. Error: "
-    cluster._told({"lines": [retried + MEMORY], "pid": "raylet", "is_err": False}, ignore_prefix=False)
-    cluster._told({"lines": ["A node has died\nand this is its story"], "pid": "raylet", "is_err": False}, False)
+    cluster._print_message({"lines": [retried + MEMORY], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    cluster._print_message(
+        {"lines": ["A node has died\nand this is its story"], "pid": "raylet", "is_err": False}, False
+    )
     oom, died = capsys.readouterr().err.splitlines()
-    assert oom.startswith("ray: Ray's memory monitor killed a worker: of the memory of 10.0.0.7")
+    assert oom.startswith("ray: Ray's memory monitor killed a worker: on 10.0.0.7, ")
     assert died == "ray: A node has died"

@@ -200,7 +200,7 @@ def test_workers_that_rays_memory_monitor_kills_end_it_in_three_lines(
     ran = training.end()
     assert ran.code == 1, ran.said
     what, why, last = last_lines(ran)
-    said = r"train: Ray's memory monitor killed a worker: of the memory of [\d.]+ .*GB of .*GB were in use, and it allows 2.0 %"
+    said = r"train: Ray's memory monitor killed a worker: on [\d.]+, .*GB of .*GB of memory were in use, and its limit is 2.0 %"
     assert re.match(said, what), ran.said
     assert "batch_size" in why
     assert "checkpoint" in last

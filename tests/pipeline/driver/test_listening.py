@@ -42,7 +42,7 @@ class Heard:
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
-    monkeypatch.setattr(listening, "there", lambda: "the cluster has 10.0.0.7 with 1 CPUs")
+    monkeypatch.setattr(listening, "cluster_in_words", lambda: "the cluster has 10.0.0.7 with 1 CPUs")
     monkeypatch.setattr(listening, "_kill", lambda processes: None)
     return Heard()
 

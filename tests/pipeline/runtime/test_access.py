@@ -125,7 +125,7 @@ def test_what_answers_and_is_no_cluster_is_told_apart() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with pytest.raises(ConnectionError, match=r"no head of a Ray cluster \(UNIMPLEMENTED\)"):
+    with pytest.raises(ConnectionError, match=r"not the head of a Ray cluster \(UNIMPLEMENTED\)"):
         access.admit(f"127.0.0.1:{port}")
     server.stop(None)
 

@@ -31,7 +31,7 @@ def words(act: Callable[[], object]) -> str | None:
     try:
         act()
     except Exception as error:
-        return edges.said(error)
+        return edges.message(error)
     raise AssertionError("no error was raised")
 
 
@@ -248,7 +248,7 @@ def test_ray_s_errors_are_said_by_what_was_lost_and_what_to_do() -> None:
         exceptions.RuntimeEnvSetupError("too large"): ("get this code",),
         exceptions.TaskUnschedulableError("no node"): ("no node", "machine.yaml"),
     }.items():
-        said = edges.said(error)
+        said = edges.message(error)
         assert said is not None
         assert len(said.splitlines()) <= 3, said
         for part in parts:
@@ -320,7 +320,7 @@ try:
         store.get("a key that nobody sets")
     dist.all_gather([torch.ones(2**20), torch.ones(2**20)], torch.ones(2**20))
 except Exception as error:
-    print(type(error).__name__, faults.from_outside(error), edges.said(error), sep="\\n")
+    print(type(error).__name__, faults.from_outside(error), edges.message(error), sep="\\n")
 os._exit(0)
 """
 

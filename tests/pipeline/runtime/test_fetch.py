@@ -122,7 +122,7 @@ def test_a_length_that_is_too_small_is_seen_by_the_published_one(server: Server,
 
 def test_a_length_that_is_too_small_is_seen_by_the_checksum(server: Server, place: Path) -> None:
     server.files["/archive.tar"] = File(DATA, length=len(DATA) - 5)
-    with pytest.raises(ValueError, match=rf"all came, but its MD5 is [0-9a-f]{{32}}, that of the published one {MD5}"):
+    with pytest.raises(ValueError, match=rf"complete, but its MD5 is [0-9a-f]{{32}}, that of the published file {MD5}"):
         fetch(remote(server, md5=MD5), place)
     assert left(place) == set()
 
@@ -196,7 +196,7 @@ def test_a_part_that_is_too_long_is_fetched_anew(server: Server, place: Path) ->
 def test_a_page_to_log_in_is_no_archive(server: Server, place: Path, page: File, redirected: bool) -> None:
     server.files["/archive.tar"] = File(status=302, headers={"Location": "/login"}) if redirected else page
     server.files["/login"] = page
-    with pytest.raises(ValueError, match=r"archive\.tar: a page of HTML came, not the file\. Is it one to log in\?"):
+    with pytest.raises(ValueError, match=r"archive\.tar: an HTML page came, not the file\. Is it a login page\?"):
         fetch(remote(server), place)
     assert {name for name in left(place) if (place.parent / name).stat().st_size} <= {"archive.tar.part.json"}
 
@@ -206,7 +206,7 @@ def test_a_page_in_place_of_the_rest_does_not_spoil_what_came(server: Server, pl
     server.files["/archive.tar"] = File(
         DATA, cut=lambda _: 300_000, after=lambda _: server.files.__setitem__("/archive.tar", page)
     )
-    with pytest.raises(ValueError, match="a page of HTML came"):
+    with pytest.raises(ValueError, match="an HTML page came"):
         fetch(remote(server), place)
     server.files["/archive.tar"] = File(DATA)
     fetch(remote(server), place)
@@ -356,7 +356,7 @@ def test_a_list_that_drips_is_given_up(server: Server, hasty: None) -> None:
 
 def test_a_file_of_unknown_length_needs_a_checksum(server: Server, place: Path) -> None:
     server.files["/archive.tar"] = File(DATA, without_length=True)
-    with pytest.raises(ValueError, match="does not say how long the file is, so a part would pass for all"):
+    with pytest.raises(ValueError, match="does not say how long the file is, so a truncated file would not be noticed"):
         fetch(remote(server), place)
     fetch(remote(server, md5=MD5), place)
     assert place.read_bytes() == DATA

@@ -45,7 +45,7 @@ STUBBORN = {
         except BaseException:
             pass""",
     "handlers of its own": """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, guard.TOLD):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, guard.STOP_SIGNAL):
         signal.signal(number, signal.SIG_IGN)
     time.sleep(99)""",
     "an error on the way out": """
@@ -198,7 +198,7 @@ def test_a_step_of_the_clock_ends_no_stage(monkeypatch: pytest.MonkeyPatch) -> N
     for step in (-3600.0, -1.0, 1.0, 3600.0):
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda step=step: boot + step)
         monkeypatch.setattr("time.time", lambda step=step: now() + step)
-        assert guard._run_on(chain)
+        assert guard._all_running(chain)
 
 
 # The stages

@@ -100,7 +100,7 @@ def test_a_secret_in_a_wrong_place_is_refused_and_not_repeated(here: Path, text:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("mirrors: {https://a: ftp://b}\n", "mirrors: what stands for https://a has to begin with http:// or https://"),
+        ("mirrors: {https://a: ftp://b}\n", "mirrors: the mirror of https://a has to begin with http:// or https://"),
         ("storage: shared/alexnet\n", "storage has to be an absolute path"),
         ("storage: .\n", "storage has to be an absolute path"),
         ("workers: 0\n", "workers has to be at least 1, is 0"),

@@ -88,7 +88,7 @@ def test_a_password_with_a_slash_is_hidden_as_sqlalchemy_reads_it(monkeypatch: p
 
 
 def test_an_address_from_a_file_is_hidden_from_then_on() -> None:
-    redaction.also("http://u:of-machine-yaml@h")
+    redaction.hide_password("http://u:of-machine-yaml@h")
     assert redaction.redact("of-machine-yaml") == "***"
 
 

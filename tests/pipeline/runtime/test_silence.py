@@ -47,7 +47,7 @@ def look(quiet: Silence, seconds: int) -> None:
 def test_after_ten_seconds_it_is_said_once_what_is_waited_for_and_a_slow_task_is_never_ended(
     quiet: Silence, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with quiet.begun():
+    with quiet.waiting_for_task():
         look(quiet, 10)
         assert capsys.readouterr().err == ""
         look(quiet, 20_000)
@@ -61,7 +61,7 @@ def test_tasks_that_are_honestly_long_are_told_of_only_where_one_takes_three_tim
     quiet: Silence, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seconds, lines in ((80, 1), (200, 0), (600, 0), (1801, 1)):
-        with quiet.begun():
+        with quiet.waiting_for_task():
             look(quiet, seconds)
         assert len(capsys.readouterr().err.splitlines()) == lines, seconds
 
@@ -74,7 +74,7 @@ def test_tasks_that_find_no_room_are_told_of_and_given_up_after_three_times_the_
     there: dict[str, float],
     free: dict[str, float],
 ) -> None:
-    with quiet.begun():
+    with quiet.waiting_for_task():
         look(quiet, 100)
         assert "tasks to end" in capsys.readouterr().err
         monkeypatch.setattr(ray, "cluster_resources", lambda: there)
@@ -94,18 +94,18 @@ def test_after_a_long_fault_the_next_one_is_told_of_as_soon(
 ) -> None:
     """Three times the longest silence is waited for without a word, and a fault is no honest silence."""
     for free, answer in (({"CPU": 2.0}, set[int]()), ({}, {7})):
-        with quiet.begun():
+        with quiet.waiting_for_task():
             monkeypatch.setattr(ray, "available_resources", lambda free=free: free)
             monkeypatch.setattr(silence, "_ask", lambda node, title, known, answer=answer: answer)
             look(quiet, 500)
         capsys.readouterr()
-        with quiet.begun():
+        with quiet.waiting_for_task():
             look(quiet, 11)
         assert "waiting for one of 2 tasks" in capsys.readouterr().err
 
 
 def test_room_that_is_found_again_counts_anew(quiet: Silence, monkeypatch: pytest.MonkeyPatch) -> None:
-    with quiet.begun():
+    with quiet.waiting_for_task():
         for _ in range(3):
             monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
             look(quiet, 890)
@@ -125,7 +125,7 @@ def test_a_worker_is_ended_only_where_it_is_stopped_at_two_questions_after_the_p
         return next(answers)
 
     monkeypatch.setattr(silence, "_ask", ask)
-    with quiet.begun():
+    with quiet.waiting_for_task():
         look(quiet, 300)
         assert asked == []
         look(quiet, 40)

@@ -231,7 +231,7 @@ WRONG: list[tuple[tuple[Any, ...], object, str]] = [
     (("side",), True, r"side: .*integer \(found True\)"),
     (("side",), 256.0, r"side: .*integer \(found 256\.0\)"),
     (("side",), 0, "side: has to be 1 to 4096, is 0"),
-    (("side",), float("nan"), r"no JSON of ours \(NaN is no number\)"),
+    (("side",), float("nan"), r"not valid JSON \(NaN is no number\)"),
     (("drawn",), 1, r"drawn: .*boolean \(found 1\)"),
     (("indexed",), None, r"indexed: .*integer \(found None\)"),
     (("indexed",), 9, "indexed: 9, but 7 are in shards, and 1 rejected"),
@@ -273,11 +273,11 @@ def test_a_value_of_another_kind_in_a_manifest_is_named(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "no JSON of ours"),
+        ("", "not valid JSON"),
         ("[]", "has to be a JSON object, is list"),
         ('{"side": 256}', "classes: is missing"),
         ('{"side": 1, "side": 2}', "the key 'side' is there twice"),
-        ('{"side": ' + "[" * 200_000, "no JSON of ours"),
+        ('{"side": ' + "[" * 200_000, "not valid JSON"),
         ('{"side": ' + "[" * 500 + "]" * 500 + "}", "classes: is missing"),
         (
             changed(("side",), 1).replace('"side": 1', '"side": ' + "[" * 500 + "]" * 500),

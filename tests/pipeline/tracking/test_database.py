@@ -66,17 +66,17 @@ def places(file: Path) -> list[str]:
 def test_a_moved_database_uses_the_artifacts_beside_it(name: str, tmp_path: Path) -> None:
     old, new = tmp_path / name, tmp_path / f"moved {name}"
     made(old / "mlflow.db", (old / "mlartifacts").as_uri())
-    assert database.settle(old / "mlflow.db") == ""
+    assert database.repoint_artifacts(old / "mlflow.db") == ""
     before = places(old / "mlflow.db")
     old.rename(new)
-    assert "was moved or copied" in database.settle(new / "mlflow.db")
+    assert "was moved or copied" in database.repoint_artifacts(new / "mlflow.db")
     here = (new / "mlartifacts").as_uri()
     changed = [place.replace((old / "mlartifacts").as_uri() + "-not", "kept") for place in before]
     changed = [place.replace((old / "mlartifacts").as_uri(), here) for place in changed]
     assert [
         place.replace((old / "mlartifacts").as_uri() + "-not", "kept") for place in places(new / "mlflow.db")
     ] == changed
-    assert database.settle(new / "mlflow.db") == ""
+    assert database.repoint_artifacts(new / "mlflow.db") == ""
     assert not old.exists()
 
 
@@ -86,10 +86,10 @@ def test_a_copy_has_places_of_its_own_and_the_original_keeps_its(tmp_path: Path)
     (one / "mlartifacts").mkdir()
     before = places(one / "mlflow.db")
     shutil.copytree(one, two)
-    said = database.settle(two / "mlflow.db")
+    said = database.repoint_artifacts(two / "mlflow.db")
     assert str(one / "mlartifacts") in said and str(two / "mlartifacts") in said
     assert places(two / "mlflow.db")[0] == (two / "mlartifacts").as_uri()
-    assert database.settle(one / "mlflow.db") == ""
+    assert database.repoint_artifacts(one / "mlflow.db") == ""
     assert places(one / "mlflow.db") == before
 
 
@@ -98,7 +98,7 @@ def test_a_folder_with_two_names_is_one_place(tmp_path: Path) -> None:
     (tmp_path / "real/mlartifacts").mkdir()
     (tmp_path / "link").symlink_to("real")
     before = places(tmp_path / "real/mlflow.db")
-    assert database.settle(tmp_path / "link/mlflow.db") == ""
+    assert database.repoint_artifacts(tmp_path / "link/mlflow.db") == ""
     assert places(tmp_path / "real/mlflow.db") == before
 
 

@@ -68,14 +68,14 @@ def sender() -> Iterator[courier.Courier]:
             if name.startswith(("MLFLOW_", "DVC_")):
                 environment.delenv(name)
         environment.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
-        with courier.hired("kept") as process:
+        with courier.running("kept") as process:
             yield process
 
 
 @pytest.fixture
 def store(home: Path, sender: courier.Courier, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A client of one database for all tests of this file; the fingerprint keeps them apart."""
-    monkeypatch.setattr(courier, "hired", lambda _: contextlib.nullcontext(sender))
+    monkeypatch.setattr(courier, "running", lambda _: contextlib.nullcontext(sender))
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "DVC_")):
             monkeypatch.delenv(name)
