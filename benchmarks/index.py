@@ -54,7 +54,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import resize
-from pipeline.resize import Done, Resize, Task
+from pipeline.resize import FinishedShard, Resize, Task
 from pipeline.runtime import cluster, digests, params
 from pipeline.runtime.machines import Machine
 from pipeline.shards import tables
@@ -201,9 +201,9 @@ def driver() -> dict[str, float | str]:
     return {"seconds": times[-1] - times[0], "bytes": most_memory(), "parts": ", ".join(spent)}
 
 
-def _nothing(task: Task) -> Done:
+def _nothing(task: Task) -> FinishedShard:
     shard = Shard(file=task.file, rows=task.rows.num_rows, bytes=0, sha256="0" * 64)
-    return Done(shard=shard, rejected=[], census=resize.Census())
+    return FinishedShard(shard=shard, rejected=[], census=resize.Census())
 
 
 def worker() -> dict[str, float | str]:

@@ -1,11 +1,11 @@
-"""A source's archives, found or made in the data store → the index: each picture's byte range and label (§2).
+"""A source's archives in the data store → the index: each picture's byte range and label (§2).
 
 Run:    dvc repro download
-Reads:  what lies in the data store (machine.yaml: store): archives, or folders, or links to them
+Reads:  archives and folders, or links to them, in the data store (machine.yaml: store); fetches or draws missing ones
 Writes: data/index/ {index.parquet (tables.INDEX), archives.parquet (tables.ARCHIVES), contents.json, SHA256SUMS}
 Takes:  source
-Expect: sample: 1,500 + 300 pictures of 10 classes, drawn in some 15 s on one core; a second run takes one. Archives are
-        read once from end to end for their checksums, 150 GB in some 10 minutes if the disk can
+Expect: sample: 1,500 + 300 pictures of 10 classes, drawn in some 15 s on one core; a second run takes 1 s. Archives are
+        read once, from start to end, for their checksums: 150 GB in some 10 minutes on a fast disk
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ OUT = Path("data/index")
 Source = Sample | Ilsvrc | Synsets | ImageFolder | Imagenette | HuggingFace | TinyImageNet | Cifar10
 
 SOURCES: tuple[type[Source], ...] = get_args(Source)
-"""params.yaml, `source:`: where the pictures come from (§2); which of them, `source.name` says."""
+"""The classes of params.yaml's section `source:`; `source.name` selects one."""
 
 
 def run() -> None:
-    """Makes sure that the source's archives are in the data store, whole, and writes the index."""
+    """Runs the stage."""
     section = params.read("source", SOURCES)
-    contents = readable(section.contents, machines.store(machines.read()))
+    contents = read_contents(section.contents, machines.store(machines.read()))
     check(contents)
     with files.atomic(OUT) as folder:
         folder.mkdir()
@@ -56,8 +56,8 @@ def run() -> None:
     say(*summary(section.name, contents))
 
 
-def readable(contents: Callable[[AnyPath], Contents], store: AnyPath) -> Contents:
-    """The contents of the store; `ValueError` at once for a name that no table can hold."""
+def read_contents(contents: Callable[[AnyPath], Contents], store: AnyPath) -> Contents:
+    """The source's contents in the store; `ValueError` if a name is not valid Unicode, which no table can hold."""
     try:
         return contents(store)
     except UnicodeEncodeError as error:
@@ -69,9 +69,9 @@ def _no_text(where: object, name: str) -> str:
 
 
 def check(contents: Contents) -> None:
-    """Checks the promises of the index: unique ids, labels of the classes, every picture's bytes inside its archive.
+    """Checks the index: ids are unique, labels are those of the classes, and each picture's bytes are inside its archive.
 
-    `ValueError` for a class whose name could not be written after the training.
+    `ValueError` for a class without a name, or with a name that is not valid Unicode.
     """
     for synset in contents.classes:
         if not synset.wnid:
@@ -89,16 +89,16 @@ def _is_text(name: str) -> bool:
 
 
 def write(contents: Contents, folder: Path) -> None:
-    """Writes the index of the pictures, the list of the archives, and the classes."""
+    """Writes the files of the stage's out: index.parquet, archives.parquet, contents.json and SHA256SUMS."""
     tables.write(contents.pictures, tables.INDEX, folder / "index.parquet")
     tables.write(contents.archives, tables.ARCHIVES, folder / "archives.parquet")
-    known = {"drawn": contents.drawn, "classes": [dataclasses.asdict(synset) for synset in contents.classes]}
-    (folder / "contents.json").write_text(json.dumps(known, indent=1) + "\n")
+    facts = {"drawn": contents.drawn, "classes": [dataclasses.asdict(synset) for synset in contents.classes]}
+    (folder / "contents.json").write_text(json.dumps(facts, indent=1) + "\n")
     digests.seal(folder)
 
 
 def summary(name: str, contents: Contents) -> list[str]:
-    """Lines for the user: numbers of pictures, classes and bytes, and what was left out."""
+    """Lines for the user: the numbers of pictures, classes and bytes, and what was left out."""
     counted = pc.value_counts(contents.pictures["split"]).to_pylist()
     splits = " + ".join(f"{split['counts']:,} {split['values']}" for split in counted)
     megabytes = (pc.sum(contents.archives["bytes"]).as_py() or 0) / 1e6

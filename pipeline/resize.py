@@ -1,15 +1,15 @@
-"""Original pictures → 256 × 256 JPEGs in Parquet shards, in a shuffled order (§2).
+"""Original pictures → 256 × 256 JPEGs in Parquet shards, in random order (§2).
 
 Run:    dvc repro resize
 Reads:  data/index/, the archives in the data store
-Writes: data/shards/ (with shards or storage in machine.yaml: the shards there, and here what is not pictures:
-        manifest.json, rejected.parquet, pictures.json, and SHA256SUMS over all)
+Writes: data/shards/: the shards, manifest.json, rejected.parquet, pictures.json, and SHA256SUMS over all; with shards or
+        storage in machine.yaml, the shards go to that folder, and the other files to both
 Takes:  resize
 Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on each CPU
 
-One Ray task makes one shard. A finished shard stays in work/ until all are, so a stage that was stopped goes on
-where it was. A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed.
-pictures.json counts formats, sizes and orientations of the original pictures.
+One Ray task makes one shard. Finished shards are kept in work/ until the stage is done, so that a stopped stage resumes.
+A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed. pictures.json counts
+formats, sizes and orientations of the original pictures.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from pipeline.shards.index import INDEX, Index, check_store, read_index
 from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard
 
 VERSION = 1
-"""Raised when a change of code changes the bytes of a shard: shards of older code in work/ are then not reused."""
+"""Increase this when a change of code changes a shard's bytes: shards of older code in work/ are then not reused."""
 
 GROUP = 128
-"""Rows in a row group: some 4 MB of JPEG, small enough to stream, large enough for one read; the paper's batch."""
+"""Rows in a row group of JPEGs: some 4 MB, small enough to stream and large enough for one read; the paper's batch size."""
 RAW_GROUP = 32
-"""The same for raw pixels: some 6 MB."""
+"""Rows in a row group of raw pixels: some 6 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,22 +57,22 @@ class Resize:
     """params.yaml, `resize:` (§2)."""
 
     side: int
-    """Pixels of the stored square's side. The paper: 256."""
+    """Side of the stored square in pixels. The paper: 256."""
     fit: Literal["crop", "warp"]
-    """crop: the central square, as in the paper. warp: the whole picture made square, as Caffe's users did."""
+    """crop: the central square, as in the paper. warp: the whole picture, stretched to a square, as Caffe's users did."""
     filter: Literal["bilinear", "bicubic", "area"]
-    """How pixels are merged; bilinear and bicubic are antialiased. area is cuda-convnet2's: means of the covered pixels, and
+    """The resampling filter; bilinear and bicubic are antialiased. area, cuda-convnet2's: means of the covered pixels, or
     bicubic where a picture is enlarged. The paper does not say."""
     quality: Literal["raw"] | int
-    """JPEG quality of the stored pictures, 1 to 100; raw: the pixels themselves, six times the bytes and decoded six times as
-    fast. cuda-convnet2: 95."""
+    """JPEG quality of the stored pictures, 1 to 100; raw: uncompressed pixels, six times as large and six times as fast to
+    decode. cuda-convnet2: 95."""
     shuffle_seed: int
-    """Seed of the order in which the pictures are stored."""
+    """Seed of the random order in which the pictures are stored."""
     images_per_shard: int
-    """The most indexed pictures in a shard, which is also what is lost when a worker dies. Each takes some 30 kB of the
-    worker's memory."""
+    """The most indexed pictures in a shard; a worker that dies loses the work on one shard. Each picture takes some 30 kB of
+    the worker's memory."""
     max_rejected: float
-    """Fraction of the indexed pictures that may fail to decode before the stage refuses to go on."""
+    """The largest fraction (0 to 1) of the indexed pictures that may fail to decode; above it the stage fails."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.side <= MOST_PIXELS:
@@ -91,27 +91,30 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One shard to be made, with all that a worker needs: it reads no params.yaml and no machine.yaml."""
+    """A shard to make, with everything that a worker needs: workers read neither params.yaml nor machine.yaml."""
 
     section: Resize
     schema: pa.Schema
-    """Schema of the shard, which has the classes. Sending it to a worker takes a hundredth of the time of their list."""
+    """The shard's schema, including the classes. Sending it to a worker takes a hundredth of the time of their list."""
     file: str
+    """The shard's file name."""
     rows: pa.Table
-    """In the order of the shard."""
+    """Rows of the index, in the order of the shard."""
     folder: AnyPath
+    """The folder for unfinished work."""
     store: AnyPath
+    """The data store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Done:
-    """One shard made."""
+class FinishedShard:
+    """A finished shard, its rejected pictures, and its counts."""
 
     shard: Shard
     rejected: list[dict[str, Any]]
     """Rows of `tables.REJECTED`."""
     census: Census
-    """Counts over its pictures, including the rejected ones."""
+    """Counts over the shard's pictures, including the rejected ones."""
 
 
 def run() -> None:
@@ -131,40 +134,40 @@ def run() -> None:
 
 
 def key(section: Resize, index: Index) -> str:
-    """A hash of all that decides the shards' bytes, and of nothing else."""
+    """SHA-256 of everything that decides the shards' bytes, and of nothing else."""
     decisive = dataclasses.asdict(section)
     del decisive["max_rejected"]
     packages = ("torch", "simplejpeg", "pillow", "pyarrow")
-    # 2.15.0 and 2.15.0+cpu are the same code for this
+    # 2.15.0 and 2.15.0+cpu give the same bytes
     versions = {package: importlib.metadata.version(package).partition("+")[0] for package in packages}
     text = json.dumps([VERSION, GROUP, versions, decisive, index.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def prepare_work(name: str, machine: Machine) -> AnyPath:
-    """The absolute folder for unfinished work under the key `name`, with the shards that are finished.
+    """The absolute folder for unfinished work under the key `name`, with the shards finished so far.
 
-    It lies on the disk or object store of the out, so that moving the files ends the stage. Work that this working copy
-    began under another key is removed.
+    It is on the same disk or object store as the out, so that finished files only have to be moved. Work that this working
+    copy began under another key is removed.
     """
-    mine = stage.WORK / "resize"
-    above = elsewhere(machine)
-    there = mine.absolute() if above is None else above / "work"
-    for other in [path for path in mine.iterdir() if path.name != name] if mine.exists() else []:
-        files.discard(there / other.name)
+    local = stage.WORK / "resize"
+    root = elsewhere(machine)
+    work = local.absolute() if root is None else root / "work"
+    for other in [path for path in local.iterdir() if path.name != name] if local.exists() else []:
+        files.discard(work / other.name)
         files.discard(other)
-    # Where the shards lie elsewhere this folder stays empty: it says that the one of its name there is ours
-    (mine / name).mkdir(parents=True, exist_ok=True)
-    return there / name
+    # if the shards are stored elsewhere, this folder is an empty mark: this working copy owns the folder of that name there
+    (local / name).mkdir(parents=True, exist_ok=True)
+    return work / name
 
 
 def plan(section: Resize, index: Index, folder: AnyPath, archives: AnyPath) -> list[Task]:
-    """The shards to be made: each split is shuffled, and divided evenly."""
+    """The shards to make: each split in random order, divided evenly."""
     tasks = []
     schema = tables.with_classes(tables.IMAGES, index.classes)
     for split in SPLITS:
         rows = index.rows.filter(pc.equal(index.rows["split"], split)).sort_by("id")
-        rows = rows.take(shuffled(rows.num_rows, section.shuffle_seed, split))
+        rows = rows.take(random_order(rows.num_rows, section.shuffle_seed, split))
         count = -(-rows.num_rows // section.images_per_shard)
         edges = [rows.num_rows * shard // count for shard in range(count + 1)] if count else [0]
         tasks += [
@@ -181,16 +184,16 @@ def plan(section: Resize, index: Index, folder: AnyPath, archives: AnyPath) -> l
     return tasks
 
 
-def shuffled(count: int, seed: int, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A random order of `count` rows, fixed by the seed and the split."""
-    # Philox's raw numbers are the same in every version of numpy; `permutation` is not promised to be
+def random_order(count: int, seed: int, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A random permutation of `count` rows, determined by the seed and the split."""
+    # numpy guarantees Philox's raw numbers for all versions, but not the result of `permutation`
     philox = np.random.Philox(key=np.array([seed, SPLITS.index(split)], np.uint64))
     return np.argsort(philox.random_raw(count), kind="stable")
 
 
-def make(tasks: list[Task], section: Resize, index: Index, machine: Machine) -> dict[str, Done]:
-    """Makes all shards; `ValueError` as soon as more pictures are rejected than may be."""
-    done: dict[str, Done] = {}
+def make(tasks: list[Task], section: Resize, index: Index, machine: Machine) -> dict[str, FinishedShard]:
+    """Makes all shards; returns file name → shard. `ValueError` as soon as too many pictures are rejected."""
+    done: dict[str, FinishedShard] = {}
     rejected: list[dict[str, Any]] = []
     with Progress("resize", index.rows.num_rows, "images") as progress:
         for task, result in cluster.each(make_shard, tasks, machine):
@@ -202,7 +205,7 @@ def make(tasks: list[Task], section: Resize, index: Index, machine: Machine) -> 
 
 
 def check_rejected(rejected: list[dict[str, Any]], indexed: int, allowed: float) -> None:
-    """`ValueError`, with the first of them, if the fraction of rejected pictures is larger than allowed."""
+    """`ValueError`, with the first rejected pictures, if more than the fraction `allowed` is rejected."""
     if len(rejected) <= allowed * indexed:
         return
     first = sorted(rejected, key=lambda row: str(row["id"]))[:5]
@@ -213,10 +216,10 @@ def check_rejected(rejected: list[dict[str, Any]], indexed: int, allowed: float)
     )
 
 
-def make_shard(task: Task) -> Done:
-    """Makes one shard, unless it is there already and whole. Runs in a worker, maybe more than once or in two."""
+def make_shard(task: Task) -> FinishedShard:
+    """Makes a shard, unless it exists whole. Runs in a worker; Ray may run it more than once, or twice at the same time."""
     done = task.folder / "done" / f"{task.file}.json"
-    made = finished(task, done)
+    made = read_finished(task, done)
     if made is not None:
         return made
     pictures, rejected, census = convert(task)
@@ -227,18 +230,20 @@ def make_shard(task: Task) -> Done:
         with partial.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
-    # Last, since it vouches for the shard
-    made = Done(shard=shard, rejected=rejected, census=census)
+    # written last: this file marks the shard as finished
+    made = FinishedShard(shard=shard, rejected=rejected, census=census)
     with files.atomic(done) as partial:
         partial.write_text(digests.stamped(json.dumps(dataclasses.asdict(made), indent=1)))
     return made
 
 
-def finished(task: Task, done: AnyPath) -> Done | None:
-    """The shard that an earlier run made, if its bytes are unchanged; else None."""
+def read_finished(task: Task, done: AnyPath) -> FinishedShard | None:
+    """The shard that an earlier run finished; None if there is none, or if its bytes have changed."""
     try:
-        known = json.loads(digests.unstamped(done))
-        made = Done(shard=Shard(**known["shard"]), rejected=known["rejected"], census=Census(**known["census"]))
+        facts = json.loads(digests.unstamped(done))
+        made = FinishedShard(
+            shard=Shard(**facts["shard"]), rejected=facts["rejected"], census=Census(**facts["census"])
+        )
         with (task.folder / "shards" / task.file).open("rb") as file:
             return made if hashlib.file_digest(file, "sha256").hexdigest() == made.shard.sha256 else None
     except (OSError, ValueError, TypeError, KeyError):
@@ -246,13 +251,13 @@ def finished(task: Task, done: AnyPath) -> Done | None:
 
 
 def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
-    """The shard's pictures as rows of `tables.IMAGES` in the order of the task, its rejected ones, and the census of both."""
+    """Decodes and resizes a shard's pictures: rows of `tables.IMAGES` in the task's order, rejected rows, and the census."""
     import torch
 
     from alexnet.dataset import resize
     from alexnet.pictures import Undecodable, decode, describe, encode
 
-    torch.set_num_threads(1)  # the tasks are what runs in parallel
+    torch.set_num_threads(1)  # the tasks run in parallel, one on each core
     rows = task.rows.to_pylist()
     pictures: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
@@ -283,8 +288,8 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
     return kept, [{**rows[number], "reason": reasons[number]} for number in sorted(reasons)], census
 
 
-def publish(done: dict[str, Done], section: Resize, index: Index, folder: AnyPath, machine: Machine) -> Census:
-    """Puts the shards where they belong, beside the manifest, the rejected and the census, and clears up."""
+def publish(done: dict[str, FinishedShard], section: Resize, index: Index, folder: AnyPath, machine: Machine) -> Census:
+    """Moves the finished shards to their place, writes the stage's other files, and removes the unfinished work."""
     manifest = Manifest(
         side=section.side,
         classes=index.classes,
@@ -305,11 +310,11 @@ def publish(done: dict[str, Done], section: Resize, index: Index, folder: AnyPat
             files.discard(shards / name)
     rejected = [row for made in done.values() for row in made.rejected]
     _write_small(rejected, manifest, census, shards)
-    above = elsewhere(machine)
-    if above is None:
+    root = elsewhere(machine)
+    if root is None:
         files.put(shards, SHARDS, MANIFEST)
     else:
-        files.put(shards, stored(above, manifest), MANIFEST)
+        files.put(shards, stored(root, manifest), MANIFEST)
         with files.atomic(SHARDS) as made:
             _write_small(rejected, manifest, census, made)
     _prepare(manifest, machine)
@@ -329,7 +334,7 @@ def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, census: Cen
 
 
 def _prepare(manifest: Manifest, machine: Machine) -> None:
-    """Writes the manifest where a job that brings only params.yaml finds it, and removes a mean of other pictures."""
+    """Writes the manifest to the folder where Ray jobs find it, and removes a mean of other pictures from that folder."""
     folder = prepared(machine)
     if folder is None:
         return

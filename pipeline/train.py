@@ -34,24 +34,24 @@ from pipeline.training.spec import Start, TrainingSpec
 
 
 def main() -> None:
-    """The stage, as a program."""
+    """Runs the stage as a program."""
     stage.main("train", run)
 
 
 def run() -> None:
-    """Trains, or takes over what a run with the same fingerprint has left."""
+    """Trains, or resumes or reuses the run with the same fingerprint."""
     machine = machines.read()
     spec = read_spec(machine)
     folder = machines.runs(machine) / spec.fingerprint
-    with run_folder.held(folder, limit=3 * machine.patience):
-        finished = run_folder.taken_over(folder)
+    with run_folder.locked(folder, limit=3 * machine.patience):
+        finished = run_folder.reusable(folder)
         last = None if finished else checkpoints.newest_whole_checkpoint(folder, spec.fingerprint, say)
         reached = (finished.code, "its end") if finished else (last.code, f"step {last.step}") if last else None
         policy = machine.other_code
         resumed = provenance.resumed_by_other_code(*reached, folder, policy, say) if reached else ""
         adopt = finished is not None
         with runs.run(machine, spec.fingerprint, spec.params, spec.manifest, "train", adopt=adopt) as record:
-            record.tag("start", spec.first.said or "drawn")
+            record.tag("start", spec.first.summary or "drawn")
             record.tag("code.resumed_with" if resumed else "code", resumed or provenance.here().digest)
             if finished:
                 print(f"train: run {spec.fingerprint} is finished, in {folder}; its results are taken over")
@@ -65,7 +65,7 @@ def run() -> None:
 
 
 def read_spec(machine: Machine) -> TrainingSpec:
-    """Reads and checks everything that decides the training, before any work is done."""
+    """Reads and checks params.yaml, the manifest, the mean and first weights. `ValueError` or `OSError` if one is unusable."""
     model, start = params.read("model", Model), params.read("start", Start)
     augmentation, learning = params.read("augmentation", Augmentation), params.read("learning", Learning)
     manifest, mean = artifacts.inputs(machine)
@@ -84,7 +84,7 @@ def read_spec(machine: Machine) -> TrainingSpec:
 
 
 def fit(spec: TrainingSpec, machine: Machine, folder: Path, record: runs.Run, last: Checkpoint | None) -> None:
-    """Trains on the cluster, from the checkpoint `last` on if there is one, and leaves a finished run in `folder`."""
+    """Trains on the cluster, resuming from the checkpoint `last` if there is one, and writes the results to `folder`."""
     with cluster.connected(machine):
         placement = cluster.placement(machine, spec.model.divisible)
         if placement.replicas > spec.learning.streams:
@@ -93,8 +93,8 @@ def fit(spec: TrainingSpec, machine: Machine, folder: Path, record: runs.Run, la
                 f"{placement.replicas} replicas; it has to be at least as many"
             )
         print(f"train: run {spec.fingerprint}, {placement}")
-        if spec.first.said:
-            print(f"train: begins with {spec.first.said}")
+        if spec.first.summary:
+            print(f"train: begins with {spec.first.summary}")
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.clear(folder)
         last = _launch(spec, machine, folder, record, last, placement)

@@ -1,1 +1,1 @@
-"""Questions asked of the network: a folder for each, with its variants, what was measured, and the verdict"""
+"""Studies of the network: a folder for each question, with the variants, the measurements and the verdict"""

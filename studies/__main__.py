@@ -1,12 +1,12 @@
-"""Answers one of the questions in studies/: makes the runs that are missing, prints the table, draws the figures.
+"""The command that runs a study: trains the missing runs, prints the table, draws the figures.
 
 Run:    make study NAME=ablations [ONLY="one-column no-dropout"] [ON=memory]
         (python -m studies NAME [VARIANT …] [--on memory])
 Reads:  studies/NAME/: study.yaml, base.yaml, and the rows of finished runs in runs.csv
 Writes: studies/NAME/: runs.csv, curves.csv, losses.png, table.md, and differences.png where the runs were evaluated
-Expect: as long as the runs take; a run that has its row is not made again, so a study can be stopped anywhere
+Expect: as long as the runs take; a run that has its row is not repeated, so a study can be stopped at any time
 
-A study is run as DVC experiments, or with --on memory on one device that holds all its pictures. figure_1 has its own program.
+The runs are DVC experiments or, with --on memory, run on one device that holds all pictures. figure_1 has its own program.
 """
 
 from __future__ import annotations
@@ -28,14 +28,23 @@ HERE = Path(__file__).parent
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words that `python -m studies` takes."""
+    """The parser of the command line."""
     made = commands.parser_at(__file__, "python -m studies")
     names = sorted(file.parent.name for kind in ("study.yaml", "program.py") for file in HERE.glob(f"*/{kind}"))
     made.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     made.add_argument("variants", nargs="*", metavar="VARIANT", help="all of them if none is named")
-    made.add_argument("--on", choices=("dvc", "memory"), default="dvc", help="where the runs are made (dvc)")
     made.add_argument(
-        "--at-once", type=_from_one, default=1, metavar="N", help="with --on memory: runs at the same time (1)"
+        "--on",
+        choices=("dvc", "memory"),
+        default="dvc",
+        help="dvc: as DVC experiments; memory: on one device (dvc)",
+    )
+    made.add_argument(
+        "--at-once",
+        type=_from_one,
+        default=1,
+        metavar="N",
+        help="with --on memory: number of runs at the same time (1)",
     )
     return made
 
@@ -47,15 +56,15 @@ def _from_one(word: str) -> int:
 
 
 def main() -> None:
-    """Runs what is missing of a study, then shows what was found."""
+    """Runs the command; errors of the user's files and of DVC end it in one line."""
     guard.hold_signals()
     from pipeline.runtime import redaction
 
     with redaction.guarded():
-        asked = parser().parse_args()
+        arguments = parser().parse_args()
         guard.release_signals()
         try:
-            answer(asked)
+            run(arguments)
         except guard.Stopped:
             print("studies: stopped; finished runs are kept", file=sys.stderr)
             raise
@@ -67,33 +76,33 @@ def main() -> None:
             stage.fail("studies", error)
 
 
-def answer(asked: argparse.Namespace) -> None:
-    """Runs what is missing, and shows the table. Imports what takes long only now."""
-    if (HERE / asked.name / "program.py").exists():
-        if asked.variants or asked.on != "dvc":
-            raise ValueError(f"{asked.name} has a program of its own, which takes no variants and no --on")
-        import_module(f"studies.{asked.name}.program").main()
+def run(arguments: argparse.Namespace) -> None:
+    """Trains the missing runs of a study and shows its results, also after an error. Slow modules are imported here."""
+    if (HERE / arguments.name / "program.py").exists():
+        if arguments.variants or arguments.on != "dvc":
+            raise ValueError(f"{arguments.name} has a program of its own, which takes no variants and no --on")
+        import_module(f"studies.{arguments.name}.program").main()
         return
     from pipeline.runtime import stage
     from studies import rows, showing
     from studies.study import read, select
 
-    study = read(asked.name)
-    chosen = select(study, asked.variants)
+    study = read(arguments.name)
+    variants = select(study, arguments.variants)
     try:
-        if rows.missing(study, chosen):
+        if rows.missing(study, variants):
             with stage.alone(f"study-{study.name}"):
-                make(study, rows.missing(study, chosen), asked)  # another process may have made some meanwhile
+                train(study, rows.missing(study, variants), arguments)  # another process may have made some meanwhile
     finally:
         showing.show(study)
 
 
-def make(study: Study, missing: Sequence[Run], asked: argparse.Namespace) -> None:
-    """Makes these runs where the command says."""
-    if asked.on == "memory":
+def train(study: Study, missing: Sequence[Run], arguments: argparse.Namespace) -> None:
+    """Trains these runs, as DVC experiments or in memory as `--on` says."""
+    if arguments.on == "memory":
         from studies import in_memory
 
-        in_memory.run(study, missing, asked.at_once)
+        in_memory.run(study, missing, arguments.at_once)
     else:
         from studies import experiments
 

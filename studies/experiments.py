@@ -1,4 +1,4 @@
-"""A study's runs as DVC experiments, one after another: each can be listed, compared and applied like any other."""
+"""Running a study as DVC experiments, one after another; each can be listed, compared and applied like any other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from studies.study import Run, Study
 
 
 def run(study: Study, missing: Sequence[Run]) -> None:
-    """Makes the runs and records each; `ValueError` at the end if some of them failed."""
+    """Trains the runs and records each; `ValueError` at the end if any of them failed."""
     check_cache()
     faults = []
     for each in missing:
@@ -34,9 +34,9 @@ def run(study: Study, missing: Sequence[Run]) -> None:
 
 
 def check_cache() -> None:
-    """`ValueError` if DVC's cache lacks what dvc.lock names.
+    """`ValueError` if an out in dvc.lock is missing from DVC's cache.
 
-    `dvc exp run` with a stage to stop at fails for want of it, and only at its end, when the training is done.
+    `dvc exp run STAGE` needs them all, but fails only at its end, when the training is done.
     """
     recipe.keep_here()
     asked = subprocess.run(["dvc", "cache", "dir"], check=True, capture_output=True, text=True)
@@ -51,7 +51,7 @@ def check_cache() -> None:
 
 
 def experiment(study: Study, run: Run) -> Result:
-    """Makes one run as a DVC experiment."""
+    """Trains one run as a DVC experiment; `ValueError` if `dvc exp run` fails."""
     name = recipe.unused(f"{study.name}-{run.variant.name}-{run.seed}")
     command = recipe.command(study.base, run.parameters, name, study.target)
     say(f"studies: {run}: {' '.join(command)}")
@@ -63,7 +63,7 @@ def experiment(study: Study, run: Run) -> Result:
 
 
 def result(study: Study, name: str, minutes: float) -> Result:
-    """What a finished experiment measured."""
+    """Reads the measurements of a finished experiment. `minutes`: how long it took."""
     import dvc.api
 
     recipe.keep_here()

@@ -1,9 +1,9 @@
-"""A study's runs on one device that holds all its pictures, without Ray and MLflow; DVC only makes the pictures.
+"""Running a study on one device that holds all pictures, without Ray and MLflow; DVC only makes the pictures.
 
-The trainer is that of `train`, fed with the same batches; only where these come from differs. A network at full width learns
-from some nine thousand pictures a second on an H200 in bfloat16, and from half as many in float32. Runs that share a GPU
-hinder each other: four at once learned from six thousand pictures a second, all together. On CPUs a run has one core, so
-there should be as many at once as there are cores, if the memory holds the pictures that many times.
+The trainer and the batches are those of `train`; only the batches' source differs. On an H200 a network at full width learns
+from some 9,000 pictures a second in bfloat16, and from half as many in float32. Runs that share a GPU slow each other down:
+four at once learned from 6,000 pictures a second altogether. On CPUs each run uses one core, so --at-once should be the
+number of cores, if the memory holds the pictures that many times.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from studies.study import Run, Study
 from studies.workspace import Prepared, prepare
 
 TESTED = 128
-"""Pictures tested at once, with all their views. It decides only the last bits."""
+"""Batch size for testing; each picture counts once, with all its views. It affects results by rounding only."""
 
 
-class Held:
-    """Pictures in a device's memory, decoded once. Called like `batches.batches`, which reads them from shards."""
+class PicturesInMemory:
+    """Decoded pictures in a device's memory. A call yields the same batches as `batches.batches`, which reads shards."""
 
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device, self.threads = device, threads
@@ -65,7 +65,7 @@ class Held:
     def __call__(
         self, stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1
     ) -> Iterator[Batch]:
-        """The batches of an epoch from batch `first` on, on the device."""
+        """Yields the batches of an epoch from batch `first` on, on the device."""
         images_NCHW, labels_N = self._held[stored]
         pictures_E = torch.from_numpy(epoch.pictures_N).to(self.device)
         streams_E = torch.from_numpy(epoch.streams_N).to(self.device)
@@ -77,38 +77,41 @@ class Held:
 
 
 def as_stored(pictures: Pictures) -> Order:
-    """All pictures once, in the order in which they are stored."""
+    """An order with each picture once, as stored."""
     return Order(np.arange(len(pictures)), np.zeros(len(pictures), dtype=np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What each process needs: the pictures, and where to hold them."""
+    """The values that all processes of a study get."""
 
     manifest: Manifest
     shards: AnyPath
+    """The folder of the shards."""
     mean: Path
+    """mean.npz."""
     device: str
+    """cpu or cuda."""
     threads: int
-    """For decoding."""
+    """Number of threads for decoding."""
     base: Path
-    """The params file that errors name."""
+    """The params file, for error messages."""
     test: bool
-    """Whether a finished run is tested with ten views."""
+    """Whether to test a finished run with ten views."""
 
 
 class Process:
-    """A process that holds the pictures and makes one run after another."""
+    """A process that holds the pictures and trains one run after another."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
-        self.held = Held(torch.device(shared.device), shared.threads)
+        self.held = PicturesInMemory(torch.device(shared.device), shared.threads)
         self.train, self.val = (Pictures(shared.shards, shared.manifest.shards[split]) for split in ("train", "val"))
         for pictures in (self.train, self.val):
             self.held.hold(pictures, shared.manifest.side)
 
     def run(self, document: dict[str, Any]) -> Result:
-        """Trains as the document says, and takes ten views of every validation picture if the study asks for it."""
+        """Trains one run. `document`: the contents of params.yaml. Tests on all validation pictures if the study asks for it."""
         began = time.monotonic()
         trainer = Trainer(self.spec(document), self.train, self.val, self.held, self.held.device)
         trainer.learn()
@@ -118,7 +121,7 @@ class Process:
         return Result(steps=trainer.progress.steps, epochs=trainer.progress.epochs, cells=cells)
 
     def spec(self, document: dict[str, Any]) -> TrainingSpec:
-        """The document as `train` reads it."""
+        """The training specification of a document, checked as `train` does."""
         base, manifest, mean = self.shared.base, self.shared.manifest, self.shared.mean
         model = params.check(document["model"], Model, base, "model")
         start = params.check(document["start"], Start, base, "start")
@@ -136,7 +139,7 @@ class Process:
 
     @torch.no_grad()
     def test(self, trainer: Trainer) -> dict[str, float]:
-        """Cells of runs.csv: errors on all validation pictures, by ten views and by the centre patch."""
+        """The errors (0 to 1) on all validation pictures, by ten views and by the centre patch, as cells of runs.csv."""
         trainer.network.eval()
         side, right = trainer.spec.model.patch, dict.fromkeys(rows.ERRORS, 0.0)
         for batch in self.held(self.val, as_stored(self.val), TESTED):
@@ -165,7 +168,10 @@ def _run(document: dict[str, Any]) -> Result:
 
 
 def run(study: Study, missing: Sequence[Run], at_once: int) -> None:
-    """Makes the runs, all of the first seed first, and records each; `ValueError` at the end if some of them failed."""
+    """Trains the runs, `at_once` at a time and those of the first seed first, and records each.
+
+    `ValueError` at the end if any of them failed.
+    """
     prepared = prepare(study)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = max(1, (os.cpu_count() or 1) // at_once)
@@ -181,7 +187,7 @@ def run(study: Study, missing: Sequence[Run], at_once: int) -> None:
         test=study.target == "evaluate",
     )
     faults = []
-    context = multiprocessing.get_context("spawn")  # CUDA bears no fork
+    context = multiprocessing.get_context("spawn")  # CUDA does not work in a forked process
     with ProcessPoolExecutor(at_once, context, _begin, (shared,)) as pool:
         ordered = sorted(missing, key=lambda each: study.seeds.index(each.seed))
         futures = {pool.submit(_run, dict(each.parameters)): each for each in ordered}
@@ -189,7 +195,7 @@ def run(study: Study, missing: Sequence[Run], at_once: int) -> None:
             each = futures[future]
             try:
                 result = future.result()
-            except Exception as error:  # of one run, whatever it is: the others are made
+            except Exception as error:  # any error of one run: the other runs go on
                 faults.append(f"{each}: {error}")
                 say(f"studies: {faults[-1]}")
                 continue
@@ -200,7 +206,7 @@ def run(study: Study, missing: Sequence[Run], at_once: int) -> None:
 
 
 def summary(run: Run, result: Result) -> str:
-    """A line on a finished run."""
+    """A line for the user on a finished run."""
     last = result.epochs[-1]
     error = result.cells.get("top1_error", last["val_top1_error"])
     return f"studies: {run}: {result.cells['minutes']} minutes, loss {last['train_loss']:.3f}, top-1 error {error:.1%}"

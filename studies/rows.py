@@ -1,7 +1,7 @@
-"""What a study has measured: a row in runs.csv for each finished run, and its points in curves.csv.
+"""The measurements of a study: a row in runs.csv for each finished run, and the points of its curves in curves.csv.
 
-A run's row and points are found by its key (study.py). Rows whose key no run of the study has stay in the files: they were
-measured with other parameters.
+Row and points belong to the run with the same key (`Run.key` in study.py). Rows whose key is that of no run stay in the
+files: they were measured with other parameters.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from pipeline.runtime import documents, files, git
 from studies.study import Run, Study, Variant, runs_of
 
 ERRORS = ("top1_error", "top5_error", "centre_top1_error", "centre_top5_error")
-"""Fractions from 0 to 1: of ten views, and of the centre patch."""
+"""Error rates from 0 to 1, by ten views and by the centre patch."""
 
 RUNS = ("variant", "seed", "key", "experiment", "commit", "minutes", "classes", *ERRORS, "images")
 """The columns of runs.csv."""
 
-NAMED = ("variant", "seed", "key", "per")
-"""The first columns of curves.csv. `per` says what a point is taken over: some steps, or an epoch."""
+POINT_ID = ("variant", "seed", "key", "per")
+"""The first columns of curves.csv. `per` is step or epoch: a row of steps.csv or of epochs.csv."""
 
 CURVES = (
-    *NAMED, "step", "epoch", "rate", "loss", "top1_error",
+    *POINT_ID, "step", "epoch", "rate", "loss", "top1_error",
     "train_loss", "train_top1_error", "val_loss", "val_top1_error", "val_top5_error",
 )  # fmt: skip
-"""The columns of curves.csv; a point leaves those of the other kind empty. Where pictures are held out, more follow."""
+"""The columns of curves.csv. A point leaves the columns of the other `per` empty. Held-out pictures add more columns."""
 
 Row = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run measured."""
+    """The measurements of a finished run."""
 
     steps: Sequence[Mapping[str, Any]]
     """The rows of data/history/steps.csv."""
     epochs: Sequence[Mapping[str, Any]]
     """The rows of data/history/epochs.csv."""
     cells: Mapping[str, Any]
-    """Cells of the row in runs.csv beside variant, seed and key."""
+    """The cells of the row in runs.csv, without variant, seed and key."""
 
 
 def read(study: Study) -> list[Row]:
-    """The rows of runs.csv."""
+    """Reads the rows of runs.csv."""
     return _read(study.folder / "runs.csv")
 
 
@@ -58,7 +58,7 @@ def missing(study: Study, variants: Sequence[Variant]) -> list[Run]:
 
 
 def by_variant(study: Study) -> dict[str, dict[str, Row]]:
-    """The rows of the study's runs: variant → seed → row."""
+    """The rows of the study's own runs: variant → seed → row."""
     known = {row["key"]: row for row in read(study)}
     rows: dict[str, dict[str, Row]] = {}
     for run in runs_of(study, study.variants):
@@ -68,7 +68,7 @@ def by_variant(study: Study) -> dict[str, dict[str, Row]]:
 
 
 def curves(study: Study) -> dict[str, list[Row]]:
-    """The points of all steps: key of the run → points, in the order of the steps."""
+    """The points with `per` step: key of the run → points in the order of the steps."""
     points: dict[str, list[Row]] = {}
     for point in _read(study.folder / "curves.csv"):
         if point["per"] == "step":
@@ -77,10 +77,10 @@ def curves(study: Study) -> dict[str, list[Row]]:
 
 
 def record(study: Study, run: Run, result: Result) -> None:
-    """Writes down what a finished run measured: first its points, then its row."""
+    """Records the measurements of a finished run: first its points in curves.csv, then its row in runs.csv."""
     named: dict[str, Any] = {"variant": run.variant.name, "seed": run.seed, "key": run.key}
     file = study.folder / "curves.csv"
-    # those of this run, if a kill came between the two files, are written anew
+    # a kill between the two files leaves points without a row: they are replaced
     points: list[Mapping[str, Any]] = [point for point in _read(file) if point["key"] != run.key]
     for per, measured in (("step", result.steps), ("epoch", result.epochs)):
         points += [{**named, "per": per, **point} for point in measured]

@@ -1,4 +1,4 @@
-"""Shows what a study has found: prints its table, and writes table.md and the figures anew when a run has come."""
+"""Showing a study's results: prints the table, and updates table.md and the figures after new runs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from studies.table import ONE_VIEW, ONE_VIEW_ADDS, differences, interval, table,
 
 
 def show(study: Study) -> None:
-    """Prints the table, and draws the figures if a row has come since table.md was written."""
-    said, file = table(study), study.folder / "table.md"
-    say(*said.split("\n"))
-    if not file.exists() or file.read_text(encoding="utf-8") != f"{said}\n":
+    """Prints the table; if it differs from table.md, draws the figures and rewrites table.md."""
+    text, file = table(study), study.folder / "table.md"
+    say(*text.split("\n"))
+    if not file.exists() or file.read_text(encoding="utf-8") != f"{text}\n":
         draw(study)
 
 
 def draw(study: Study) -> None:
-    """Writes losses.png, differences.png if the runs were evaluated, and last table.md. Nothing if no run is finished."""
+    """Writes losses.png, differences.png if the runs were evaluated, and finally table.md; nothing if no run is finished."""
     from alexnet import figures
 
     measured, points = rows.by_variant(study), rows.curves(study)
@@ -31,7 +31,7 @@ def draw(study: Study) -> None:
     losses: dict[str, list[tuple[list[float], list[float]]]] = {}
     classes = 0
     for row in (row for by_seed in measured.values() for row in by_seed.values()):
-        steps = points.get(row["key"], [])  # none of a run shorter than learning.log_steps
+        steps = points.get(row["key"], [])  # a run shorter than learning.log_steps has no points
         curve = [float(point["step"]) for point in steps], [float(point["loss"]) for point in steps]
         losses.setdefault(row["variant"], []).append(curve)
         classes = int(row["classes"])

@@ -1,7 +1,7 @@
-"""A study: one question, asked as variants that differ from a base in a few parameters, each trained with several seeds.
+"""A study: variants that differ from a base in a few parameters, each trained with several seeds, to answer one question.
 
-A study is a folder in studies/ with a `study.yaml` and a `base.yaml`, a complete params file. Its runs are known by the
-parameters that decided them, not by their names: `Run.key`.
+A study is a folder in studies/ with a `study.yaml` and a `base.yaml`, which is a complete params file. A run is identified by
+its parameters (`Run.key`), not by its name.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ STUDIES = Path("studies")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One way to differ from the base."""
+    """A variant of the base."""
 
     name: str
     changes: dict[str, Any]
-    """Keys of params.yaml with dots, and their values."""
+    """Key of params.yaml, with dots (learning.rate) → value."""
     section: str
-    """The paper's section."""
+    """The section of the paper."""
     paper: str
-    """What the paper says about it, in a few words; empty if it says nothing."""
+    """The paper's result, in a few words; empty if there is none."""
     adds: float | None = None
-    """Percentage points that it adds to the top-1 error according to the paper; None if the paper gives no number."""
+    """Percentage points that the variant adds to the top-1 error in the paper; None if the paper gives no number."""
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -44,15 +44,15 @@ class Study:
     """A `study.yaml`, with the name of its folder."""
 
     name: str
-    """The folder in studies/."""
+    """The name of the folder in studies/."""
     target: Literal["train", "evaluate"]
-    """The last stage of each run. train: errors of the centre patch; evaluate: of ten views as well."""
+    """The last stage of each run. train: errors by the centre patch; evaluate: errors by ten views, too."""
     seeds: tuple[int, ...]
     """Values of learning.seed."""
     variants: tuple[Variant, ...] = ()
-    """The first is what the others are compared with."""
+    """The first variant is the base, with which the others are compared."""
     variants_of: str = ""
-    """Another study whose variants these are: the same question on another base."""
+    """Name of another study, to use its variants on this study's base."""
     besides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Extra changes for single variants: variant name → {key: value}."""
 
@@ -84,14 +84,14 @@ class Run:
     variant: Variant
     seed: int
     parameters: Mapping[str, Any]
-    """A complete document like params.yaml."""
+    """The contents of the complete params file."""
 
     def __str__(self) -> str:
         return f"{self.variant.name}, seed {self.seed}"
 
     @property
     def key(self) -> str:
-        """A hash of the parameters, without keys that came later and say "as before". Another key is another run."""
+        """A hash of the parameters: 16 hexadecimal digits. Keys added later that mean "as before" do not change it."""
         return hashlib.sha256(json.dumps(added.older(self.parameters), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -99,7 +99,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
 
 
 def check_name(what: str, name: str) -> None:
-    """`ValueError` if the name cannot serve as a file's, a DVC experiment's and a table's alike."""
+    """`ValueError` if the name is not usable for files, DVC experiments and tables."""
     if not _NAME.fullmatch(name) or ".." in name or name.endswith(".lock"):
         raise ValueError(
             f"{what}: has to be made of letters, digits, '-', '_' and '.', 100 at most, since files and DVC experiments are "
@@ -108,12 +108,12 @@ def check_name(what: str, name: str) -> None:
 
 
 def names() -> list[str]:
-    """The studies of the repository that have variants."""
+    """The names of all studies that have a study.yaml."""
     return sorted(file.parent.name for file in STUDIES.glob("*/study.yaml"))
 
 
 def read(name: str) -> Study:
-    """The study of that name, with the variants of another one if it names that."""
+    """Reads a study; `variants_of` is replaced by the variants of that study. `ValueError` if a file is invalid."""
     file = STUDIES / name / "study.yaml"
     study = params.check({"name": name, **params.load(file)}, Study, file)
     if study.name != name:
@@ -129,7 +129,7 @@ def read(name: str) -> Study:
 
 
 def select(study: Study, chosen: Sequence[str]) -> list[Variant]:
-    """The variants of these names; all if none is named."""
+    """The variants with these names; all if `chosen` is empty. `ValueError` for an unknown name."""
     known = {variant.name: variant for variant in study.variants}
     for name in chosen:
         if name not in known:
@@ -138,12 +138,12 @@ def select(study: Study, chosen: Sequence[str]) -> list[Variant]:
 
 
 def run_of(study: Study, variant: Variant, seed: int) -> Run:
-    """The run of one variant with one seed; `ValueError` for a key that the base does not have."""
+    """The run of a variant with a seed; `ValueError` if the base lacks a key that the variant changes."""
     return _run(study, params.load(study.base), variant, seed)
 
 
 def runs_of(study: Study, variants: Sequence[Variant]) -> list[Run]:
-    """The runs of these variants, seed by seed."""
+    """The runs of these variants: variant by variant, with each seed."""
     base = params.load(study.base)
     return [_run(study, base, variant, seed) for variant in variants for seed in study.seeds]
 

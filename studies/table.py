@@ -1,4 +1,4 @@
-"""A study's table: each variant's errors, and its difference from the base beside the paper's number."""
+"""The table of a study: each variant's errors, its difference from the base, and the paper's number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from studies.rows import Row
 from studies.study import Study
 
 ONE_VIEW, ONE_VIEW_ADDS = "one view", 1.5
-"""The base judged by its centre patch alone; percentage points that this adds to the top-1 error in the paper."""
+"""Name of the row for the base tested with the centre patch only; percentage points that this adds in the paper (top-1)."""
 
 HEAD = (
     "| variant | § | n | top-1 error, % | top-5 error, % | top-1 minus the base's, points (95 %) | the paper |",
@@ -23,7 +23,7 @@ HEAD = (
 def table(study: Study) -> str:
     """The table in Markdown: mean ± standard deviation over seeds, and the difference from the base.
 
-    The differences are taken seed by seed; their interval is Student's, so a variant with one seed has none.
+    Differences are paired by seed, with Student's 95 % interval of their mean; a variant with one seed has no interval.
     """
     views = "centre_" if study.target == "train" else ""
     measured = rows.by_variant(study)
@@ -48,7 +48,7 @@ def table(study: Study) -> str:
 
 
 def _one_view(base: Mapping[str, Row]) -> str:
-    """The line of the base's centre patch."""
+    """The row for the base tested with the centre patch only."""
     errors = [[100 * float(run[f"centre_top{top}_error"]) for run in base.values()] for top in (1, 5)]
     added = f"+{ONE_VIEW_ADDS} (top-5 +1.3)"
     cells = [ONE_VIEW, "§4.1", str(len(base)), *map(spread, errors), difference(view_differences(base)), added]
@@ -56,12 +56,12 @@ def _one_view(base: Mapping[str, Row]) -> str:
 
 
 def differences(runs: Mapping[str, Row], base: Mapping[str, Row], error: str) -> list[float]:
-    """An error of some runs minus the base's with the same seed, in points, for each seed that both have."""
+    """Error of a variant minus that of the base with the same seed, in percentage points, for each seed that both have."""
     return [100 * (float(run[error]) - float(base[seed][error])) for seed, run in runs.items() if seed in base]
 
 
 def view_differences(base: Mapping[str, Row]) -> list[float]:
-    """The base's top-1 error by the centre patch minus that by ten views, in points, for each seed."""
+    """The base's top-1 error by the centre patch minus that by ten views, in percentage points, for each seed."""
     return [100 * (float(run["centre_top1_error"]) - float(run["top1_error"])) for run in base.values()]
 
 
@@ -78,12 +78,12 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; the mean alone for one value."""
+    """Mean ± standard deviation; only the mean for one value."""
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def difference(values: Sequence[float]) -> str:
-    """The mean of differences with its 95 % interval; empty if there is none."""
+    """The mean of differences with its 95 % interval; empty if there is no difference."""
     if not values:
         return ""
     ends = interval(values)
@@ -91,5 +91,5 @@ def difference(values: Sequence[float]) -> str:
 
 
 def cell(text: str) -> str:
-    """A text as a cell of a table in Markdown: it ends no cell and is no HTML."""
+    """A text escaped for a cell of a Markdown table."""
     return shown(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

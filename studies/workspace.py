@@ -1,7 +1,7 @@
-"""The pictures of a study's base, made by DVC in a copy of the code: the working copy and its params.yaml stay as they are.
+"""The pictures of a study, made by DVC in a copy of the code, so that the working copy and its params.yaml do not change.
 
-The copy is work/studies/NAME. Its data store and DVC's cache are those of the working copy, so nothing is fetched or made
-twice; what was made there is used again by the next call. Git is not needed.
+The copy is work/studies/NAME. It shares the working copy's data store and DVC cache, so nothing is fetched or made twice,
+and the next call reuses its outs. Git is not needed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ CODE = ("alexnet", "pipeline")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """The pictures of a study."""
+    """The shards and the mean of a study."""
 
     manifest: Manifest
     shards: AnyPath
-    """Their folder, absolute."""
+    """The folder of the shards, absolute."""
     mean: Path
     """data/mean.npz, absolute."""
 
 
 def prepare(study: Study) -> Prepared:
-    """Sees that the shards and the mean of the study's base are made; `ValueError` if DVC could not make them."""
+    """Makes the shards and the mean of the study's base with DVC, if needed; `ValueError` if DVC fails."""
     folder = (WORKSPACES / study.name).absolute()
     settings = fill(folder, study.base)
     recipe.keep_here()
@@ -57,7 +57,7 @@ def prepare(study: Study) -> Prepared:
 
 
 def read(folder: Path) -> Prepared:
-    """The shards and the mean in a workspace."""
+    """Reads the shards' manifest and the paths of shards and mean in a workspace."""
     with contextlib.chdir(folder):
         machine = machines.read()
         manifest, mean = artifacts.inputs(machine)
@@ -65,7 +65,7 @@ def read(folder: Path) -> Prepared:
 
 
 def fill(folder: Path, base: Path) -> Path:
-    """Brings the code and the base into the workspace, and says where store and cache are; gives its machine.yaml."""
+    """Copies the code and the base into the workspace, configures its store and cache, and returns its machine.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in CODE:
         files.discard(folder / name)
@@ -86,7 +86,7 @@ def fill(folder: Path, base: Path) -> Path:
 
 
 def cache() -> Path:
-    """DVC's cache of the working copy, absolute; it has to be asked without git."""
+    """The absolute path of the working copy's DVC cache, read without Git."""
     from dvc.config import Config
 
     named = Config(dvc_dir=".dvc").get("cache", {}).get("dir")

@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures and options that several tests share."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipeline.runtime.machines import Machine
 from tests.pipeline.object_store import CREDENTIALS
 
 LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")
-"""Files that take minutes. Begun first, they leave the other processes enough to do until they end."""
+"""Test files that take minutes. They run first, so that the other processes stay busy until the end."""
 
 
 def pytest_configure() -> None:
-    """Programs that tests start heed SIGHUP, also where the tests themselves were started by nohup, which ignores it."""
+    """Restores SIGHUP's default, so that programs started by tests receive it even if pytest runs under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make whole`: what takes more minutes than all other tests together may."""
+    """Adds the options of `make whole` and `make faults`, for tests that take many minutes."""
     parser.addoption("--whole", action="store_true", help="also each source and each recipe through all stages")
     parser.addoption("--faults", action="store_true", help="also the faults that take long or need network namespaces")
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the longest files first, whatever their names; within a file nothing moves. What needs Ray is slow."""
+    """Runs the longest files first, without reordering tests within a file; marks tests that need Ray as slow."""
     for marker in ("whole", "faults"):
         if not config.getoption(f"--{marker}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray for all tests; stages that are run find it and use it. Its workers can log in to the tests' object store."""
+    """One Ray for all tests, which stages started by tests use, too. Its workers have credentials for the tests' object store."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in CREDENTIALS.items():
             environment.setenv(name, value)

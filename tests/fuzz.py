@@ -1,9 +1,9 @@
-"""Damages small files of every kind that the project reads, and reads them with its own code, in a child process.
+"""Fuzzing: damages small files of every kind that the project reads, and reads them with the project's code in a child process.
 
-Run:    make fuzz, or python tests/fuzz.py --cases 20000 --seed 0 [--only KIND]; what was stopped goes on where it was
+Run:    make fuzz, or python tests/fuzz.py --cases 20000 --seed 0 [--only KIND]; a stopped run resumes
 Writes: work/fuzz/: state.json, and the file of each case that failed
-Fails:  a crash, a hang, too much memory, an error that is not one of ours (ValueError or OSError with a message), and,
-        where a digest was written with the file (`sealed`), other contents without an error
+Fails:  a crash, a hang, too much memory, an error other than ValueError or OSError with a message, and,
+        for files with a digest (`sealed`), changed contents without an error
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ sys.path.insert(0, str(ROOT))
 WORK = Path("work/fuzz")
 
 BATCH = 500
-"""Cases that one child reads."""
+"""Number of cases that a child process reads."""
 
 SECONDS, MEMORY = 30, 2 * 2**30
-"""That one case may take; the memory is what the child has beside what it had before the first."""
+"""Limits for one case, in seconds and bytes; the memory is in addition to the child's before its first case."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: small whole ones, and the project's own code that reads one, to what can be compared."""
+    """A kind of file: small undamaged samples, and the project's code that reads one and returns a comparable value."""
 
     name: str
     seeds: Callable[[Path], list[bytes]]
     read: Callable[[bytes, bytes, Path], object]
-    """Of the damaged bytes, the whole ones, and a folder that is empty."""
+    """Called with the damaged bytes, the undamaged bytes, and an empty folder."""
     sealed: bool = False
-    """A digest is written with it: other contents have to be an error."""
+    """Whether a digest is stored with the file, so that changed contents have to be an error."""
 
 
 def _pictures(_: Path) -> list[bytes]:
@@ -88,7 +88,7 @@ def _tgzs(folder: Path) -> list[bytes]:
 def _tgz(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline.archives import repacked
 
-    return list(repacked.untarred(_written(folder / "a.tgz", data)))
+    return list(repacked.untar(_written(folder / "a.tgz", data)))
 
 
 def _zips(_: Path) -> list[bytes]:
@@ -100,7 +100,7 @@ def _zips(_: Path) -> list[bytes]:
 def _zip(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline.archives import repacked
 
-    return list(repacked.unzipped(_written(folder / "a.zip", data)))
+    return list(repacked.unzip(_written(folder / "a.zip", data)))
 
 
 def _devkits(_: Path) -> list[bytes]:
@@ -262,7 +262,7 @@ def _list(data: bytes, _: bytes, folder: Path) -> object:
     from pipeline.sources import imagefolder
 
     _written(folder / "set" / imagefolder.SOLUTION, data)
-    return imagefolder._solved(tree.of_folder(StorePath(folder) / "set"), "val")
+    return imagefolder._validation_pictures(tree.of_folder(StorePath(folder) / "set"), "val")
 
 
 KINDS = {
@@ -295,7 +295,7 @@ def _written(file: Path, data: bytes) -> Path:
 
 
 def _sealed(file: Path, whole: bytes) -> Path:
-    """The whole file, with the digest beside it that its writer leaves."""
+    """The undamaged file, next to the digest that its writer stores."""
     _written(file, whole)
     from pipeline.runtime import digests
 
@@ -304,7 +304,7 @@ def _sealed(file: Path, whole: bytes) -> Path:
 
 
 def damaged(data: bytes, other: bytes, lots: np.random.Generator) -> bytes:
-    """The bytes, changed in one to four places, and other than they were."""
+    """Damages the bytes in one to four positions; the result always differs."""
     changed = bytearray(data)
     for _ in range(int(lots.integers(1, 5))):
         _damage(changed, other, lots)
@@ -342,7 +342,7 @@ def _damage(data: bytearray, other: bytes, lots: np.random.Generator) -> None:
 
 
 def case(number: int, seed: int, kinds: list[str], seeds: dict[str, list[bytes]]) -> tuple[Kind, bytes, bytes]:
-    """The kind of a case, its whole bytes and its damaged ones; the same for the same numbers."""
+    """A case's kind, undamaged bytes and damaged bytes; equal numbers give equal cases."""
     kind = KINDS[kinds[number % len(kinds)]]
     lots = np.random.default_rng([seed, number, *kind.name.encode()])
     known = seeds[kind.name]
@@ -351,7 +351,7 @@ def case(number: int, seed: int, kinds: list[str], seeds: dict[str, list[bytes]]
 
 
 def fault(kind: Kind, whole: bytes, data: bytes, folder: Path) -> str:
-    """What is wrong with how a damaged file is read; empty if nothing is."""
+    """The fault in reading a damaged file; empty if there is none."""
     try:
         found = kind.read(data, whole, folder)
     except (ValueError, OSError) as error:
@@ -368,7 +368,7 @@ def fault(kind: Kind, whole: bytes, data: bytes, folder: Path) -> str:
 
 
 def child(kinds: list[str], seed: int, first: int, last: int) -> None:
-    """Reads cases, and says of each when it begins and what was wrong."""
+    """The child process: reads cases, and reports each case's start and fault."""
     import torch
 
     torch.set_num_threads(1)
@@ -396,7 +396,7 @@ def _peak() -> int:
 
 
 def watch(kinds: list[str], seed: int, first: int, last: int) -> tuple[int, dict[int, str]]:
-    """Runs a child over cases; the first that it did not read, and what was wrong, by case."""
+    """Runs a child process over cases; returns the first case that it did not read, and case → fault."""
     faults, at = {}, first - 1
     words = ["--child", str(first), str(last), "--seed", str(seed), *(f"--only={name}" for name in kinds)]
     program = [sys.executable, Path(__file__).resolve(), *words]
@@ -422,7 +422,7 @@ def watch(kinds: list[str], seed: int, first: int, last: int) -> tuple[int, dict
 
 
 def main() -> None:
-    """Reads all cases that the state does not have; ends with 1 if any was wrong."""
+    """Reads all cases that the state does not list; exits with 1 if any case has a fault."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -454,13 +454,13 @@ def main() -> None:
 
 
 def _code() -> str:
-    """Of all code that is run: with another, the cases begin anew."""
+    """A digest of all code that is run; if it changes, the cases start again."""
     files = sorted(path for part in ("alexnet", "pipeline", "tests") for path in (ROOT / part).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _keep(faults: dict[str, str], kinds: list[str], seed: int) -> None:
-    """The damaged files of the cases that were wrong, for a debugger."""
+    """Writes the damaged files of the faulty cases, for debugging."""
     if not faults:
         return
     with tempfile.TemporaryDirectory() as scratch:

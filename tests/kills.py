@@ -1,4 +1,4 @@
-"""Kills every stage again and again, at random moments, and compares what comes of it with an undisturbed run.
+"""Kills every stage again and again, at random moments, and compares its outs with those of an undisturbed run.
 
 `make kills`, or `python tests/kills.py --kills 30 --seed 0 [--stage train]`. In a temporary copy of this working copy,
 with the smallest sample, every stage runs once undisturbed. Then, for every kill: what the stage made and all its work in
@@ -41,14 +41,14 @@ STAGES = ("download", "resize", "mean", "train", "evaluate", "report")
 WITH_WORKERS = ("resize", "mean", "train", "evaluate")
 
 TRIES = 3
-"""Reruns after a kill: the first may meet what the killed one has left, and say so."""
+"""Most reruns after a kill; the first may fail with a message because of the killed run's remains."""
 
 PATIENCE, AGENTS = 15.0, 75.0
 """Seconds after the rerun in which processes may still end. Ray's two agents of a node try for a minute to tell the dead
 driver that the node is dead, which cannot be set; they hold nothing."""
 
 LIMIT = 900.0
-"""Seconds for one command: longer means that it hangs."""
+"""Seconds after which a command counts as hanging."""
 
 CHANGES = {
     "source": {"train_images": 20, "val_images": 10},
@@ -58,7 +58,7 @@ CHANGES = {
     "results": {"neighbours": 2},
     "report": {"pictures": 2, "queries": 2},
 }
-"""To params.yaml: the fewest pictures, the smallest network."""
+"""Changes to params.yaml: the fewest pictures, the smallest network."""
 
 MACHINE = "devices: cpu\nworkers: 2\ncheckpoint_steps: 2\n"
 
@@ -66,21 +66,21 @@ ALSO = {
     "download": ["data/store"],
     "train": ["runs", "work/delivered"],
 }
-"""What a stage leaves beside its outs and work/."""
+"""Stage → its files outside its outs and work/."""
 
 
 class WrongError(Exception):
-    """Something is not as it was undisturbed."""
+    """The outs differ from those of the undisturbed run, or something is left over."""
 
 
 @dataclass
 class Timing:
-    """How long an undisturbed stage took, in seconds from the start of dvc."""
+    """The times of an undisturbed stage, in seconds from the start of dvc."""
 
     stage: float = 0.0
-    """Until its process was there."""
+    """Seconds until the stage's process started."""
     worker: float = 0.0
-    """Until its first Ray worker was there; 0: it had none."""
+    """Seconds until the stage's first Ray worker started; 0: it has none."""
     end: float = 0.0
 
 
@@ -90,17 +90,17 @@ class Copy:
 
     folder: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """In the environment of every process that is started here, and of those that it starts."""
+    """A mark in the environment of every process that is started from the copy, and of its descendants."""
 
     def environment(self) -> dict[str, str]:
-        """Without what could lead elsewhere."""
+        """The environment, without the variables of this project, DVC, MLflow and Ray."""
         ours = ("ALEXNET_", "DVC_", "MLFLOW_", "RAY_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
         return kept | {"PATH": path, "DVC_NO_ANALYTICS": "1", "ALEXNET_KILLS": self.mark}
 
     def start(self, *words: str) -> psutil.Popen:
-        """`dvc` with these words; what it says goes to log.txt."""
+        """Starts `dvc` with these arguments; its output goes to log.txt."""
         with (self.folder / "log.txt").open("ab") as log:
             log.write(f"\n$ dvc {' '.join(words)}\n".encode())
             log.flush()
@@ -115,14 +115,14 @@ class Copy:
             )
 
     def run(self, *words: str) -> bool:
-        """Whether `dvc` with these words ended well."""
+        """Runs `dvc` with these arguments; whether it succeeded."""
         try:
             return bool(self.start(*words).wait(LIMIT) == 0)
         except psutil.TimeoutExpired:
             raise WrongError(f"dvc {' '.join(words)} has not ended after {LIMIT:g} seconds") from None
 
     def processes(self) -> list[psutil.Process]:
-        """All that were started here, directly or not, and live."""
+        """All live processes that were started from the copy, directly or not."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -131,7 +131,7 @@ class Copy:
         return found
 
     def outs(self) -> dict[str, dict[str, Any]]:
-        """What dvc.lock says of each stage's outs."""
+        """The outs of each stage in dvc.lock."""
         stages = self.lock()["stages"]
         return {name: {out["path"]: dict(out) for out in stages.get(name, {}).get("outs", [])} for name in STAGES}
 
@@ -140,7 +140,7 @@ class Copy:
         return YAML().load(self.folder / "dvc.lock")
 
     def forget(self, stage: str) -> None:
-        """Makes it as if the stage had never run."""
+        """Removes the stage's outs, its work in progress, and its entry in dvc.lock."""
         lock = self.lock()
         paths = [out["path"] for out in lock["stages"].pop(stage)["outs"]]
         with (self.folder / "dvc.lock").open("w") as handle:
@@ -149,14 +149,14 @@ class Copy:
             discard(self.folder / path)
 
     def running(self) -> int:
-        """MLflow runs that are RUNNING."""
+        """The MLflow runs with the status RUNNING."""
         with contextlib.closing(sqlite3.connect(self.folder / "mlflow.db")) as database:
             (count,) = database.execute("SELECT COUNT(*) FROM runs WHERE status = 'RUNNING'").fetchone()
         return int(count)
 
 
 def main() -> int:
-    """The program; 1 if anything was different."""
+    """Runs the program; returns 1 if anything differed."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=30, help="how many, over all stages")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
@@ -197,7 +197,7 @@ def main() -> int:
 
 
 def fill(folder: Path) -> None:
-    """Copies what git knows or would add, as it is on disk, with the smallest parameters, and makes it a repository."""
+    """Copies all files that git tracks or would add, sets the smallest parameters, and makes the copy a repository."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     for name in names:
@@ -218,7 +218,7 @@ def fill(folder: Path) -> None:
 
 
 def undisturbed(copy: Copy) -> tuple[dict[str, Timing], dict[str, dict[str, Any]]]:
-    """Runs every stage once; how long each took, and what came of it."""
+    """Runs every stage once; returns the stages' times and outs."""
     timings = {}
     for stage in STAGES:
         begun, timing = time.monotonic(), Timing()
@@ -243,7 +243,7 @@ def undisturbed(copy: Copy) -> tuple[dict[str, Timing], dict[str, dict[str, Any]
 
 
 def one(copy: Copy, stage: str, timing: Timing, outs: dict[str, Any], lots: random.Random) -> tuple[str, int]:
-    """One kill and what follows; what was killed when, and how many reruns it took. `WrongError` if it shows."""
+    """One kill and the reruns after it; returns a line on both. `WrongError` if the outs differ."""
     targets = ["stage", "dvc", "tree", *(["worker"] if stage in WITH_WORKERS else [])]
     for _ in range(10):  # a machine that is faster than before may be done too early
         target, share = lots.choice(targets), lots.random()
@@ -267,7 +267,7 @@ def one(copy: Copy, stage: str, timing: Timing, outs: dict[str, Any], lots: rand
 
 
 def kill(copy: Copy, stage: str, target: str, share: float, timing: Timing) -> bool:
-    """Starts the stage and kills the target after a share of its life; False if the stage was done before."""
+    """Starts the stage and kills the target after a share of its usual time; False if the stage ended before."""
     process = copy.start("repro", "--single-item", stage)
     find: dict[str, Callable[[], list[psutil.Process]]] = {
         "stage": lambda: stage_of(process, stage),
@@ -296,7 +296,7 @@ def kill(copy: Copy, stage: str, target: str, share: float, timing: Timing) -> b
 
 
 def wait(process: psutil.Popen, find: Callable[[], list[psutil.Process]]) -> bool:
-    """Waits until something is found; False if the process has ended before."""
+    """Waits until a condition holds; False if the process ended before."""
     while process.poll() is None:
         if find():
             return True
@@ -305,7 +305,7 @@ def wait(process: psutil.Popen, find: Callable[[], list[psutil.Process]]) -> boo
 
 
 def below(process: psutil.Popen) -> Iterator[tuple[psutil.Process, list[str]]]:
-    """The processes below one, with their command lines."""
+    """The descendants of a process, with their command lines."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -313,19 +313,19 @@ def below(process: psutil.Popen) -> Iterator[tuple[psutil.Process, list[str]]]:
 
 
 def stage_of(process: psutil.Popen, stage: str) -> list[psutil.Process]:
-    """The stage's own processes, its guard and itself; none where it is not there yet."""
+    """The stage's guard and its own process; empty before they start."""
     return [child for child, words in below(process) if words[1:] == ["-m", "pipeline", stage]]
 
 
 def workers_of(process: psutil.Popen) -> list[psutil.Process]:
-    """Ray's workers below it: those that have a task or an actor, last."""
+    """The stage's Ray workers; those with a task or an actor come last."""
     named = [(words[0], child) for child, words in below(process) if words and words[0].startswith("ray::")]
     workers = [(name != "ray::IDLE", name, child.pid, child) for name, child in named if "Agent" not in name]
     return [child for *_, child in sorted(workers, key=lambda row: row[:3])]
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], when: str) -> None:
-    """`WrongError` with the first out that is another."""
+    """`WrongError` with the first out that differs."""
     for stage in STAGES:
         for path in before[stage].keys() | after[stage].keys():
             then, now = before[stage].get(path), after[stage].get(path)
@@ -334,7 +334,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], when: str) -> None:
 
 
 def left(copy: Copy) -> list[str]:
-    """This copy's processes that are there too long; none as soon as none is."""
+    """This copy's processes that still run after `PATIENCE`; returns early if none runs."""
     begun = time.monotonic()
     while there := {process: " ".join(words_of(process)) for process in copy.processes()}:
         late = time.monotonic() - begun
@@ -346,14 +346,14 @@ def left(copy: Copy) -> list[str]:
 
 
 def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing if it has ended."""
+    """A process's command line; empty if the process has ended."""
     with contextlib.suppress(psutil.Error):
         return list(process.cmdline())
     return []
 
 
 def recover(copy: Copy) -> bool:
-    """Ends all processes and brings everything up to date, for the next kill; False if that cannot be."""
+    """Ends all processes and runs all stages, for the next kill; False if that fails."""
     for process in copy.processes():
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -364,7 +364,7 @@ def recover(copy: Copy) -> bool:
 
 
 def discard(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Removes a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,13 +1,13 @@
-"""Breaks the code one line at a time and asks whether the test that should see it does.
+"""Mutation tests: breaks the code one line at a time, and checks that the named test fails.
 
 `make mutants`, or `python tests/mutants.py [--only SUBSTRING]`. tests/mutants.yaml lists the breakages; each has
 
-    file   what is broken, in alexnet/, pipeline/, studies/ or .dvc/
-    old    a part of one line, there exactly once
-    new    what takes its place
-    why    what went wrong, in a few words
+    file   the file to break, in alexnet/, pipeline/, studies/ or .dvc/
+    old    a part of one line, which occurs exactly once
+    new    its replacement
+    why    the consequence, in a few words
     test   the test that has to fail, or a list of them: file::test
-    hangs  where the breakage takes a limit away, seconds after which the test has failed; else it is left out
+    hangs  optional: seconds after which the test counts as failed, if the breakage makes it hang
 
 In a temporary copy of this working copy all these tests have to pass first. Then, for every breakage by itself, its tests
 have to fail: one of them, in its own body. An error before that, as of a module that cannot be imported or of a fixture,
@@ -43,14 +43,14 @@ PACKAGES = ("alexnet", "pipeline", "studies")
 LIST = Path(__file__).with_suffix(".yaml")
 
 SHARED = ("numpy", "torch", "torchvision", "pyarrow.parquet", "PIL.Image", "scipy.io", "matplotlib.figure", "pydantic")
-"""Imported once, since that takes longer than most tests, and inherited by every process that tests. Nothing of ours,
-which is broken in between, and not Ray, which starts threads."""
+"""Libraries that are imported once and inherited by each process, since importing takes longer than most tests. Not this
+project's modules, which the mutants change, and not Ray, which starts threads."""
 
 LIMIT = 900.0
-"""Seconds for the tests of one breakage: longer means that they hang."""
+"""Seconds after which the tests of a breakage count as hanging."""
 
 OURS = ("ALEXNET_", "DVC_", "MLFLOW_", "RAY_")
-"""How the names of the settings begin that could lead elsewhere."""
+"""Prefixes of environment variables that could name other folders or servers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Mutant:
     why: str
     tests: tuple[str, ...]
     hangs: float = 0.0
-    """Seconds; 0: as the tests themselves have it."""
+    """Seconds; 0: the tests' own limits."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.why}"
@@ -75,16 +75,16 @@ class Mutant:
 
 @dataclass(eq=False)
 class Outcome:
-    """What came of a run of pytest: the tests that passed, and what was wrong with the others."""
+    """The result of a run of pytest: the tests that passed, and the errors of the others."""
 
     code: int = -1
     passed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    """In their own bodies."""
+    """Tests that failed in their own body."""
     said: str = ""
-    """By the first that failed."""
+    """The message of the first test that failed."""
     errors: list[str] = field(default_factory=list)
-    """Before or after: in collecting them, in fixtures."""
+    """Errors in collection and in fixtures."""
     skipped: list[str] = field(default_factory=list)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -105,7 +105,7 @@ class Outcome:
 
 
 def main() -> int:
-    """The program; 1 if a breakage survived or an entry is invalid."""
+    """Runs the program; returns 1 if a breakage survived or an entry is invalid."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="entries in whose file, words or tests this is")
     only = parser.parse_args().only
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def read() -> list[Mutant]:
-    """The list; `SystemExit` with every entry that does not fit the code."""
+    """Reads the list; `SystemExit` with every entry that does not fit the code."""
     mutants, wrong = [], []
     for number, entry in enumerate(YAML(typ="safe").load(LIST), start=1):
         if set(entry) - {"hangs"} != {"file", "old", "new", "why", "test"}:
@@ -143,7 +143,7 @@ def read() -> list[Mutant]:
 
 
 def faults(mutant: Mutant) -> Iterator[str]:
-    """What is wrong with an entry."""
+    """The faults of an entry."""
     file = ROOT / mutant.file
     if not mutant.file.startswith((*(f"{name}/" for name in PACKAGES), ".dvc/")) or not file.is_file():
         yield f"no file of {', '.join(PACKAGES)} or .dvc"
@@ -164,7 +164,7 @@ def faults(mutant: Mutant) -> Iterator[str]:
 
 
 def untouched(mutants: Sequence[Mutant]) -> list[str]:
-    """The modules of which there is no mutant."""
+    """The modules without a mutant."""
     modules = [file for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
     names = {file.relative_to(ROOT).as_posix() for file in modules if file.stem != "__init__"}
     return sorted(names - {mutant.file for mutant in mutants})
@@ -172,7 +172,7 @@ def untouched(mutants: Sequence[Mutant]) -> list[str]:
 
 @contextlib.contextmanager
 def copied() -> Iterator[Path]:
-    """A temporary folder with what git knows or would add, as it is on disk; this process then works and imports there."""
+    """A temporary copy of all files that git tracks or would add; this process changes into it and imports from it."""
     folder = Path(tempfile.mkdtemp(prefix="alexnet-mutants-"))
     try:
         copy = folder / "copy"
@@ -202,7 +202,7 @@ def copied() -> Iterator[Path]:
 
 
 def check_unbroken(mutants: Sequence[Mutant], copy: Path) -> None:
-    """`SystemExit` if one of the tests does not pass as the code is."""
+    """`SystemExit` if one of the tests fails on the unbroken code."""
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     outcome = tested(tests, copy, 0.0)
     passed = {known for nodeid in outcome.passed for known in (nodeid, nodeid.partition("[")[0])}
@@ -215,7 +215,7 @@ def check_unbroken(mutants: Sequence[Mutant], copy: Path) -> None:
 
 
 def judged(mutant: Mutant, copy: Path) -> str:
-    """Breaks the code, tests it, mends it; what that showed, which is printed as well."""
+    """Breaks the code, tests it, and restores it; prints and returns the verdict."""
     file, begun = copy / mutant.file, time.monotonic()
     text = file.read_text()
     file.write_text(mutant.applied(text))
@@ -235,7 +235,7 @@ def judged(mutant: Mutant, copy: Path) -> str:
 
 
 def tested(tests: Sequence[str], copy: Path, hangs: float) -> Outcome:
-    """Runs pytest on the copy in a process of its own, up to the first failure; a test that `hangs` so long is one."""
+    """Runs pytest on the copy in a separate process, up to the first failure; a test that exceeds `hangs` seconds has failed."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
     process = fork.Process(target=run, args=(list(tests), copy, theirs, hangs))
@@ -261,7 +261,7 @@ def tested(tests: Sequence[str], copy: Path, hangs: float) -> Outcome:
 
 
 def run(tests: list[str], copy: Path, answer: Connection, hangs: float) -> None:
-    """In the process that tests."""
+    """Runs pytest; called in the separate process."""
     os.setsid()
     with (copy.parent / "log.txt").open("wb") as log:
         os.dup2(log.fileno(), 1)

@@ -1,4 +1,4 @@
-"""Names as data sets, file systems and people give them, for tests of all that shows or keeps a name."""
+"""Unusual names of classes and files, for tests of everything that shows or stores a name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NASTY = (
     "x" * 9_999 + "y",
     "twice #3",
 )
-"""Of any two of them each is another name, however alike they look."""
+"""All names differ, however alike they look."""
 
 UNUSABLE = ("\udcff\udcfe", "half \ud83d")
-"""What is no Unicode: a file name in another encoding, and half a letter."""
+"""Names that are not valid Unicode: a file name in another encoding, and half a surrogate pair."""

@@ -1,4 +1,4 @@
-"""Sections of params.yaml for tests to start from: the network as run in 2012, and few steps."""
+"""Sections of params.yaml for tests: the network as run in 2012, trained for few steps."""
 
 from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning

@@ -1,4 +1,4 @@
-"""The door: every program that is here shows its usage, refuses what it does not know, and does nothing before that."""
+"""The command line of every program: it shows its usage and refuses unknown arguments before it does anything."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def tracked() -> list[Path]:
 
 
 def runnable() -> list[Path]:
-    """Every module with a main of its own, wherever it lies."""
+    """Every module that can be run as a program."""
     files = [file for file in tracked() if file.suffix == ".py"]
     return [file for file in files if re.search(r'^if __name__ == "__main__":', (ROOT / file).read_text(), re.M)]
 
 
 def command(file: Path) -> list[str]:
-    """How it is started, from the root; a module of pipeline or of studies by its name."""
+    """The command that starts a program from the root; modules of pipeline and studies by their names."""
     if file.parts[0] not in ("pipeline", "studies"):
         return [file.as_posix()]
     return ["-m", ".".join(file.with_suffix("").parts).removesuffix(".__main__")]
@@ -43,7 +43,7 @@ EVERY = [command(file) for file in runnable()] + [["-m", "pipeline", name] for n
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working copy with a finished run in it, which no word may touch."""
+    """A working copy with a finished run, which no invalid argument may change."""
     folder = tmp_path_factory.mktemp("copy")
     for file in tracked():
         if file.suffix not in (".png", ".csv"):
@@ -61,7 +61,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def ran(copy: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    """A program in the copy, where to import what takes long is an error."""
+    """Runs a program in the copy, where importing a slow library is an error."""
     heavy = copy.with_name("heavy")
     for name in ("torch", "ray", "mlflow", "pyarrow"):
         (heavy / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Five hundred damaged files of every kind; and that what `make fuzz` looks for is found."""
+"""Fuzzing with 500 damaged files of each kind; and that `make fuzz` finds faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: README, dvc.yaml, settings and imports say the same as the code."""
+"""The repository's consistency: README, docs, dvc.yaml, settings and imports agree with the code."""
 
 import ast
 import dataclasses
@@ -31,7 +31,7 @@ DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
 IDLE = ("pipeline/runtime/", "pipeline/driver/", "pipeline/tracking/", "pipeline/__main__.py")
-"""What decides where, when and by whom a stage's bytes are made, not the bytes: an edit redoes nothing."""
+"""Modules that decide where, when and by which process a stage's bytes are made, but not the bytes: no stage depends on them."""
 
 
 def modules():
@@ -44,7 +44,7 @@ def modules():
 
 @functools.cache
 def imported(file):
-    """The files of this repository that a module imports, at its head or inside a function."""
+    """The files of this repository that a module imports, at module level or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         names = []
@@ -65,7 +65,7 @@ def decides(file):
 
 
 def closure(file):
-    """What a module needs of this repository, itself included, but for what is exempt."""
+    """The module and all modules of this repository that it needs, without the exempt ones."""
     needed, waiting = set(), {file}
     while waiting:
         module = waiting.pop()
@@ -88,7 +88,7 @@ def test_a_stage_depends_on_the_modules_that_decide_its_bytes(name):
 
 
 def test_no_module_of_a_stage_knows_what_is_checked_before_it():
-    """Else all sections would be params, and all of their modules deps, of every stage."""
+    """Otherwise all sections would be params, and all their modules deps, of every stage."""
     for name in STAGES:
         files = {ROOT / module for module in closure(ROOT / "pipeline" / f"{name}.py")} | {
             ROOT / "pipeline/runtime/stage.py"
@@ -126,7 +126,7 @@ def test_every_section_of_params_is_a_stage_s_dependency():
 
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
-"""Lines: what is longer has a second idea in it."""
+"""The most lines of a file and of a function; longer ones contain a second idea."""
 
 
 def test_no_file_and_no_function_is_longer_than_a_few_screens():
@@ -203,7 +203,7 @@ def file_md5(file):
 
 
 def folder_md5(folder):
-    """As DVC has it: of the list of a folder's files and their hashes."""
+    """DVC's MD5 of a folder: that of the list of its files and their hashes."""
     files = [file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     listed = [{"md5": file_md5(file), "relpath": file.relative_to(folder).as_posix()} for file in files]
     text = json.dumps(sorted(listed, key=lambda entry: entry["relpath"]))
@@ -240,7 +240,7 @@ def test_what_readme_says_to_type_for_a_source_can_be_typed(tmp_path):
 
 
 def test_no_advice_makes_more_anew_than_it_says():
-    """`dvc repro --force X` forces all that is above X as well; only download has nothing above it."""
+    """`dvc repro --force X` also forces all stages before X; only download has none."""
     files = [*(ROOT / "pipeline").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     forced = [
         found for file in files for found in re.findall(r"dvc repro --force( --single-item)? (\w+)", file.read_text())
@@ -348,7 +348,7 @@ def test_every_test_that_a_page_names_exists():
 
 
 def test_no_docstring_begins_with_of():
-    """It says nothing without the name above it."""
+    """Such a docstring says nothing without the name above it."""
     folders = ("alexnet", "pipeline", "studies", "benchmarks", "docs")
     found = [
         f"{file.relative_to(ROOT)}: {text}"
@@ -376,7 +376,7 @@ def test_the_lock_is_hashed_and_names_no_index():
 
 @pytest.mark.slow  # `make mutants` asks it as well
 def test_every_breakage_fits_the_code_and_names_tests_that_are_there():
-    """`make mutants` takes too long for every day, and an entry that no longer fits would go stale unseen."""
+    """`make mutants` takes too long for every day; without this test, entries would go stale unnoticed."""
     stale = []
     for entry in YAML(typ="safe").load(ROOT / "tests/mutants.yaml"):
         named = [entry["test"]] if isinstance(entry["test"], str) else entry["test"]

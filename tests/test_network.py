@@ -1,4 +1,4 @@
-"""No one in, on a machine with a default route and a neighbour: every stage, and a training of two nodes."""
+"""Network access on a machine with a default route and a neighbour: no stage lets the neighbour in; a training on two nodes."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ LOOPBACK = ("127.0.0.1:", "[::1]:", "[::ffff:127.0.0.1]:")
 
 @contextlib.contextmanager
 def looking(host, seen):
-    """While the block runs, the sockets that listen on the host are noted."""
+    """Records the host's listening sockets while the block runs."""
     over = threading.Event()
 
     def look():
@@ -41,7 +41,7 @@ def looking(host, seen):
 
 
 def reachable(here, there, ports):
-    """Those of the ports of one host that the other can connect to."""
+    """The ports of one host that the other host can connect to."""
     program = """
 import socket, sys
 for port in sys.argv[2:]:
@@ -81,7 +81,7 @@ def test_each_stage_listens_on_loopback_alone_and_a_neighbour_gets_in_nowhere(tm
 
 @contextlib.contextmanager
 def node(host, folder, *words):
-    """One node of a Ray cluster with a token."""
+    """A node of a Ray cluster with a token."""
     environment = os.environ | known(folder) | {"RAY_USAGE_STATS_ENABLED": "0"}
     with (folder / f"{host.name}.log").open("w") as log:
         command = [BIN / "ray", "start", "--block", "--num-cpus=1", f"--node-ip-address={host.address}", *words]
@@ -94,7 +94,7 @@ def node(host, folder, *words):
 
 
 def known(folder):
-    """What both nodes and the stages have to know."""
+    """The environment that both nodes and the stages need."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(access.token(folder))}
     return {**token, "ALEXNET_MACHINE": str(folder / "machine.yaml")}
 

@@ -1,4 +1,4 @@
-"""docs/paper.md: every claim leads somewhere, and what it leads to is there."""
+"""docs/paper.md: every claim has a reference, and every reference exists."""
 
 import re
 from pathlib import Path

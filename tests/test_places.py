@@ -1,4 +1,4 @@
-"""A working copy in a folder of any name, moved and copied: MLflow's database and artifacts go with it, and nothing mixes."""
+"""A working copy in a folder with any name, moved and copied: MLflow's database and artifacts stay its own."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
 def artifacts(folder: Path) -> set[str]:
-    """The files of the artifacts below a working copy."""
+    """The artifacts' files in a working copy."""
     there = folder / "mlartifacts"
     return {str(file.relative_to(there)) for file in there.rglob("*") if file.is_file()}
 
 
 def places(folder: Path) -> set[str]:
-    """Where the copy's database has the artifacts of its runs."""
+    """The locations of artifacts in the copy's database."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         return {row[0] for row in database.execute("SELECT artifact_uri FROM runs")}
 
 
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    """All stages, in a folder whose name holds what addresses, SQL and shells take for something else."""
+    """Runs all stages in a folder whose name has characters that are special in URLs, SQL and shells."""
     folder = tmp_path_factory.mktemp("places") / "it's we?ird #1 100% & co; naïve"
     folder.mkdir()
     copy = Copy(folder)

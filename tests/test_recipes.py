@@ -1,4 +1,4 @@
-"""The recipes: complete, checked, each difference from the paper with its reason, and what decides whether they learn."""
+"""The recipes: they are complete and valid, each difference from the paper has a reason, and their first weights can learn."""
 
 import dataclasses
 import itertools
@@ -81,7 +81,7 @@ def pictures(count, seed=0):
 
 
 def started(name, seed, **changes):
-    """A recipe's network at full width with its first weights, and its patches of some pictures."""
+    """A recipe's network at full width with its first weights, and patches of some pictures."""
     model, augmentation, _ = sections(name)
     model = dataclasses.replace(model, **changes)
     network = build(model, 1000).eval()
@@ -94,7 +94,7 @@ def started(name, seed, **changes):
 
 @torch.inference_mode()
 def spread(name, seed, **changes):
-    """The standard deviation of the logits across pictures: where it is nothing, there is nothing to learn from."""
+    """The standard deviation of the logits across pictures; near 0, the network has no gradient to learn from."""
     network, patches = started(name, seed, **changes)
     return network(patches).std(0).mean().item()
 
@@ -284,7 +284,7 @@ def test_a_recipe_makes_two_steps_at_full_width(name):
 
 @pytest.mark.slow
 def test_what_the_text_left_out_is_a_factor_of_15_in_what_there_is_to_learn_from():
-    """The loss stays at ln 1000 = 6.9 where the logits say the same of every picture."""
+    """The loss stays at ln 1000 = 6.9 if the logits are equal for all pictures."""
     ratios = [spread("original-2012", seed) / spread("paper", seed) for seed in range(3)]
     assert all(15 / 2 < ratio < 15 * 2 for ratio in ratios), ratios
 

@@ -1,4 +1,4 @@
-"""Secrets, planted in every place where people put them, come out nowhere: all stages, the real server, dvc, git and Ray."""
+"""Secrets in every place where users put them never appear in output: all stages, MLflow's server, dvc, git and Ray."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.pipeline.tracking import test_sender
 from tests.test_workflow import Copy, cluster
 
 server = test_sender.server
-"""A fixture: the real one."""
+"""A fixture: MLflow's real server."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 PLANTED = f"Planted{uuid.uuid4().hex[:8]}"
-"""In each of them, with a word behind it that says where it was put; else in no file."""
+"""The beginning of each secret; a word for its place follows. No other file contains it."""
 
 
 def secret(where: str) -> str:
@@ -37,7 +37,7 @@ def secret(where: str) -> str:
 
 
 def environment(uri: str, folder: Path) -> dict[str, str]:
-    """What people export."""
+    """The environment variables that users export."""
     (folder / "netrc").write_text(f"machine host.example login me password {secret('netrc')}\n")
     (folder / "netrc").chmod(0o600)
     names = (
@@ -64,7 +64,7 @@ def environment(uri: str, folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    """A working copy with secrets in the files that are for them."""
+    """A working copy with secrets in the files that are meant for them."""
     copy = Copy(tmp_path_factory.mktemp("secrets"))
     copy.run("git", "remote", "add", "origin", f"https://me:{secret('git')}@host.example/a.git")
     copy.run("dvc", "remote", "add", "-d", "there", "https://host.example/store")
@@ -78,12 +78,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 
 
 OWN = ("machine.yaml", ".git/config", ".dvc/config.local")
-"""Where they were planted."""
+"""The files with secrets."""
 
 
 @pytest.fixture
 def words_of_processes() -> Iterator[set[str]]:
-    """What any process of this machine shows as its arguments while a test runs."""
+    """The arguments of all processes of this machine while a test runs."""
     seen: set[str] = set()
     over = threading.Event()
 
@@ -103,12 +103,12 @@ def words_of_processes() -> Iterator[set[str]]:
 
 
 def planted(data: bytes) -> bool:
-    """Whether one of them is in it, in plain or as a header has it."""
+    """Whether a text contains a secret, plain or encoded as in a header."""
     return PLANTED.encode() in data or base64.b64encode(f"me:{secret('tracking')}".encode())[4:20] in data
 
 
 def holding(*folders: Path) -> list[str]:
-    """The files that hold one of them."""
+    """The files that contain a secret."""
     found = []
     for folder in folders:
         for file in folder.rglob("*"):
@@ -176,7 +176,7 @@ PAST_PYTHON = {
     "an abort": "import torch, ctypes; ctypes.CDLL(None).abort()",
     "a fault": "import faulthandler, torch, ctypes; faulthandler.enable(); ctypes.string_at(0)",
 }
-"""Ways in which native code fails: it writes to the descriptor, which no filter of ours sees."""
+"""Ways in which native code fails; it writes to the file descriptor directly, past this project's filter."""
 
 TRIED = """
 import contextlib, datetime, os
@@ -198,7 +198,7 @@ def bucket(**where):
 
 
 def past_python(way: str, folder: Path, **more: str) -> tuple[int, bytes]:
-    """The exit code of a program in which native code fails so, and what is on both of its descriptors."""
+    """The exit code and both outputs of a program in which native code fails."""
     (folder / ".aws").mkdir()
     (folder / ".aws/credentials").write_text(
         f"[default\naws_secret_access_key {secret('profile')}\n{secret('profile')}\n"
@@ -223,7 +223,7 @@ def test_what_native_code_writes_has_none(way: str, tmp_path: Path) -> None:
 
 
 def test_native_code_that_is_told_to_say_all_says_a_token(tmp_path: Path) -> None:
-    """So nobody sets this where others read the log; and the test above would see one."""
+    """A check of the test above: with this setting, it would find a token."""
     _, said = past_python("Arrow, a server that refuses", tmp_path, ARROW_S3_LOG_LEVEL="debug")
     assert secret("AWS_SESSION_TOKEN").encode() in said
 
@@ -238,7 +238,7 @@ PAGES = (
     "/api/jobs/", "/api/train/v2/runs/v1", "/api/v0/cluster_events", "/api/v0/cluster_metadata", "/api/v0/tasks/timeline",
     "/events", "/logical/actors", "/nodes?view=summary",
 )  # fmt: skip
-"""What the dashboard shows, and with it `ray list` and `ray job list`."""
+"""The pages of the dashboard, which `ray list` and `ray job list` show, too."""
 
 STORED = """
 import sys
@@ -248,11 +248,11 @@ for room in (None, b"session", b"cluster", b"fun", b"job", b"dashboard", b"healt
     for key in gcs.internal_kv_keys(b"", room):
         sys.stdout.buffer.write(key + b" " + (gcs.internal_kv_get(key, room) or b"") + b"\\n")
 """
-"""Prints all that the head of a cluster stores under names."""
+"""A program that prints all keys and values in the store of a cluster's head."""
 
 
 def of_ray(folder: Path, port: str, dashboard: str, known: Mapping[str, str]) -> dict[str, bytes]:
-    """What a cluster shows and stores, by where it is; of its folder the names of files that hold one of them."""
+    """Everything that a cluster shows and stores, by location; for its folder, the names of files that contain a secret."""
     token = {"Authorization": f"Bearer {secret('ray')}"}
     opened = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
     found = {}
@@ -266,7 +266,7 @@ def of_ray(folder: Path, port: str, dashboard: str, known: Mapping[str, str]) ->
 
 
 def _around(data: bytes) -> bytes:
-    """Some bytes before the first of them, to see what holds it."""
+    """Some bytes before the first secret, for the error message."""
     place = max(0, data.find(PLANTED.encode()))
     return data[max(0, place - 300) : place + 40]
 

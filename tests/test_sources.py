@@ -1,6 +1,6 @@
-"""Every source as a user runs it: a fresh copy, a small set in its real layout, the real dvc, shards and their mean.
+"""Every source as users run it: a fresh copy, a small set in the real layout, the real dvc, up to shards and mean.
 
-What comes after the mean knows shards and no source; tests/test_whole.py asks it all the same.
+The stages after the mean do not depend on the source; tests/test_whole.py runs them nevertheless.
 """
 
 import json
@@ -45,13 +45,13 @@ def test_a_source_becomes_shards_and_their_mean(copy, name, ray_session):
 
 
 def here():
-    """The Ray of all tests, for stages in processes of their own."""
+    """The Ray of all tests, for stages in separate processes."""
     token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
     return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **token}
 
 
 def check(folder, layout):
-    """That the shards hold the pictures of the layout; their manifest."""
+    """Checks that the shards hold the layout's pictures; returns the manifest."""
     manifest = Manifest.read(folder / "data/shards")
     assert manifest.drawn is False
     assert manifest.rejected == 0

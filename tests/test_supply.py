@@ -1,4 +1,4 @@
-"""What comes from others: where DVC keeps its pickles, which advisories and licences the locked packages have."""
+"""The supply chain: DVC's pickles, advisories and licences of the locked packages, and the environment of `make`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def table(name: str) -> list[dict[str, str]]:
 
 
 def pinned(lock: str) -> dict[str, list[Version]]:
-    """Each package's versions in the lock: some have one for each Python."""
+    """Package → versions in the lock; some packages have one for each Python."""
     found: dict[str, list[Version]] = {}
     for line in re.findall(r"^([\w.-]+==[^\\\n]+)", lock, re.M):
         requirement = Requirement(line.strip())
@@ -65,7 +65,7 @@ def pinned(lock: str) -> dict[str, list[Version]]:
 
 
 def below(lock: str) -> list[str]:
-    """The advisories that the lock does not mend and nobody has a reason for."""
+    """The advisories that the lock does not fix and that have no recorded reason."""
     versions = pinned(lock)
     return [
         row["advisory"]
@@ -118,7 +118,7 @@ COPYLEFT = re.compile(r"GPL|EPL|MPL|CDDL|SSPL|EUPL|CC-BY-SA|OSL")
 
 
 def binds(licence: str) -> bool:
-    """Whether each of the licences to choose from asks for more than its notice."""
+    """Whether all of the alternative licences demand more than a notice."""
     return all(COPYLEFT.search(choice) for choice in re.split(r" OR (?![^()]*\))", licence)) or "Proprietary" in licence
 
 
@@ -167,7 +167,7 @@ def test_dvc_s_pickles_lie_in_a_folder_that_git_makes_and_nobody_else_writes_to(
 
 
 def ready(folder: Path) -> None:
-    """An environment without packages, with what the Makefile puts into it."""
+    """An environment with only the files that the Makefile puts into it."""
     venv.create(folder / ".venv", symlinks=True)
     (packages,) = (folder / ".venv/lib").glob("python*/site-packages")
     shutil.copy(ROOT / ".dvc/site.pth", packages)
@@ -249,7 +249,7 @@ def test_it_holds_the_signals_that_stop_a_stage_before_the_first_line_of_the_sta
 
 
 class Copy:
-    """A working copy with a stage that costs nothing, in which nobody may touch /var/tmp/dvc."""
+    """A working copy with a trivial stage, in which nothing may touch /var/tmp/dvc."""
 
     def __init__(self, folder: Path, says: bool = True) -> None:
         self.folder = folder / "copy"

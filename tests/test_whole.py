@@ -1,6 +1,6 @@
-"""Every source and every recipe through all six stages, by the command that a user types. `make whole`: a quarter of an hour.
+"""Every source and every recipe through all six stages, by the user's command (`make whole`, a quarter of an hour).
 
-`make test` has parts of it: each source up to the mean, each recipe's two steps in one process.
+`make test` runs parts of it: each source up to the mean, each recipe for two steps in one process.
 """
 
 import csv
@@ -60,7 +60,7 @@ def test_a_recipe_makes_two_steps_at_full_width_and_is_tested_and_reported(copy,
 
 
 def test_they_stand_beside_each_other_in_one_view_of_mlflow(copy):
-    """README: by `model.network` and `ten_views/top1_error`. After the tests above, in their copy."""
+    """The README compares them by `model.network` and `ten_views/top1_error`. Uses the copy of the tests above."""
     client = MlflowClient(f"sqlite:///{copy.folder}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("alexnet").experiment_id])
     tested = [run.data.params["model.network"] for run in runs if "ten_views/top1_error" in run.data.metrics]

@@ -1,4 +1,4 @@
-"""The whole workflow, as a user runs it: a fresh copy, a tiny sample, the real dvc, Ray, MLflow and job server."""
+"""The whole workflow as users run it: a fresh copy, a tiny sample, the real dvc, Ray, MLflow and job server."""
 
 import contextlib
 import csv
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 
 class Copy:
-    """A working copy of its own, with the files that git tracks here and the tiny sample."""
+    """A separate working copy with the files that git tracks and the tiny sample."""
 
     def __init__(self, folder, changes=TINY):
         self.folder = folder
@@ -63,14 +63,14 @@ class Copy:
         yaml.dump(document, self.folder / "params.yaml")
 
     def replace(self, section, values):
-        """Another section in place of one in params.yaml."""
+        """Replaces a section of params.yaml."""
         yaml = YAML()
         document = yaml.load(self.folder / "params.yaml")
         document[section] = values
         yaml.dump(document, self.folder / "params.yaml")
 
     def run(self, *words, check=True, **environment):
-        """A command in the copy; its output, both streams."""
+        """Runs a command in the copy; returns its output and errors together."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "RAY_"))}
         who = {f"GIT_{role}_{part}": "a@b" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")}
         path = {"PATH": f"{BIN}{os.pathsep}{kept.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
@@ -82,7 +82,7 @@ class Copy:
         return done.stdout if check else (done.returncode, done.stdout)
 
     def outs(self):
-        """The hash of every out, by path, as dvc.lock has them."""
+        """Path of an out → its hash in dvc.lock."""
         stages = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
         return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
@@ -134,7 +134,7 @@ def test_dvc_shows_the_flow_the_metrics_and_the_run_s_points(workflow):
 
 
 def test_an_experiment_is_compared_and_applied(workflow):
-    """Of a parameter after the training, which its own tests repeat often enough."""
+    """The experiment changes a parameter after the training, so that it need not train again."""
     workflow.run("dvc", "exp", "run", "--queue", "--name", "other-codes", "-S", "results.code_epochs=1")
     workflow.run("dvc", "exp", "run", "--run-all")
     assert workflow.run("dvc", "exp", "list", "--name-only").split() == ["other-codes"]
@@ -173,7 +173,7 @@ def test_a_registered_network_can_be_begun_with(workflow, monkeypatch):
 
 
 def test_what_is_checked_before_each_stage_is_no_dependency_of_it(workflow):
-    """All sections are read before the first stage, and another seed of the results still redoes two stages alone."""
+    """All sections are checked before the first stage; still, another seed of `results` repeats only two stages."""
     before = (workflow.folder / "params.yaml").read_text()
     try:
         workflow.change({"results": {"seed": 1}})
@@ -276,7 +276,7 @@ def test_mlflow_has_the_run_its_curves_and_the_registered_model(workflow):
 
 @contextlib.contextmanager
 def cluster(folder):
-    """A Ray cluster on loopback with a token and a dashboard; → what its clients need, its port and the dashboard's."""
+    """A Ray cluster on loopback with a token and a dashboard; returns its clients' environment, its port and the dashboard's."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
              "ray-client-server-port", "metrics-export-port")  # fmt: skip
     ports = free_ports(len(names))
@@ -307,7 +307,7 @@ def cluster(folder):
 
 
 def free_ports(number):
-    """Ports that nothing listens on, below those that the system gives to whoever asks for any, and Ray's workers take."""
+    """Free ports below the range of ephemeral ports, which Ray's workers use."""
     found = []
     for port in random.sample(range(20000, 30000), 100):
         with socket.socket() as tried, contextlib.suppress(OSError):

@@ -1,1 +1,1 @@
-"""What the sources share: archives, folders and lists, read within limits and fetched by checksum."""
+"""Readers of archives and folders, shared by the sources: limits on sizes and names, checksums, byte ranges."""

@@ -1,7 +1,7 @@
-"""Files that may unpack to any size are read in a separate process with limited memory.
+"""A separate process with limited memory, for files that may unpack to any size.
 
-A Parquet file of 3 kB can become any number of gigabytes before Arrow can be asked how many: a page is unpacked whole, and
-each row may name the same large value. The system's limit on a process holds whatever the file claims.
+Arrow unpacks a page of a Parquet file whole, and each row may refer to the same large value, so a file of 3 kB can fill any
+memory before Arrow reports a size. The operating system's limit on the process holds whatever the file claims.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.runtime.paths import AnyPath
 Item = TypeVar("Item")
 
 LIMIT = 4 * 2**30
-"""Bytes that the process may allocate after its start; the largest accepted picture needs 3 GiB. Linux alone enforces it."""
+"""Bytes that the process may allocate after its start; the largest accepted picture needs 3 GiB. Only Linux enforces it."""
 
-# threads, each with memory of its own, are as many as there are cores; Arrow's allocators take more than is asked for
+# each thread has memory of its own, and Arrow's other allocators reserve more than is requested
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 class Apart:
-    """The process, which lives as long as the block: `with Apart() as apart: for item in apart.items(function, file): …`."""
+    """The process; it runs while the block does: `with Apart() as apart: for item in apart.items(function, file): …`."""
 
     def __enter__(self) -> Self:
         self._child = Child("pipeline.archives.apart", environment=ENVIRONMENT, silent=True)
@@ -43,11 +43,11 @@ class Apart:
     def items(
         self, function: Callable[..., Iterable[Item]], file: AnyPath, more: tuple[object, ...] = ()
     ) -> Iterator[Item]:
-        """The items that `function(file, *more)` yields there. They have to be read to the end before the next call.
+        """Yields the items that `function(file, *more)` yields in the process. Read them all before the next call.
 
-        `ValueError` if it takes more than `LIMIT` of memory, or ends the process; its other errors are raised here.
+        `ValueError` if the function needs more than `LIMIT` of memory or ends the process; its other errors are raised here.
         """
-        with contextlib.suppress(BrokenPipeError):  # its end says why
+        with contextlib.suppress(BrokenPipeError):  # the process has ended: `_answer` reports why
             pickle.dump((LIMIT, function, file, more), self._child.ask)
             self._child.ask.flush()
         while True:
@@ -65,7 +65,7 @@ class Apart:
 
     def _answer(self, file: AnyPath) -> tuple[str, Any]:
         try:
-            answer: tuple[str, Any] = pickle.load(self._child.answers)  # noqa: S301 - of a process of ours
+            answer: tuple[str, Any] = pickle.load(self._child.answers)  # noqa: S301 - from our own child process
         except (EOFError, pickle.UnpicklingError):
             code = self._child.process.wait()
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -76,11 +76,11 @@ class Apart:
 
 
 def main() -> None:
-    """The process itself: reads calls from stdin and writes their items to stdout, until stdin is closed."""
+    """Runs in the process: reads calls from stdin and writes their items to stdout, until stdin is closed."""
     answers = child.answers()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            limit, function, file, more = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that began this one
+            limit, function, file, more = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
             _limit(limit)
             for answer in _answers(function, file, more):
                 pickle.dump(answer, answers, protocol=5)
@@ -95,18 +95,18 @@ def _answers(function: Callable[..., Iterable[object]], file: AnyPath, more: tup
     except MemoryError:
         yield "memory", None
     except Exception as error:
-        if "std::bad_alloc" in str(error):  # so says the reader of a Parquet file's footer
+        if "std::bad_alloc" in str(error):  # Arrow's message if a Parquet file's footer needs too much memory
             yield "memory", None
             return
-        if not isinstance(error, ValueError):  # it may be a fault of ours
+        if not isinstance(error, ValueError):  # it may be a bug in our code
             error.add_note(traceback.format_exc())
         yield "error", error
 
 
 def _limit(bytes_more: int) -> None:
-    """Sets the limit; to be called after all imports, whose memory is not counted."""
+    """Sets the limit. Call it after all imports, so that their memory is not counted."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = psutil.Process().memory_info().vms + bytes_more
     if soft == resource.RLIM_INFINITY or soft > most:
-        with contextlib.suppress(ValueError, OSError):  # macOS knows it, and does not hold to it
+        with contextlib.suppress(ValueError, OSError):  # macOS has the limit, but does not enforce it
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))

@@ -1,7 +1,8 @@
-"""Limits on what an archive may contain: sizes, names and kinds of members, so that 3 MB never become 6 GB.
+"""Limits on an archive's members: their sizes, names and kinds, so that 3 MB never unpack to 6 GB.
 
-The unpacked total is at most `TIMES` the bytes of the archive plus `BESIDES`; one member, a picture or a table, has at most
-`MEMBER` bytes, and a small text file at most `SMALL`. Members that are not plain files below the archive are refused.
+An archive unpacks to at most `FACTOR` times its own bytes plus `ALLOWANCE`. A member, picture or table, has at most `MEMBER`
+bytes; a small text file at most `SMALL`. Members that are not plain files, or whose names lead out of the archive, are
+refused.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import IO, Any, NoReturn
 
 from pipeline.runtime.paths import AnyPath
 
-TIMES, BESIDES = 20, 2**28
-"""Pictures hardly compress; raw pixels do, by less than this factor."""
+FACTOR, ALLOWANCE = 20, 2**28
+"""Encoded pictures hardly compress; raw pixels compress by less than this factor."""
 
 MEMBER = 2**29
-"""The largest picture that is accepted (`alexnet.limits.MAX_BYTES`); the limit there refuses it with a better reason."""
+"""Bytes of the largest picture that is accepted (`alexnet.limits.MAX_BYTES`)."""
 
 SMALL = 2**26
-"""For lists of labels and words, and ground truth: ImageNet's are below 10 MB."""
+"""Bytes of a list of labels or words, or of a ground truth; ImageNet's have less than 10 MB."""
 
 HEADER = 2**20
 """Bytes of a name or other text in the header of a tar's member."""
@@ -28,7 +29,7 @@ HEADER = 2**20
 
 def largest(packed: int) -> int:
     """The most bytes that an archive of `packed` bytes may unpack to."""
-    return TIMES * packed + BESIDES
+    return FACTOR * packed + ALLOWANCE
 
 
 def check_name(name: str, where: object) -> None:
@@ -39,7 +40,7 @@ def check_name(name: str, where: object) -> None:
 
 
 def check_member(size: int, name: str, where: object, limit: int = 0) -> None:
-    """`ValueError` if a member claims more than `limit` bytes (0: `MEMBER`)."""
+    """`ValueError` if a member's `size` is negative or above `limit` bytes (0: `MEMBER`)."""
     limit = limit or MEMBER
     if not 0 <= size <= limit:
         raise ValueError(
@@ -48,29 +49,29 @@ def check_member(size: int, name: str, where: object, limit: int = 0) -> None:
 
 
 def check_total(size: int, packed: int, where: object) -> None:
-    """`ValueError` if `size` unpacked bytes are more than an archive of `packed` bytes may hold."""
+    """`ValueError` if `size` bytes are more than an archive of `packed` bytes may unpack to."""
     if size > largest(packed):
         raise ValueError(
             f"{where}: more than {largest(packed):,} bytes come out of {packed:,}. Is this the archive it should be?"
         )
 
 
-def small(file: AnyPath) -> bytes:
-    """The bytes of a text file; `ValueError` if there are more than `SMALL`."""
+def read_small(file: AnyPath) -> bytes:
+    """Reads a text file; `ValueError` if it has more than `SMALL` bytes."""
     with file.open("rb") as handle:
         data: bytes = handle.read(SMALL + 1)
     check_member(len(data), file.name, file, SMALL)
     return data
 
 
-class Unpacked:
+class LimitedStream:
     """A stream of unpacked bytes with a limit on their total."""
 
     def __init__(self, stream: IO[bytes], packed: int, where: object) -> None:
         self._stream, self._packed, self._where, self._seen = stream, packed, where, 0
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; `ValueError` if the total is too large."""
+        """Reads at most `size` bytes; `ValueError` if the total so far is too large."""
         part = self._stream.read(size)
         self._seen += len(part)
         check_total(self._seen, self._packed, self._where)

@@ -1,4 +1,4 @@
-"""A source's contents: its classes, its pictures with their byte ranges, its archives. All sources return this."""
+"""The contents of a source, as each source returns them: classes, pictures with their byte ranges, archives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.shards import tables
 from pipeline.shards.tables import Synset
 
 Choice = Literal["all"] | int | tuple[str, ...]
-"""Which classes of a set are used: all, the first N in the order of their ids, or those with the ids given."""
+"""The classes of a data set to use: all, the first N in the order of their ids, or those with these ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ByteRange:
-    """Where the bytes of a file are: `archive[offset : offset + length]`."""
+    """The position of a file's bytes in the data store: `archive[offset : offset + length]`."""
 
     archive: str
     """Path from the root of the data store."""
@@ -42,7 +42,7 @@ class Picture:
     offset: int
     length: int
     crc32: int | None
-    """CRC-32 of its bytes; None if the picture is a whole file, whose `Archive` then has it."""
+    """CRC-32 of the picture's bytes; None if the picture is a whole file, whose `Archive` has the CRC-32."""
 
     @classmethod
     def at(cls, part: ByteRange, name: str, split: str, wnid: str) -> Self:
@@ -66,9 +66,9 @@ class Archive:
     bytes: int
     sha256: str
     md5: str | None
-    """The checksum that data sets are published with; None if the file is one picture."""
+    """The checksum that data sets publish; None if the file is a single picture."""
     crc32: int | None = None
-    """CRC-32 of all its bytes, if the file is one picture."""
+    """CRC-32 of the file if it is a single picture, else None."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,18 +76,18 @@ class Contents:
     """The classes, pictures and archives of a source."""
 
     classes: tuple[Synset, ...]
-    """By label."""
+    """The index of a class is its label."""
     pictures: pa.Table
-    """`tables.INDEX`."""
+    """A table with the schema `tables.INDEX`."""
     archives: pa.Table
-    """`tables.ARCHIVES`."""
+    """A table with the schema `tables.ARCHIVES`."""
     drawn: bool
-    """Whether a program drew the pictures; else they are photographs."""
+    """Whether the pictures are synthetic, drawn by a program; false: photographs."""
     notes: tuple[str, ...]
-    """Lines for the user: what was left out, and why."""
+    """Lines for the user on what was left out."""
 
 
-def gathered(
+def gather(
     pictures: Iterable[Picture],
     archives: Callable[[list[str]], Iterable[Archive]],
     words: Mapping[str, str],
@@ -97,14 +97,14 @@ def gathered(
     drawn: bool = False,
     notes: Sequence[str] = (),
 ) -> Contents:
-    """The contents of a source: the pictures of the chosen classes, with their labels.
+    """Collects a source's contents: the pictures of the chosen classes, with their labels.
 
-    `archives` is called with the names of the pictures' archives after `pictures` is exhausted. A class needs a training
-    picture; other pictures are left out, and counted in the notes. `ValueError` if a picture is there twice, or if there
-    are not two classes to train on and one picture to validate with.
+    `archives` is called with the names of the pictures' archives after `pictures` is exhausted. Pictures of classes without
+    a training picture are left out, and counted in the notes. `ValueError` if two pictures have the same id, if fewer than
+    two classes have training pictures, or if no validation picture is left.
     """
     rows = tables.collect(pictures, pa.schema([field for field in tables.INDEX if field.name != "label"]))
-    _refuse_twice(rows, store)
+    _refuse_repeated_ids(rows, store)
     trained = pc.unique(rows["wnid"].filter(pc.equal(rows["split"], "train")))
     if len(trained) < 2:
         raise ValueError(f"{store}: needs training pictures of at least 2 classes, found {trained.to_pylist()}")
@@ -114,23 +114,23 @@ def gathered(
         count = pc.sum(pc.and_(pc.invert(known), pc.equal(rows["split"], split))).as_py()
         if count:
             left_out.append(f"{count:,} {split} pictures of classes that have no training picture")
-    taken = chosen((Synset(wnid=wnid, words=words.get(wnid, wnid)) for wnid in trained.to_pylist()), classes)
+    taken = choose_classes((Synset(wnid=wnid, words=words.get(wnid, wnid)) for wnid in trained.to_pylist()), classes)
     labels = pc.index_in(rows["wnid"], value_set=pa.array([synset.wnid for synset in taken], pa.string()))
     rows = rows.append_column("label", labels.cast(pa.int64())).filter(pc.is_valid(labels))
     rows = rows.select(tables.INDEX.names).combine_chunks()
     if not pc.any(pc.equal(rows["split"], "val")).as_py():
         raise ValueError(f"{store}: no validation picture of these classes was found")
-    known = tables.collect(archives(pc.unique(rows["archive"]).to_pylist()), _HASHED)
-    rows = _checked(rows, known, store)
-    listed = known.select(tables.ARCHIVES.names)
+    hashed = tables.collect(archives(pc.unique(rows["archive"]).to_pylist()), _HASHED)
+    rows = _with_checksums(rows, hashed, store)
+    listed = hashed.select(tables.ARCHIVES.names)
     return Contents(classes=taken, pictures=rows, archives=listed, drawn=drawn, notes=(*notes, *left_out))
 
 
 _HASHED = tables.ARCHIVES.append(tables.INDEX.field("crc32"))
 
 
-def _checked(rows: pa.Table, archives: pa.Table, store: AnyPath) -> pa.Table:
-    """The rows with all checksums: a picture that is a whole file has the checksum of its archive."""
+def _with_checksums(rows: pa.Table, archives: pa.Table, store: AnyPath) -> pa.Table:
+    """Fills in the missing checksums: a picture that is a whole file has the checksum of its archive."""
     indices = pc.index_in(rows["archive"], value_set=archives["name"].combine_chunks())
     alone = pc.is_null(rows["crc32"])
     changed = pc.and_(alone, pc.not_equal(rows["length"], archives["bytes"].take(indices)))
@@ -142,7 +142,7 @@ def _checked(rows: pa.Table, archives: pa.Table, store: AnyPath) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("crc32"), "crc32", crc32)
 
 
-def _refuse_twice(rows: pa.Table, store: AnyPath) -> None:
+def _refuse_repeated_ids(rows: pa.Table, store: AnyPath) -> None:
     counts = pc.value_counts(rows["id"])
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice) == 0:
@@ -156,7 +156,7 @@ def _refuse_twice(rows: pa.Table, store: AnyPath) -> None:
 
 
 def check_folder(folder: str) -> None:
-    """`ValueError` unless it names a folder in the data store."""
+    """`ValueError` unless `folder` is a relative path inside the data store."""
     path = PurePosixPath(folder)
     if folder != str(path) or path.is_absolute() or not path.parts or {"..", "~"} & set(path.parts):
         raise ValueError(
@@ -166,7 +166,7 @@ def check_folder(folder: str) -> None:
 
 
 def check_choice(classes: Choice) -> None:
-    """`ValueError` if no set can satisfy the choice."""
+    """`ValueError` for a choice of fewer than two classes, or with an id twice."""
     if isinstance(classes, int) and classes < 2:
         raise ValueError(f"classes has to be 'all', at least 2, or a list of ids, is {classes}")
     if isinstance(classes, tuple):
@@ -176,8 +176,8 @@ def check_choice(classes: Choice) -> None:
             raise ValueError(f"classes has to name each id once, is {list(classes)}")
 
 
-def chosen(synsets: Iterable[Synset], classes: Choice) -> tuple[Synset, ...]:
-    """The chosen classes, in the order of their labels; `ValueError` if the set does not have them."""
+def choose_classes(synsets: Iterable[Synset], classes: Choice) -> tuple[Synset, ...]:
+    """The chosen classes in the order of their WordNet ids, which is that of their labels. `ValueError` if one is missing."""
     known = sorted(synsets, key=lambda synset: synset.wnid)
     if isinstance(classes, int):
         if classes > len(known):

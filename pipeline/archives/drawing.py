@@ -1,4 +1,4 @@
-"""The pictures of the sample, drawn: a figure of one of five shapes and two textures before an uneven, cluttered ground."""
+"""Drawing the sample's pictures: a figure with one of five shapes and two textures on an uneven, cluttered background."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Texture = Literal["dots", "stripes"]
 
 
 def picture(rng: Generator, shape: Shape, texture: Texture) -> Image.Image:
-    """One picture, RGB, its shorter side 160 to 340 pixels, its longer up to 1.6 times that."""
+    """Draws a picture in RGB. Its shorter side has 160 to 340 pixels, its longer side up to 1.6 times that."""
     width, height = _size(rng)
     side = min(width, height)
     ground, first, second = _colours(rng)
@@ -28,11 +28,11 @@ def picture(rng: Generator, shape: Shape, texture: Texture) -> Image.Image:
     figure.paste(second, mask=_texture(rng, texture, (width, height), middle, side))
     drawn.paste(figure, mask=mask)
     _clutter(rng, drawn, side, int(rng.integers(0, 3)))
-    return _grained(rng, drawn)
+    return _with_grain(rng, drawn)
 
 
 def _size(rng: Generator) -> tuple[int, int]:
-    # one in twelve is smaller than what the network takes, and has to be enlarged
+    # one in twelve is smaller than 256 pixels, so that `resize` has to enlarge it
     short = int(rng.integers(160, 256) if rng.random() < 1 / 12 else rng.integers(256, 341))
     long = int(short * rng.choice([1.0, 4 / 3, 1.5, rng.uniform(1, 1.6)]))
     return (long, short) if rng.random() < 0.6 else (short, long)
@@ -42,7 +42,7 @@ Colour = tuple[int, int, int]
 
 
 def _colours(rng: Generator) -> tuple[Colour, Colour, Colour]:
-    """Colours of the ground and of the figure's two parts, each far enough from the other two to be seen."""
+    """Random colours of the background and of the figure's two parts, any two of them at least 80 apart in RGB."""
     while True:
         colours = rng.integers(16, 240, (3, 3))
         apart = [np.linalg.norm(colours[one] - colours[other]) for one, other in ((0, 1), (0, 2), (1, 2))]
@@ -56,7 +56,7 @@ def _colour(values: NDArray[Any]) -> Colour:
 
 
 def _background(rng: Generator, width: int, height: int, ground: Colour) -> Image.Image:
-    """The ground's colour, uneven as light and shade make it."""
+    """The background: its colour, with smooth random shading."""
     shade = np.array(ground) + rng.normal(0, 18, (4, 4, 3))
     return Image.fromarray(np.clip(shade, 0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -76,22 +76,22 @@ def _clutter(rng: Generator, picture: Image.Image, side: int, count: int) -> Non
 
 
 def _mask(rng: Generator, shape: Shape, size: tuple[int, int], middle: NDArray[Any], radius: float) -> Image.Image:
-    """The figure's outline as a mask, slightly rotated and stretched, with about the same area for each shape."""
+    """A mask of the figure, randomly rotated and stretched by a little; all shapes have about the same area."""
     turn = rng.uniform(-0.35, 0.35)
     stretch = math.exp(rng.uniform(-0.15, 0.15))
     outline = _outline(shape) * radius * np.array([stretch, 1 / stretch])
-    points = _turned(outline, turn) + middle
+    points = _rotate(outline, turn) + middle
     # drawn at twice the size and reduced, for smooth edges
     mask = Image.new("L", (2 * size[0], 2 * size[1]))
     draw = ImageDraw.Draw(mask)
     draw.polygon((2 * points).ravel().tolist(), fill=255)
     if shape == "ring":
-        draw.polygon((2 * (_turned(outline * 0.45, turn) + middle)).ravel().tolist(), fill=0)
+        draw.polygon((2 * (_rotate(outline * 0.45, turn) + middle)).ravel().tolist(), fill=0)
     return mask.reduce(2)
 
 
 def _outline(shape: Shape) -> NDArray[np.float64]:
-    """The corners of a shape around (0, 0), x to the right and y down, the same mirrored left to right; area near 2."""
+    """A shape's corners (x to the right, y down) around (0, 0): symmetric left to right, with an area near 2."""
     round_ = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     match shape:
         case "disc":
@@ -111,13 +111,13 @@ def _polar(angles: NDArray[Any], radii: NDArray[Any]) -> NDArray[np.float64]:
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-def _turned(points: NDArray[Any], angle: float) -> NDArray[np.float64]:
+def _rotate(points: NDArray[Any], angle: float) -> NDArray[np.float64]:
     cos, sin = math.cos(angle), math.sin(angle)
     return np.stack([cos * points[:, 0] - sin * points[:, 1], sin * points[:, 0] + cos * points[:, 1]], axis=1)
 
 
 def _texture(rng: Generator, texture: Texture, size: tuple[int, int], middle: NDArray[Any], side: int) -> Image.Image:
-    """Where the figure has its second colour: half of its area in both textures, with a random offset and angle."""
+    """A mask of the figure's second colour: half of the area in both textures, with a random offset and angle."""
     period = rng.uniform(0.085, 0.13) * side
     angle = rng.uniform(-0.35, 0.35)
     reach = int(0.75 * side / period) + 2
@@ -128,18 +128,18 @@ def _texture(rng: Generator, texture: Texture, size: tuple[int, int], middle: ND
         half, far = period / 4, 1.5 * side
         for y in steps:
             band = np.array([[-far, y - half], [far, y - half], [far, y + half], [-far, y + half]])
-            draw.polygon((2 * (_turned(band, angle) + middle)).ravel().tolist(), fill=255)
+            draw.polygon((2 * (_rotate(band, angle) + middle)).ravel().tolist(), fill=255)
     else:
         dot = period * math.sqrt(0.5 / math.pi)
         across, down = np.meshgrid(steps, steps)
-        for x, y in _turned(np.stack([across.ravel(), down.ravel()], axis=1), angle) + middle:
-            # Pillow's far edge is inside
+        for x, y in _rotate(np.stack([across.ravel(), down.ravel()], axis=1), angle) + middle:
+            # Pillow includes the right and lower edge
             draw.ellipse([2 * (x - dot), 2 * (y - dot), 2 * (x + dot) - 1, 2 * (y + dot) - 1], fill=255)
     return mask.reduce(2)
 
 
-def _grained(rng: Generator, picture: Image.Image) -> Image.Image:
-    """The picture with film grain: soft noise, equal in the three colours."""
+def _with_grain(rng: Generator, picture: Image.Image) -> Image.Image:
+    """Adds film grain: smooth noise, equal in the three colours."""
     grain = rng.normal(0, rng.uniform(2, 8), (picture.height // 2, picture.width // 2))
     noise = np.clip(128 + grain, 0, 255).astype(np.uint8)
     soft = np.asarray(Image.fromarray(noise).resize(picture.size, Image.Resampling.BILINEAR), np.int16) - 128

@@ -1,7 +1,7 @@
-"""MATLAB's files of version 5, as far as a devkit's `meta.mat` goes: arrays of structs, of words and of numbers.
+"""A reader of MATLAB 5 files, as far as a devkit's `meta.mat` needs it: arrays of structs, cells, text and numbers.
 
-SciPy's reader crashes on damaged files, and the process with it. Here a claimed length allocates nothing: each part is a
-slice of the file, and the unpacked total has at most `bounds.SMALL` bytes.
+SciPy's reader can crash the process on a damaged file. This one allocates nothing for a claimed length: each part is a slice
+of the file, and the parts unpack to at most `bounds.SMALL` bytes altogether.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pipeline.archives import bounds
 MATRIX, COMPRESSED = 14, 15
 
 NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q"}
-"""The kinds of parts that hold numbers, as struct's letters."""
+"""Type of a part that holds numbers → format character of `struct`."""
 
 WORDS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
-"""The kinds of parts that hold text."""
+"""Type of a part that holds text → encoding."""
 
 DEPTH = 8
-"""Matrices in matrices."""
+"""The most levels of nested matrices."""
 
 
 def read(data: bytes) -> dict[str, Any]:
     """The variables by name: an array of structs as a list of dicts, text as str, numbers as a list.
 
-    `ValueError` if it is not such a file, or damaged.
+    `ValueError` if `data` is not a MATLAB 5 file, or is damaged.
     """
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None or data[124:126] not in (b"\0\1", b"\1\0"):
@@ -52,7 +52,7 @@ def read(data: bytes) -> dict[str, Any]:
 
 
 def _parts(data: bytes, order: str, *, padded: bool = True) -> Iterator[tuple[int, bytes]]:
-    """Kind and bytes of each part; a small one has its length in the upper half of its kind."""
+    """Yields kind and bytes of each part. A part of at most 4 bytes has its length in the upper half of its kind."""
     offset = 0
     while offset + 8 <= len(data):
         kind, length = struct.unpack_from(order + "II", data, offset)
@@ -71,7 +71,7 @@ def _matrix(data: bytes, order: str, depth: int) -> tuple[str, Any]:
     if depth > DEPTH:
         raise ValueError(f"damaged: more than {DEPTH} matrices in each other")
     parts = _parts(data, order)
-    head = [part for _, part in _some(parts, 3)] if data else []
+    head = [part for _, part in _take(parts, 3)] if data else []
     if not head:
         return "", []
     flags, sizes, name = head
@@ -80,21 +80,21 @@ def _matrix(data: bytes, order: str, depth: int) -> tuple[str, Any]:
     (kind,) = struct.unpack_from(order + "I", flags)
     count = math.prod(struct.unpack(f"{order}{len(sizes) // 4}i", sizes[: len(sizes) // 4 * 4]))
     match kind & 0xFF:
-        case 1:  # of cells
+        case 1:  # cells
             value: Any = [_inner(part, order, depth) for part in parts]
-        case 2:  # of structs
+        case 2:  # structs
             value = _structs(parts, order, count, depth)
-        case 4:  # of text
+        case 4:  # text
             value = "".join(_text(kind, part, order) for kind, part in parts)
         case number if 6 <= number <= 15:
-            value = [each for kind, part in _some(parts, 1) for each in _numbers(kind, part, order)]
+            value = [each for kind, part in _take(parts, 1) for each in _numbers(kind, part, order)]
         case other:
             raise ValueError(f"a matrix of class {other}, which is not read")
     return name.decode("latin-1"), value
 
 
 def _structs(parts: Iterator[tuple[int, bytes]], order: str, count: int, depth: int) -> list[dict[str, Any]]:
-    (kind, length), (_, names) = _some(parts, 2)
+    (kind, length), (_, names) = _take(parts, 2)
     each = next(iter(_numbers(kind, length, order)), 0)
     if not 0 < each <= 64 or len(names) % each:
         raise ValueError("damaged: a struct without names")
@@ -112,7 +112,7 @@ def _inner(part: tuple[int, bytes], order: str, depth: int) -> Any:
     return _matrix(data, order, depth + 1)[1]
 
 
-def _some(parts: Iterator[tuple[int, bytes]], count: int) -> list[tuple[int, bytes]]:
+def _take(parts: Iterator[tuple[int, bytes]], count: int) -> list[tuple[int, bytes]]:
     found = [part for _, part in zip(range(count), parts, strict=False)]
     if len(found) < count:
         raise ValueError("damaged: it ends inside a matrix")

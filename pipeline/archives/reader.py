@@ -1,4 +1,4 @@
-"""Reads pictures by byte range, some ahead, in the order in which they lie in the archives."""
+"""Reading pictures by byte range, in archive order, with read-ahead in several threads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 
 AHEAD = 2**28
-"""Bytes of pictures that are read ahead, in addition to one piece."""
+"""Bytes of pictures to read ahead, in addition to one piece."""
 
 PIECE = 8
-"""Pictures that a thread reads before it hands them over: to hand over each by itself costs 4 % of all the time."""
+"""Pictures that a thread reads and hands over together; handing over single pictures costs 4 % of the stage's time."""
 
 
 def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tuple[int, bytes]]:
-    """Yields index in `rows` and bytes of every row, in the order in which they lie in the archives."""
+    """Yields each row's index in `rows` and its picture's bytes, in the order of archive and offset."""
     order = sorted(range(len(rows)), key=lambda index: (rows[index]["archive"], rows[index]["offset"]))
     archives = Archives(folder)
     ahead: deque[tuple[list[int], Future[list[bytes]]]] = deque()
@@ -46,7 +46,7 @@ def in_archive_order(rows: list[dict[str, Any]], folder: AnyPath) -> Iterator[tu
 
 
 def pieces(order: list[int], rows: list[dict[str, Any]]) -> Iterator[list[int]]:
-    """Yields the order in pieces of `PIECE` pictures, or of fewer if they are large."""
+    """Splits the order into pieces of `PIECE` pictures, or of fewer if the pictures are large."""
     piece: list[int] = []
     for index in order:
         if piece and (len(piece) == PIECE or _bytes([*piece, index], rows) > AHEAD // 4):
@@ -62,7 +62,7 @@ def _bytes(indices: list[int], rows: list[dict[str, Any]]) -> int:
 
 
 class Archives:
-    """The archives below a folder, for several threads; each thread keeps open the one that it read last."""
+    """The archives below a folder, for several threads; each thread keeps the archive open that it read last."""
 
     def __init__(self, folder: AnyPath) -> None:
         self._folder = folder
@@ -73,9 +73,9 @@ class Archives:
         return [self.read(row) for row in rows]
 
     def read(self, row: dict[str, Any]) -> bytes:
-        """The bytes of a picture; `ValueError` if they are not those that `download` hashed, or the archive is gone.
+        """The bytes of a picture; `ValueError` if the archive is missing or changed since `download` hashed it.
 
-        Of more than `limits.MAX_BYTES` bytes only one more is read, which shows that, and nothing is compared.
+        A picture above `limits.MAX_BYTES` is cut one byte above it, for the decoder to refuse; its CRC-32 is not checked.
         """
         path, file = self._folder / row["archive"], self._file(row["archive"])
         if file.size() != row["archive_bytes"]:

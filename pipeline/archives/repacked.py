@@ -1,7 +1,7 @@
-"""Archives that cannot be read by byte range are repacked into tars that can: once, in the data store.
+"""Repacking of archives that cannot be read by byte range: once, into plain tars in the data store.
 
-A picture in a zip or in a compressed tar is not a range of bytes. The tar beside them holds the same files with the same
-names; its own name has the checksum of the archive it was made from.
+A picture in a zip or in a compressed tar is not a range of bytes. The repacked tar holds the same files under the same
+names; its own name contains the checksum of the original archive.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 
 FOLDER = "repacked"
-"""Folder in the data store. It may be removed at any time: the tars that are needed are made again."""
+"""Folder in the data store. It may be removed at any time; a missing tar is made again."""
 
 Members = Iterator[tuple[str, bytes]]
 """Name and bytes of each file in an archive."""
 
 
 def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members]) -> Tree:
-    """The files that `unpack` finds in an archive, in the tar that is made of them unless it is there and whole.
+    """The files of an archive, in its repacked tar, which is made first if it is missing or damaged.
 
-    `origin`: the archive's checksums.
+    `origin`: the archive's checksums. `unpack` yields name and bytes of each file in the archive.
     """
     tar = StorePath(file.root) / FOLDER / f"{file.path.name}-{origin.sha256[:16]}.tar"
     target = tar.path
@@ -61,12 +61,12 @@ def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members])
 
 
 def _at_least(origin: Path) -> int:
-    """The unpacked bytes as far as the archive says; 0 if it says nothing, or is damaged."""
+    """The number of unpacked bytes according to the archive, as a lower bound; 0 if unknown or if the archive is damaged."""
     with suppress(*_NOT_WHOLE):
         with origin.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
                 file.seek(-4, os.SEEK_END)
-                return int.from_bytes(file.read(), "little")  # of more than 4 GiB the rest
+                return int.from_bytes(file.read(), "little")  # modulo 4 GiB
         if zipfile.is_zipfile(origin):
             with zipfile.ZipFile(origin) as packed:
                 return sum(member.file_size for member in packed.infolist())
@@ -74,7 +74,7 @@ def _at_least(origin: Path) -> int:
 
 
 def _write(file: IO[bytes], found: Members, origin: Path, target: Path) -> None:
-    """Writes a tar of the files; `ValueError` if they are larger than their archive may unpack to."""
+    """Writes a tar of the files; `ValueError` if their total is more than the archive may unpack to."""
     packed, total = origin.stat().st_size, 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, data in found:
@@ -88,8 +88,8 @@ def _write(file: IO[bytes], found: Members, origin: Path, target: Path) -> None:
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has written
 
 
-def unzipped(origin: Path) -> Members:
-    """Yields the files in a zip in the order of its directory, with their checksums verified."""
+def unzip(origin: Path) -> Members:
+    """Yields name and bytes of each file in a zip, in the order of its directory; checksums are verified."""
     try:
         with zipfile.ZipFile(origin) as packed:
             found = [member for member in packed.infolist() if not member.is_dir()]
@@ -108,11 +108,11 @@ def unzipped(origin: Path) -> Members:
         raise ValueError(f"{origin}: not a whole zip ({str(error) or type(error).__name__}). Fetch it again") from None
 
 
-def untarred(origin: AnyPath) -> Members:
-    """Yields the files in a .tar.gz in its order, and reads it to its end, where the checksum is."""
+def untar(origin: AnyPath) -> Members:
+    """Yields name and bytes of each file in a .tar.gz, and reads the archive to its end, where the checksum is."""
     try:
         with origin.open("rb") as whole, gzip.open(whole) as packed:
-            limited = bounds.Unpacked(cast("IO[bytes]", packed), files.size(origin) or 0, origin)
+            limited = bounds.LimitedStream(cast("IO[bytes]", packed), files.size(origin) or 0, origin)
             with tarfile.open(fileobj=cast("IO[bytes]", limited), mode="r|", tarinfo=bounds.Member) as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has seen
@@ -144,4 +144,4 @@ _NOT_WHOLE = (
     IndexError,
     UnicodeError,
 )
-"""What zipfile, tarfile and gzip raise for damaged bytes."""
+"""The errors that zipfile, tarfile and gzip raise for damaged archives."""

@@ -1,4 +1,4 @@
-"""A path in the data store that knows its root, so that the index can name it by its path from there."""
+"""Paths in the data store, which know the store's root: the index names archives relative to it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.runtime.paths import AnyPath
 
 @dataclass(frozen=True, slots=True)
 class StorePath:
-    """A file or folder of the store; as a string it is its full path."""
+    """A file or folder in the data store. `str()` gives the full path."""
 
     root: AnyPath
     inside: str = ""
-    """Path from the root with slashes, as in the index; empty for the root itself."""
+    """Path relative to the root, with slashes, as in the index; empty for the root itself."""
 
     @property
     def path(self) -> AnyPath:

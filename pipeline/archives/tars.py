@@ -1,6 +1,6 @@
-"""A tar's members and its checksums in one pass from front to back; nothing is unpacked.
+"""Reading a tar's members and checksums in one pass; nothing is unpacked.
 
-A picture in a tar is a range of its bytes: `offset_data` and `size` of its member.
+A picture in a tar is a range of the tar's bytes: `offset_data` and `size` of its member.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from pipeline.archives.store import StorePath
 from pipeline.runtime.progress import Progress
 
 CHUNK = 2**20
-"""Bytes read and hashed at a time: a training archive has 150 GB, a picture some 100 kB."""
+"""Bytes read and hashed at a time."""
 
 LONG = 2**28
-"""Bytes of a file that takes more than a second to read, and so shows its progress."""
+"""Bytes from which on a file shows its progress: reading it takes more than a second."""
 
 
-def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tarfile.TarInfo]:
-    """Yields the files of the tar in a range of bytes; `offset_data` counts from the start of the range."""
+def members(hashed: HashedFile, start: int, length: int, where: str) -> Iterator[tarfile.TarInfo]:
+    """Yields the members that are files of a tar in the given byte range; `offset_data` counts from `start`.
+
+    `ValueError` if the tar is truncated or damaged, or has members of other kinds.
+    """
     window = Window(hashed, start, length)
     cut = f"{where}: cut short or damaged: "
     try:
@@ -45,31 +48,31 @@ def members(hashed: Hashed, start: int, length: int, where: str) -> Iterator[tar
             end = tar.offset
     except (tarfile.TarError, RecursionError, UnicodeError) as error:
         raise ValueError(f"{cut}{error}. Fetch it again") from None
-    # a block that is no header ends tarfile's loop without a word; only one of zeros is the end of a tar
+    # tarfile stops silently at any block that is not a header; only a block of zeros is the end of a tar
     window.seek(end)
     if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise ValueError(f"{cut}it ends at byte {end} without the mark of a tar's end. Fetch it again")
 
 
 @contextmanager
-def reading(file: StorePath) -> Iterator[Hashed]:
-    """The file, to be read from start to end; shows its progress if it is `LONG`."""
+def open_hashed(file: StorePath) -> Iterator[HashedFile]:
+    """Opens a file to be hashed while it is read from start to end; shows progress if the file is `LONG`."""
     with file.path.open("rb") as handle, ExitStack() as stack:
         size = handle.seek(0, os.SEEK_END)
         progress = (
             stack.enter_context(Progress(f"download: {file.path.name}", size >> 20, "MiB")) if size >= LONG else None
         )
-        yield Hashed(handle, file, progress)
+        yield HashedFile(handle, file, progress)
 
 
-def hashed(file: StorePath) -> Archive:
-    """A file of the store with its checksums."""
-    with reading(file) as whole:
+def hash_file(file: StorePath) -> Archive:
+    """Reads a file of the store, and returns its size and checksums."""
+    with open_hashed(file) as whole:
         return whole.archive()
 
 
-class Hashed:
-    """A file that is hashed while it is read from start to end: bytes that are skipped too, and each byte once."""
+class HashedFile:
+    """A file that is hashed while it is read from start to end; skipped bytes are hashed too, and no byte twice."""
 
     def __init__(self, file: IO[bytes], path: StorePath, progress: Progress | None = None) -> None:
         self.path, self.bytes = path, file.seek(0, os.SEEK_END)
@@ -79,7 +82,7 @@ class Hashed:
         self._digests = (hashlib.md5(usedforsecurity=False), hashlib.sha256())
 
     def read(self, start: int, length: int) -> bytes:
-        """Bytes `start` to `start + length`, fewer at the file's end."""
+        """Reads bytes `start` to `start + length`; fewer at the end of the file."""
         self._advance(start)
         self._file.seek(start)
         part = self._file.read(length)
@@ -95,7 +98,7 @@ class Hashed:
         return crc32
 
     def range(self, start: int, length: int) -> ByteRange:
-        """The byte range of one member, with its checksum."""
+        """The byte range of a member, with its checksum."""
         return ByteRange(archive=self.path.inside, offset=start, length=length, crc32=self.crc32(start, length))
 
     def archive(self) -> Archive:
@@ -121,16 +124,16 @@ class Hashed:
 
 
 class Window:
-    """A byte range as a file with the methods that tarfile needs: read, seek and tell."""
+    """A byte range as a file object with the methods that tarfile needs: read, seek and tell."""
 
-    def __init__(self, hashed: Hashed, start: int, length: int) -> None:
+    def __init__(self, hashed: HashedFile, start: int, length: int) -> None:
         self._hashed = hashed
         self._start = start
         self._length = length
         self._position = 0
 
     def read(self, length: int) -> bytes:
-        """At most `length` bytes from the current position on."""
+        """Reads at most `length` bytes from the current position on."""
         part = self._hashed.read(self._start + self._position, min(length, max(0, self._length - self._position)))
         self._position += len(part)
         return part

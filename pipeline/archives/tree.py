@@ -1,4 +1,4 @@
-"""The files of a data set by their path, whether in a folder or in a tar of one."""
+"""The files of a data set by path, in a folder or in a tar."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from pathlib import PurePosixPath
 from pipeline.archives import bounds
 from pipeline.archives.contents import Archive, ByteRange
 from pipeline.archives.store import StorePath
-from pipeline.archives.tars import CHUNK, members, reading
+from pipeline.archives.tars import CHUNK, members, open_hashed
 from pipeline.runtime import files
 from pipeline.runtime.progress import Progress
 
 ENDINGS = frozenset((".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""A file with such an ending, in small or capital letters, is indexed as a picture; `resize` finds out whether it is one."""
+"""Extensions, in any case, of files that are indexed as pictures. Whether a file can be decoded, `resize` finds out."""
 
 READERS = 8
-"""Threads that hash files: each waits for the disk or the network."""
+"""Threads that hash files; they mostly wait for the disk or the network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tree:
-    """Files by their path with slashes, in the order of their paths."""
+    """Files of a folder or of tars."""
 
     where: StorePath
     """The folder, or the tar."""
     files: dict[str, ByteRange]
+    """Path with slashes → byte range, sorted by path."""
     tars: tuple[Archive, ...] = ()
-    """The tars that hold the files; none if each file is an archive by itself."""
+    """The tars that hold the files; empty if each file is an archive by itself."""
     origins: tuple[Archive, ...] = ()
-    """The archives that the tars were made of."""
+    """The original archives that the tars were repacked from."""
 
     def read(self, path: str) -> bytes:
-        """The bytes of a small file."""
+        """Reads a small file; `ValueError` if it has more than `bounds.SMALL` bytes."""
         part = self.files[path]
         bounds.check_member(part.length, path, self.where, bounds.SMALL)
         with files.opened(self.where.root / part.archive) as file:
             return bytes(file.read_at(part.length, part.offset))
 
     def under(self, top: str) -> Tree:
-        """The files below a folder, by their path from there."""
+        """The files below a folder, with paths relative to that folder."""
         files = {path.removeprefix(f"{top}/"): part for path, part in self.files.items() if path.startswith(f"{top}/")}
         return dataclasses.replace(self, where=self.where / top, files=files)
 
-    def tops(self) -> tuple[str, ...]:
-        """The folders at the top."""
+    def top_folders(self) -> tuple[str, ...]:
+        """The names of the top-level folders."""
         return tuple(dict.fromkeys(path.partition("/")[0] for path in self.files if "/" in path))
 
     def pictures(self) -> tuple[list[str], list[str]]:
-        """The paths of pictures that are not hidden, and at most one line on the other files."""
+        """The paths of the pictures, without hidden files, and at most one line that counts the other files."""
         kept, others = [], Counter[str]()
         for path in self.files:
             name = path.rpartition("/")[2]
@@ -70,7 +71,7 @@ class Tree:
         return kept, [f"{self.where}: {others.total():,} files that are no pictures by their names ({kinds})"]
 
     def archives(self, names: list[str]) -> list[Archive]:
-        """The archives with these names and their checksums: tars, or single files."""
+        """The archives with these names, with their checksums: the tars, or single files, which are read for that."""
         if self.tars:
             return [*self.origins, *(tar for tar in self.tars if tar.name in names)]
         with ThreadPoolExecutor(READERS) as readers, Progress("download: checksums", len(names), "files") as progress:
@@ -91,32 +92,32 @@ class Tree:
 
 
 def of_folder(folder: StorePath) -> Tree:
-    """The files below a folder of the store; links are followed. `FileNotFoundError` if it is not there."""
+    """The files below a folder of the store; links are followed. `FileNotFoundError` if there is no such folder."""
     if not folder.path.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such folder in the data store. If it lies elsewhere, link it: ln -s /where/it/is {folder}"
         )
-    there = {
+    ranges = {
         path: ByteRange(archive=(folder / path).inside, offset=0, length=length)
         for path, length in files.listed(folder.path)
     }
-    for path in there:
+    for path in ranges:
         try:
             path.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{folder}: the name {os.fsencode(path)!r} is not UTF-8. Rename the file") from None
-    return Tree(where=folder, files=there)
+    return Tree(where=folder, files=ranges)
 
 
 def of_tar(file: StorePath) -> Tree:
-    """The files in a tar of the store, read once from end to end."""
-    found: dict[str, ByteRange] = {}
-    with reading(file) as whole:
+    """The files in a tar of the store, which is read once from start to end."""
+    ranges: dict[str, ByteRange] = {}
+    with open_hashed(file) as whole:
         for member in members(whole, 0, whole.bytes, str(file)):
             path = PurePosixPath(member.name).as_posix()
             bounds.check_name(member.name, file)
-            if path in found:
+            if path in ranges:
                 raise ValueError(f"{file}: member {path} is there twice. Fetch the archive again")
-            found[path] = whole.range(member.offset_data, member.size)
+            ranges[path] = whole.range(member.offset_data, member.size)
         archive = whole.archive()
-    return Tree(where=file, files=dict(sorted(found.items())), tars=(archive,))
+    return Tree(where=file, files=dict(sorted(ranges.items())), tars=(archive,))

@@ -75,9 +75,9 @@ def until_the_last_checkpoint(
 def attempt(loop: Loop, task: Task, last: Checkpoint | None, placement: Placement, listener: Listener) -> None:
     """Launches the workers once, to resume from `last`, and waits until they end; the listener reads their mailbox."""
     box = start_mailbox()
-    earlier = [folder for folder in checkpoints.every(task.run) if last and folder.name <= last.folder.name]
+    earlier = [folder for folder in checkpoints.all_folders(task.run) if last and folder.name <= last.folder.name]
     resumed = dataclasses.replace(
-        task, mailbox=box, start=last.folder if last else None, known=tuple(reversed(earlier))
+        task, mailbox=box, start=last.folder if last else None, existing=tuple(reversed(earlier))
     )
     trainer = _EndableTrainer(
         loop,

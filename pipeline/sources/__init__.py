@@ -1,1 +1,1 @@
-"""The places that pictures come from, a module each, named as in `source.name`; nothing else is here."""
+"""The sources of pictures: one module for each value of `source.name` in params.yaml."""

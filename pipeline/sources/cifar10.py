@@ -1,6 +1,6 @@
-"""CIFAR-10: ten classes of 32 x 32 pixels; its binary archive, or class folders as others have unpacked it.
+"""CIFAR-10: ten classes, pictures of 32 × 32 pixels; from the binary archive, or from class folders.
 
-Its 10,000 test pictures are what is measured on: the split `val` here, as there is no third one.
+CIFAR-10 has no validation pictures: its 10,000 test pictures become the split `val`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ARCHIVE = Remote(
 )
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE
-"""Bytes of a picture in the archive: its class, then red, green and blue, each row by row."""
+"""Bytes of a picture in the archive: its class, then its red, green and blue plane, row by row."""
 NAMES = "batches.meta.txt"
 WHOLE = 2**28
-"""Bytes of the archive unpacked, all of which are in memory; there are 184 million."""
+"""The most bytes of the unpacked archive, which is held in memory; the real one has 184 million."""
 CLASSES, TRAIN_IMAGES, TEST_IMAGES = 10, 5000, 1000
-"""Classes, and pictures of each class."""
+"""Number of classes, and of pictures in each class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,35 +40,36 @@ class Cifar10:
     classes: Choice
     """all, the first N in the order of names, or a list of names."""
     complete: bool
-    """Whether all ten classes have to be there with their 5,000 + 1,000 pictures; false: what is there is used."""
+    """Whether all ten classes must have their 5,000 + 1,000 pictures; a missing archive is then fetched. false: any subset."""
 
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
     @property
     def remotes(self) -> tuple[Remote, ...]:
-        """The archives that are fetched if they are not in the store."""
+        """The archives to fetch if they are missing."""
         return (ARCHIVE,) if self.complete else ()
 
     def contents(self, store: AnyPath) -> Contents:
-        """The contents of the archive, or of the folders `train` and `test`, in the store's folder `cifar10`."""
+        """The contents of `cifar10/` in the store: of the folders `train` and `test`, or of the archive."""
         folder = StorePath(store) / self.name
         if (folder / "train").path.is_dir():
             root = tree.of_folder(folder)
         else:
-            root = published.opened(ARCHIVE, folder, self.complete, _pictures)
+            root = published.open_archive(ARCHIVE, folder, self.complete, _pictures)
         notes: list[str] = []
-        found = class_folders.found(root, "train", "train", notes) + class_folders.found(root, "test", "val", notes)
+        pictures = class_folders.find_pictures(root, "train", "train", notes)
+        pictures += class_folders.find_pictures(root, "test", "val", notes)
         if self.complete:
             counts = {"train": TRAIN_IMAGES, "val": TEST_IMAGES}
-            published.check_complete(root.where, found, counts, CLASSES, in_each=True)
-        return class_folders.contents(root, found, {}, self.classes, notes)
+            published.check_complete(root.where, pictures, counts, CLASSES, in_each=True)
+        return class_folders.contents(root, pictures, {}, self.classes, notes)
 
 
 def _pictures(origin: Path) -> Iterator[tuple[str, bytes]]:
-    """Each record as a PPM, the plainest file for its pixels, in a folder for its class."""
+    """Yields each record as a PPM file of its pixels, in a folder named after its class."""
     files, total = dict[str, bytes](), 0
-    for name, data in repacked.untarred(origin):
+    for name, data in repacked.untar(origin):
         files[PurePosixPath(name).name] = data
         total += tarfile.BLOCKSIZE + len(data)
         if total > WHOLE:

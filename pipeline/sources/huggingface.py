@@ -1,8 +1,8 @@
-"""Parquet files of Hugging Face's Hub, such as ILSVRC/imagenet-1k: pictures in a column `image`, classes in `label`.
+"""Parquet files from Hugging Face's Hub, such as ILSVRC/imagenet-1k: pictures in the column `image`, classes in `label`.
 
-A picture in a compressed column is no range of bytes, and a row group has to be read whole for one of its pictures; so
-each file is repacked once into a tar in the data store, a picture at a time. Pictures without a label, as those of
-imagenet-1k's test split, are left out. All that the files hold is read in a process of limited memory (`apart`).
+A picture in a compressed column is not a range of bytes, and reading one picture means reading its row group. So each file
+is repacked once, a picture at a time, into a tar in the data store. Pictures without a label, such as imagenet-1k's test
+split, are left out. The files are read in a separate process with limited memory (`pipeline.archives.apart`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.archives import bounds, class_folders, published, repacked
 from pipeline.archives.apart import Apart
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
 from pipeline.archives.store import StorePath
-from pipeline.archives.tars import hashed
+from pipeline.archives.tars import hash_file
 from pipeline.archives.tree import Tree
 from pipeline.runtime import files
 from pipeline.runtime.fetch import Remote, fetch
@@ -34,21 +34,22 @@ from pipeline.runtime.web import listing
 from pipeline.shards import tables
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
-"""The split that a file's name begins with, and what it is called here."""
+"""First word of a file's name → split."""
 
 COUNTS = {"ILSVRC/imagenet-1k": {"train": 1_281_167, "val": 50_000}}
+"""Data set → split → number of pictures."""
 
 LABELS = "labels.json"
-"""In each tar: the words of each class."""
+"""The file in each tar that holds each class's words."""
 
 ROWS, BUFFER = 1, 2**20
-"""Rows in memory at a time, as all may name the same large value; and bytes of the file."""
+"""Rows in memory at a time, one because all rows may refer to the same large value; and bytes of read buffer."""
 
 PAGES = 10_000
-"""Pages of a list of the Hub, each of up to a thousand files."""
+"""The most pages of a file list from the Hub, each of up to a thousand files."""
 
 MOST_ROWS, GROUP = 2**26, 2**31
-"""Rows of a file, and bytes that a row group may claim to have unpacked; imagenet-1k's have 100 rows and 15 MB."""
+"""The most rows of a file, and unpacked bytes of a row group; imagenet-1k's row groups have 100 rows and 15 MB."""
 
 AGAIN = "Fetch it again"
 
@@ -62,21 +63,21 @@ class HuggingFace:
 
     name: Literal["huggingface"]
     dataset: str
-    """The data set's name on the Hub, ILSVRC/imagenet-1k; its files lie in the store below `huggingface/` and it."""
+    """The data set's name on the Hub, such as ILSVRC/imagenet-1k. Its files are in the store's folder `huggingface/<name>`."""
     revision: str
-    """The commit, branch or tag that files are fetched from: main, or better a commit."""
+    """The commit, branch or tag to fetch from; only a commit fixes the data."""
     classes: Choice
     """all, the first N in the order of WordNet ids or names, or a list of those."""
     complete: bool
-    """Whether every file has to be there, as many as their names say, and of imagenet-1k every picture: what is missing
-    is fetched, with the token in `HF_TOKEN`. false: what is there is taken."""
+    """Whether every file that the names count, and every picture of imagenet-1k, must be present. Missing files are fetched,
+    with the token in `HF_TOKEN`. false: the files in the store are used."""
 
     def __post_init__(self) -> None:
         check_folder(self.dataset)
         check_choice(self.classes)
 
     def contents(self, store: AnyPath) -> Contents:
-        """The contents of the Parquet files."""
+        """The contents of the Parquet files in the store; with `complete`, missing files are fetched first."""
         folder = StorePath(store) / self.name / self.dataset
         if self.complete:
             self._fetch(folder.path)
@@ -95,22 +96,24 @@ class HuggingFace:
                 [labelled] = apart.items(_labelled, file.path)
                 if labelled:
                     unpack = partial(apart.items, _pictures, more=(_split(file.path),))
-                    trees.append(repacked.tree_of(file, hashed(file), unpack))
+                    trees.append(repacked.tree_of(file, hash_file(file), unpack))
                 else:
                     notes.append(f"{file}: its pictures have no labels")
-        whole = _joined(trees, folder)
+        whole = _join(trees, folder)
         words = {wnid: word for tree in trees for wnid, word in json.loads(tree.read(LABELS)).items()}
         pictures = [
-            picture for split in ("train", "val", "test") for picture in class_folders.found(whole, split, split, notes)
+            picture
+            for split in ("train", "val", "test")
+            for picture in class_folders.find_pictures(whole, split, split, notes)
         ]
         if self.complete:
             published.check_complete(folder, pictures, COUNTS.get(self.dataset, {}))
         return class_folders.contents(whole, pictures, words, self.classes, notes, short_names=True)
 
     def _fetch(self, folder: AnyPath) -> None:
-        """Fetches the files of the set that are not there; asks the Hub only if there are such."""
-        there = {path.name for path in folder.rglob("*.parquet")}
-        if there and not _missing(there):
+        """Fetches the missing files of the data set; asks the Hub only if a file is missing."""
+        present = {path.name for path in folder.rglob("*.parquet")}
+        if present and not _missing(present):
             return
         token = os.environ.get("HF_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -127,7 +130,7 @@ class HuggingFace:
             # the test split of imagenet-1k has no labels
             wanted = [(entry, path) for entry, path in listed if _split(path) not in _unwanted(self.dataset)]
             found += len(wanted)
-            missing = [(entry, path) for entry, path in wanted if path.name not in there]
+            missing = [(entry, path) for entry, path in wanted if path.name not in present]
             if missing:
                 first = files.on_disk(folder / missing[0][1].name)
                 first.parent.mkdir(parents=True, exist_ok=True)
@@ -147,37 +150,37 @@ def _unwanted(dataset: str) -> tuple[str, ...]:
 
 
 def _bytes(entry: dict[str, Any]) -> int | None:
-    """A file's size as the Hub has it, if that is a number of bytes."""
+    """A file's size in bytes from the Hub's list; None if the list has no valid size."""
     size = entry.get("size")
     return size if isinstance(size, int) and size >= 0 else None
 
 
 def _split(file: PurePath | S3Path) -> str:
-    """The split that a file is of, or "" if it is none of a set's."""
+    """The split of a file, from its name; "" for a file that is not part of a data set."""
     name = _FILE.fullmatch(file.name)
     return SPLITS.get(name.group(1), "") if name else ""
 
 
 def _labelled(file: AnyPath) -> Iterator[bool]:
-    """Whether a file has labels: one answer."""
+    """Yields one value: whether the file has labels."""
     with tables.readable(file, AGAIN) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
         _check(parquet, file, "label")
         labels = parquet.iter_batches(MOST_ROWS // 2**10, columns=["label"], use_threads=False)
         yield any(pc.any(pc.greater_equal(batch["label"], 0)).as_py() for batch in labels)
 
 
-def _missing(there: set[str]) -> list[str]:
-    """The files that the names of others count, but for those of a test split, and that are not there."""
-    found = [match for match in map(_FILE.fullmatch, sorted(there)) if match and SPLITS.get(match.group(1))]
+def _missing(present: set[str]) -> list[str]:
+    """The missing files (a name tells how many its split has), without a test split's; and splits without any file."""
+    found = [match for match in map(_FILE.fullmatch, sorted(present)) if match and SPLITS.get(match.group(1))]
     kinds = {(match.group(1), match.group(3)) for match in found}
     wanted = [f"{kind}-{number:05}-of-{count}.parquet" for kind, count in sorted(kinds) for number in range(int(count))]
-    missing = [name for name in wanted if name not in there and not name.startswith("test-")]
+    missing = [name for name in wanted if name not in present and not name.startswith("test-")]
     splits = {SPLITS[kind] for kind, _ in kinds}
     return missing + [split for split in ("train", "val") if split not in splits]
 
 
 def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
-    """The labelled pictures of a Parquet file, named by split, class and name; then the words of the classes."""
+    """Yields the labelled pictures of a Parquet file as SPLIT/CLASS/NAME, and at last `LABELS` with the classes' words."""
     words: dict[str, str] = {}
     labels: dict[str, int] = {}
     row = 0
@@ -194,15 +197,15 @@ def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
                     if label >= len(names):
                         raise ValueError(f"{file}: row {row} has the label {label}, of {len(names)} names")
                     name, wnid = _name(picture["image"]["path"], f"{file.stem}-{row:06}", names[label])
-                    _refuse_one_for_two(wnid, label, labels.setdefault(wnid, label), names, file)
+                    _check_class_name(wnid, label, labels.setdefault(wnid, label), names, file)
                     words[wnid] = names[label]
                     yield f"{split}/{wnid}/{name}", picture["image"]["bytes"]
                 row += 1
     yield LABELS, json.dumps(words, sort_keys=True, ensure_ascii=False).encode()
 
 
-def _refuse_one_for_two(wnid: str, label: int, first: int, names: list[str], file: Path) -> None:
-    """`ValueError` where what stands for a class's name, as that of a folder, is none, no text, or another's too."""
+def _check_class_name(wnid: str, label: int, first: int, names: list[str], file: Path) -> None:
+    """`ValueError` if a class's name cannot name a folder, is not valid text, or is also the name of another class."""
     if names[label].encode("utf-8", "replace").decode() != names[label]:
         raise ValueError(f"{file}: label {label}: the name {names[label][:80]!a} is no Unicode text. Rename that class")
     if wnid in ("", ".", ".."):
@@ -217,7 +220,7 @@ def _refuse_one_for_two(wnid: str, label: int, first: int, names: list[str], fil
 
 
 def _check(parquet: pq.ParquetFile, file: AnyPath, *columns: str) -> None:
-    """`ValueError` if it has no such columns, or claims more than fits into memory, a row group at a time."""
+    """`ValueError` if a column is missing, or if the file claims more than `MOST_ROWS` rows or `GROUP` bytes a row group."""
     known, kinds = parquet.metadata, {field.name: field.type for field in parquet.schema_arrow}
     if not kinds.keys() >= set(columns) or ("image" in columns and not {"bytes", "path"} <= _fields(kinds["image"])):
         raise ValueError(f"{file}: no pictures and labels: its columns are {', '.join(kinds)[:200]}. {AGAIN}")
@@ -234,7 +237,7 @@ def _fields(kind: pa.DataType) -> set[str]:
 
 
 def _label_names(schema: pa.Schema, file: Path) -> list[str]:
-    """What the classes are called: the names that Hugging Face writes beside the schema."""
+    """The classes' names, which Hugging Face writes into the schema's metadata."""
     try:
         features: dict[str, Any] = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return [str(name) for name in features["label"]["names"]]
@@ -243,7 +246,7 @@ def _label_names(schema: pa.Schema, file: Path) -> list[str]:
 
 
 def _name(path: str | None, otherwise: str, word: str) -> tuple[str, str]:
-    """A picture's name with its ending, and its class: a WordNet id where the path ends in one, else its word."""
+    """A picture's file name, and its class: the WordNet id at the end of `path` if there is one, else `word`."""
     given = PurePosixPath(path or f"{otherwise}.jpg")
     ending = given.suffix or ".jpg"
     if match := _WNID.fullmatch(given.stem):
@@ -251,7 +254,7 @@ def _name(path: str | None, otherwise: str, word: str) -> tuple[str, str]:
     return f"{otherwise}{ending}", re.sub(r"[/\0]", "_", word)
 
 
-def _joined(trees: list[Tree], folder: StorePath) -> Tree:
+def _join(trees: list[Tree], folder: StorePath) -> Tree:
     files = {path: part for tree in trees for path, part in tree.files.items() if path != LABELS}
     if len(files) != sum(len(tree.files) - 1 for tree in trees):
         raise ValueError(f"{folder}: a picture is in two files. Are they of one version of the set?")

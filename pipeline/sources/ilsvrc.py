@@ -1,8 +1,8 @@
-"""ILSVRC-2010 and ILSVRC-2012, the challenges of 1,000 classes: their official archives (§2).
+"""ILSVRC-2010 and ILSVRC-2012, each of 1,000 classes, from their official archives (§2).
 
-2012: 1,281,167 + 50,000 pictures. 2010, the only year whose test labels are public: 1,261,406 + 50,000 + 150,000; its
-`patch_images.tar`, with pictures that replace some that are blank, is used if it is there, and one of its pictures is
-gzipped and so is rejected.
+2012 has 1,281,167 training and 50,000 validation pictures. 2010, the only year with public test labels, has 1,261,406,
+50,000 and 150,000 test pictures. 2010's `patch_images.tar` replaces some blank pictures; it is used if present. One of
+2010's pictures is gzipped, so `resize` rejects it.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ class Ilsvrc:
     classes: Choice
     """all, the first N in the order of WordNet ids, or a list of WordNet ids."""
     complete: bool
-    """Whether the archives have to be the official ones, by their counts and where it was published their MD5; false: what
-    is there is taken."""
+    """Whether the archives must be the official ones, checked by their counts and published MD5s; missing ones are then
+    fetched. false: the archives in the store are used as they are."""
 
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
     @property
     def remotes(self) -> tuple[Remote, ...]:
-        """The archives that are fetched if they are not in the store."""
+        """The archives to fetch if they are missing."""
         return YEARS[self.name].remotes if self.complete else ()
 
     def contents(self, store: AnyPath) -> Contents:
-        """The contents of the archives in the store's folder of that name; they are fetched if they are not there."""
+        """The contents of the archives in the store's folder `<name>/`; with `complete`, missing ones are fetched first."""
         folder, year = StorePath(store) / self.name, YEARS[self.name]
         if self.complete:
             return ilsvrc.official(folder, year, self.classes)

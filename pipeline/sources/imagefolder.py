@@ -1,8 +1,8 @@
-"""Any folder of class folders, used where it is; also Kaggle's copy of ILSVRC-2012 (§2).
+"""A folder of class folders, read in place; also Kaggle's copy of ILSVRC-2012 (§2).
 
-`train/CLASS/...` and `val/CLASS/...` (or validation, valid; `test/CLASS/...` is taken along), or class folders alone and
-a share of them held out. Kaggle's `ILSVRC/Data/CLS-LOC` has its validation pictures in one folder, and their classes in
-`LOC_val_solution.csv`.
+The folder holds `train/CLASS/...` and `val/CLASS/...` (or validation, valid), optionally `test/CLASS/...`; or only class
+folders, of which a share is held out. Kaggle's `ILSVRC/Data/CLS-LOC` has its validation pictures in one folder, and their
+classes in `LOC_val_solution.csv`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.archives import class_folders, tree
-from pipeline.archives.class_folders import Found
+from pipeline.archives.class_folders import UnlabelledPicture
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
 from pipeline.archives.store import StorePath
 from pipeline.archives.tree import Tree
@@ -32,13 +32,13 @@ class ImageFolder:
 
     name: Literal["imagefolder"]
     folder: str
-    """The folder's name in the data store, where a link may stand for it: `ln -s /data/cats data/store/cats`."""
+    """The folder's name in the data store. It may be a link: `ln -s /data/cats data/store/cats`."""
     classes: Choice
-    """all, the first N in the order of names, or a list of folders' names."""
+    """all, the first N in the order of names, or a list of class folders' names."""
     val_share: float
-    """Share of each class's training pictures to hold out as `val`, where no such folder is there; else 0."""
+    """Share (0 to 1) of each class's training pictures to hold out as `val`; 0 if there is a validation folder."""
     seed: int
-    """Seed of the choice of those pictures."""
+    """Seed of the choice of the pictures held out."""
 
     def __post_init__(self) -> None:
         check_folder(self.folder)
@@ -47,21 +47,23 @@ class ImageFolder:
             raise ValueError(f"val_share has to be at least 0 and below 1, is {self.val_share}")
 
     def contents(self, store: AnyPath) -> Contents:
-        """The contents of the folder; `ValueError` or `FileNotFoundError` that says why it cannot be used."""
+        """The contents of the folder; `ValueError` or `FileNotFoundError` if it cannot be used."""
         root = tree.of_folder(StorePath(store) / self.folder)
         kaggle = any(path.startswith(f"{KAGGLE}/") for path in root.files)
         base = f"{KAGGLE}/" if kaggle else ""
         notes: list[str] = []
-        found: list[Found] = []
+        pictures: list[UnlabelledPicture] = []
         for folder, split in self._splits(root.under(KAGGLE) if kaggle else root).items():
             path = (base + folder).rstrip("/")
-            found += _solved(root, path) if split == "val" else ()
-            found += class_folders.found(root, path, split, notes, besides=found)
-        return class_folders.contents(root, self._parted(found), _words(root), self.classes, notes, short_names=kaggle)
+            pictures += _validation_pictures(root, path) if split == "val" else ()
+            pictures += class_folders.find_pictures(root, path, split, notes, listed=pictures)
+        return class_folders.contents(
+            root, self._with_held_out(pictures), _words(root), self.classes, notes, short_names=kaggle
+        )
 
     def _splits(self, base: Tree) -> dict[str, str]:
-        """The split of each folder; "" is the set's own."""
-        tops = base.tops()
+        """Folder → split; the folder "" is the data set's own."""
+        tops = base.top_folders()
         vals = [name for name in VAL_NAMES if name in tops]
         if len(vals) > 1:
             raise ValueError(f"{base.where}: has both {vals[0]}/ and {vals[1]}/. Which is the validation split?")
@@ -80,15 +82,15 @@ class ImageFolder:
             return {"": "train"}
         return {"train": "train"} | dict.fromkeys(vals, "val") | ({"test": "test"} if "test" in tops else {})
 
-    def _parted(self, found: list[Found]) -> list[Found]:
-        """With the share of the training pictures held out, if there is one."""
-        train = [picture for picture in found if picture.split == "train"]
-        others = [picture for picture in found if picture.split != "train"]
-        return [*class_folders.held_out(train, self.val_share, self.seed), *others]
+    def _with_held_out(self, pictures: list[UnlabelledPicture]) -> list[UnlabelledPicture]:
+        """The pictures, after the share `val_share` of the training pictures was moved to `val`."""
+        train = [picture for picture in pictures if picture.split == "train"]
+        others = [picture for picture in pictures if picture.split != "train"]
+        return [*class_folders.hold_out(train, self.val_share, self.seed), *others]
 
 
-def _solved(root: Tree, top: str) -> list[Found]:
-    """Kaggle's validation pictures, all in one folder; none where its list is not there."""
+def _validation_pictures(root: Tree, top: str) -> list[UnlabelledPicture]:
+    """Kaggle's validation pictures, which are all in one folder; empty if Kaggle's list of them is missing."""
     lists = [path for path in (SOLUTION, f"{top}/{SOLUTION}", f"{KAGGLE}/{SOLUTION}") if path in root.files]
     if not lists:
         return []
@@ -100,7 +102,7 @@ def _solved(root: Tree, top: str) -> list[Found]:
             case [name, boxes] if boxes.split():
                 path = f"{top}/{name}.JPEG"
                 if path in root.files:
-                    found.append(Found(path=path, split="val", wnid=boxes.split()[0]))
+                    found.append(UnlabelledPicture(path=path, split="val", wnid=boxes.split()[0]))
             case _:
                 raise ValueError(
                     f"{root.where / lists[0]}: line {line} is {','.join(row)!r}, not a picture and its class"
@@ -116,7 +118,7 @@ def _lines(root: Tree, path: str) -> list[list[str]]:
 
 
 def _words(root: Tree) -> dict[str, str]:
-    """What Kaggle calls the classes, if its list is there."""
+    """WordNet id → words, from Kaggle's list; empty if that is missing."""
     if MAPPING not in root.files:
         return {}
     lines = root.read(MAPPING).decode("utf-8", "replace").splitlines()

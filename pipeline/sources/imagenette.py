@@ -1,4 +1,4 @@
-"""Imagenette: ten easy classes of ImageNet, 9,469 + 3,925 pictures; fast.ai's archive, or what was unpacked from it."""
+"""Imagenette: ten easy classes of ImageNet, 9,469 + 3,925 pictures; from fast.ai's archive, packed or unpacked."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ class Imagenette:
 
     name: Literal["imagenette"]
     size: Literal["full", 320, 160]
-    """full: the pictures as they are in ImageNet; else their shorter side in pixels."""
+    """full: ImageNet's own files; 320, 160: resized by fast.ai to this shorter side in pixels."""
     classes: Choice
     """all, the first N in the order of WordNet ids, or a list of WordNet ids."""
     complete: bool
-    """Whether the archive has to be the published one; false: what is there is used."""
+    """Whether the data set must be the published one, whole; a missing archive is then fetched. false: any subset."""
 
     def __post_init__(self) -> None:
         check_choice(self.classes)
 
     @property
     def remotes(self) -> tuple[Remote, ...]:
-        """The archives that are fetched if they are not in the store."""
+        """The archives to fetch if they are missing."""
         return (ARCHIVES[self.size],) if self.complete else ()
 
     def contents(self, store: AnyPath) -> Contents:
-        """The contents of the archive, or of the folder unpacked from it, in the store's folder `imagenette`."""
+        """The contents of `imagenette/` in the store: of the unpacked folder if there is one, else of the archive."""
         folder, archive = StorePath(store) / self.name, ARCHIVES[self.size]
         top = archive.name.removesuffix(".tgz")
         if (folder / top).path.is_dir():
             root = tree.of_folder(folder / top)
         else:
-            root = published.opened(archive, folder, self.complete, repacked.untarred).under(top)
+            root = published.open_archive(archive, folder, self.complete, repacked.untar).under(top)
         notes: list[str] = []
-        found = [picture for split in COUNTS for picture in class_folders.found(root, split, split, notes)]
+        pictures = [picture for split in COUNTS for picture in class_folders.find_pictures(root, split, split, notes)]
         if self.complete:
-            published.check_complete(root.where, found, COUNTS, WORDS)
-        return class_folders.contents(root, found, WORDS, self.classes, notes, short_names=True)
+            published.check_complete(root.where, pictures, COUNTS, WORDS)
+        return class_folders.contents(root, pictures, WORDS, self.classes, notes, short_names=True)

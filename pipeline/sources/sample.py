@@ -1,7 +1,7 @@
-"""A miniature ILSVRC-2012, drawn from a seed: the real layout and its oddities, ten classes of shape and texture (§2).
+"""The sample: a synthetic miniature of ILSVRC-2012 with the real layout and its oddities, drawn from a seed (§2).
 
-A class is one of five shapes with one of two textures, stripes or dots. Colours, size, place, turn and background are
-drawn without regard to the class, so neither colour nor a coarse look at the pixels tells the classes apart.
+Each of the ten classes is one of five shapes with one of two textures, stripes or dots. Colours, size, position, rotation
+and background are random and independent of the class, so neither colour nor coarse structure tells the classes apart.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from pipeline.runtime.paths import AnyPath
 from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 
 DRAWING = 1
-"""The version of this drawing. Raise it with each change of what is drawn: it is in the folder's name."""
+"""Version of the drawing. Increase it with each change of the pictures: it is part of the folder's name."""
 
 LEAST_TRAIN, LEAST_VAL, MOST = 20, 10, 100_000
-"""Fewest pictures that have room for the oddities; most that the names have room for."""
+"""The fewest pictures in which the oddities fit, and the most for which the names have digits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """params.yaml, `source:` with `name: sample`: a miniature of ILSVRC-2012, drawn, not photographed."""
+    """params.yaml, `source:` with `name: sample`: a synthetic miniature of ILSVRC-2012."""
 
     name: Literal["sample"]
     seed: int
-    """Seed of the drawing: another one gives other pictures of the same ten classes. From 0."""
+    """Seed of the drawing, at least 0. Another seed gives other pictures of the same ten classes."""
     train_images: int
-    """Training pictures to draw, over all classes. At least 20: the odd files are among them."""
+    """Number of training pictures, over all classes: 20, so that the odd files fit in, to 100,000."""
     val_images: int
-    """Validation pictures to draw, over all classes. At least 10."""
+    """Number of validation pictures, over all classes: 10 to 100,000."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -58,7 +58,7 @@ class Sample:
                 raise ValueError(f"{name} has to be from {least} to {MOST}, is {count}")
 
     def contents(self, store: AnyPath) -> Contents:
-        """The contents of the archives in the store, which are drawn if they are not there."""
+        """The contents of the sample's archives in the store, which are drawn if they are missing."""
         drawn = StorePath(store) / folder(self.seed, self.train_images, self.val_images)
         make(drawn.path, self.seed, self.train_images, self.val_images)
         return ilsvrc.contents(drawn, YEAR, drawn=True)
@@ -66,7 +66,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """A class: a synset of ILSVRC-2012, and the figure that stands for it here."""
+    """A class: a synset of ILSVRC-2012, and the shape and texture drawn for it."""
 
     wnid: str
     words: str
@@ -77,7 +77,7 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inner:
-    """An inner node of WordNet's tree, which the devkit lists after the classes and of which there are no pictures."""
+    """An inner node of WordNet's tree. The devkit lists it after the classes; it has no pictures of its own."""
 
     wnid: str
     words: str
@@ -183,21 +183,21 @@ INNER = (
 )
 
 TRAIN_SPLIT, VAL_SPLIT, LABELS, ODDITIES = range(4)
-"""What a stream of random numbers is for: the second word of its key, after the seed."""
+"""The uses of random numbers. Each has its own stream: the use is the second word of the stream's key, after the seed."""
 
 RECORD = "made.json"
 
 
 def folder(seed: int, train_images: int, val_images: int) -> str:
-    """The name of the sample's folder in the store, which stands for all that decides its bytes."""
+    """The name of the sample's folder in the store: a hash of everything that decides its bytes."""
     decides = json.dumps([DRAWING, seed, train_images, val_images])
     return f"sample-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
 
 
 def make(target: AnyPath, seed: int, train_images: int, val_images: int) -> None:
-    """Draws the three archives into `target`, unless they are there unchanged.
+    """Draws the three archives into `target`, unless they exist unchanged.
 
-    The record of sizes and checksums is written last: without it, or where it does not fit, all is drawn again.
+    The record of sizes and checksums is written last; if it is missing or does not match, everything is drawn again.
     """
     with files.locked(target):
         if _intact(target):
@@ -259,7 +259,7 @@ def _val(file: IO[bytes], seed: int, images: int) -> None:
 
 
 def _val_kinds(seed: int, images: int) -> list[int]:
-    """The class of each validation picture, as its index in KINDS: equally often, shuffled."""
+    """The class of each validation picture, as an index into `KINDS`: all classes equally often, in random order."""
     indices = np.arange(images) % len(KINDS)
     return [int(index) for index in _rng(seed, LABELS, 0).permutation(indices)]
 
@@ -288,11 +288,11 @@ FIELDS = (
     "wordnet_height",
     "num_train_images",
 )
-"""Fields of a synset in meta.mat, in the real order."""
+"""Fields of a synset in meta.mat, in the order of the real devkit."""
 
 
 def _meta(train_images: int) -> bytes:
-    """meta.mat: the struct array `synsets`, the classes first, then the inner nodes."""
+    """The bytes of meta.mat: the struct array `synsets`, the classes first, then the inner nodes."""
     wnids = [kind.wnid for kind in KINDS] + [node.wnid for node in INNER]
     ids = {wnid: index + 1 for index, wnid in enumerate(wnids)}
     heights: dict[str, int] = {}
@@ -311,24 +311,24 @@ def _meta(train_images: int) -> bytes:
         synsets[index, 0] = tuple(numbers)
     mat = io.BytesIO()
     savemat(mat, {"synsets": synsets}, do_compression=True)  # type: ignore[arg-type]  # a file object will do
-    # the head of the file is 116 bytes of text, in which savemat writes the time
+    # the file begins with 116 bytes of text, into which savemat writes the time
     return b"MATLAB 5.0 MAT-file, of a drawn sample in the layout of ILSVRC-2012".ljust(116) + mat.getvalue()[116:]
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of user 0 and time 0, so that the bytes are always the same
+    member = tarfile.TarInfo(name)  # user 0 and time 0, so that equal files give equal bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
 
 
-# The files: sizes, compressions, and what is odd in the real archive
+# The pictures' files: JPEG settings, and the oddities of the real archive
 
 
 Oddity = Literal["truncated", "cmyk", "png", "exif"]
 
 
 def _oddities(seed: int, images: int) -> dict[int, Oddity]:
-    """The odd files by number: one cut short, one CMYK, one PNG, and one in 50 (at least 3) that lies on its side."""
+    """Number of a picture → its oddity: one truncated, one CMYK, one PNG, and one in 50 (at least 3) with an EXIF rotation."""
     turned = max(3, images // 50)
     kinds: list[Oddity] = ["truncated", "cmyk", "png", *["exif"] * turned]  # type: ignore[list-item]
     numbers = _rng(seed, ODDITIES, 0).permutation(images)
@@ -336,7 +336,7 @@ def _oddities(seed: int, images: int) -> dict[int, Oddity]:
 
 
 def _encoded(picture: Image.Image, rng: Generator, odd: Oddity | None) -> bytes:
-    """The file of a picture: a JPEG of some quality, one in 50 grey, unless it is odd."""
+    """Encodes a picture as a JPEG of random quality, one in 50 of them grey, or as its oddity demands."""
     grey = rng.random() < 0.02 and odd is None
     options: dict[str, Any] = {
         "format": "JPEG",
@@ -352,7 +352,7 @@ def _encoded(picture: Image.Image, rng: Generator, odd: Oddity | None) -> bytes:
     elif odd == "png":
         options = {"format": "PNG"}
     elif odd == "exif":
-        # stored as the camera was held; who follows the tag sees it upright
+        # stored rotated; a reader that applies the EXIF tag sees it upright
         turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[tag]
         picture = picture.transpose(turn)
         exif = Image.Exif()
@@ -365,7 +365,7 @@ def _encoded(picture: Image.Image, rng: Generator, odd: Oddity | None) -> bytes:
 
 
 def _cmyk(picture: Image.Image) -> Image.Image:
-    """The picture in four inks, black in place of what the three have in common."""
+    """Converts RGB to CMYK; black replaces the common part of the three inks."""
     ink = 1 - np.asarray(picture, np.float32) / 255
     black = ink.min(axis=2, keepdims=True)
     inks = np.concatenate([(ink - black) / np.maximum(1 - black, 1e-6), black], axis=2)

@@ -1,7 +1,7 @@
-"""A folder of tars, one for each WordNet id, or of tars of those: ImageNet of Fall 2009 and Fall 2011, as in §6.
+"""A folder of tars, one for each WordNet id, or of tars of such tars: ImageNet's releases of Fall 2009 and Fall 2011 (§6).
 
-These sets have no validation pictures: a share of each class is held out. `words.txt`, if it is in the folder, has a
-line for each WordNet id: the id, a tab and its words.
+These releases have no validation pictures, so a share of each class is held out. An optional `words.txt` in the folder has a
+line for each WordNet id: the id, a tab, and the words.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.archives import bounds, ilsvrc
-from pipeline.archives.class_folders import drawn
-from pipeline.archives.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gathered
+from pipeline.archives.class_folders import random_share
+from pipeline.archives.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gather
 from pipeline.archives.store import StorePath
-from pipeline.archives.tars import reading
+from pipeline.archives.tars import open_hashed
 from pipeline.runtime.paths import AnyPath
 
 WORDS = "words.txt"
@@ -29,13 +29,13 @@ class Synsets:
 
     name: Literal["synsets"]
     folder: str
-    """The folder's name in the data store, where a link may stand for it: `ln -s /data/fall11 data/store/fall11`."""
+    """The folder's name in the data store. It may be a link: `ln -s /data/fall11 data/store/fall11`."""
     classes: Choice
     """all, the first N in the order of WordNet ids, or a list of WordNet ids."""
     val_share: float
-    """Share of each class's pictures to hold out as `val`. The paper, of Fall 2009: 0.5."""
+    """Share (above 0, below 1) of each class's pictures to hold out as `val`. The paper: 0.5 for Fall 2009."""
     seed: int
-    """Seed of the choice of those pictures."""
+    """Seed of the choice of the pictures held out."""
 
     def __post_init__(self) -> None:
         check_folder(self.folder)
@@ -44,7 +44,7 @@ class Synsets:
             raise ValueError(f"val_share has to be between 0 and 1, is {self.val_share}")
 
     def contents(self, store: AnyPath) -> Contents:
-        """The contents of the folder's tars, each read once from start to end."""
+        """The contents of the folder's tars. Each is read once, from start to end."""
         folder = StorePath(store) / self.folder
         tars = [folder / name for name in sorted(file.name for file in folder.path.glob("*.tar"))]
         if not tars:
@@ -53,21 +53,21 @@ class Synsets:
 
         def pictures() -> Iterator[Picture]:
             for tar in tars:
-                with reading(tar) as file:
+                with open_hashed(tar) as file:
                     alone = _SYNSET_TAR.fullmatch(tar.path.name)
                     parts = [(alone.group(1), 0, file.bytes)] if alone else ilsvrc.synset_tars(file)
                     for wnid, start, length in parts:
-                        found = dict(ilsvrc.synset_pictures(file, wnid, start, length))
-                        out = drawn(found, self.val_share, self.seed)
-                        for name, part in found.items():
-                            yield Picture.at(part, name, "val" if name in out else "train", wnid)
+                        ranges = dict(ilsvrc.synset_pictures(file, wnid, start, length))
+                        held_out = random_share(ranges, self.val_share, self.seed)
+                        for name, part in ranges.items():
+                            yield Picture.at(part, name, "val" if name in held_out else "train", wnid)
                     archives.append(file.archive())
 
-        return gathered(pictures(), lambda _: archives, _words(folder.path), store, self.classes)
+        return gather(pictures(), lambda _: archives, _words(folder.path), store, self.classes)
 
 
 def _words(folder: AnyPath) -> dict[str, str]:
     if not (folder / WORDS).is_file():
         return {}
-    lines = bounds.small(folder / WORDS).decode("utf-8", "replace").splitlines()
+    lines = bounds.read_small(folder / WORDS).decode("utf-8", "replace").splitlines()
     return {wnid: words for wnid, _, words in (line.partition("\t") for line in lines) if words}

@@ -1,1 +1,1 @@
-"""What a training learns with: the trainer, Ray's workers, first weights, checkpoints."""
+"""Training: the specification, first weights, the trainer, Ray Train's worker, checkpoints, the run's folder."""

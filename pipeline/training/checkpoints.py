@@ -1,4 +1,4 @@
-"""A run's checkpoints: written whole or not at all, and read only if they are as they were written."""
+"""A run's checkpoints: written atomically, verified by their digest when read."""
 
 from __future__ import annotations
 
@@ -21,46 +21,47 @@ KEPT = 2
 """Number of checkpoints to keep: the newest, and one to fall back to."""
 
 UNSEALED = frozenset(("fingerprint", "classes", "weights", "velocity", "progress"))
-"""Keys of a checkpoint that is older than its digest and its record of the code."""
+"""The keys of a checkpoint from before checkpoints had a digest and a record of the code."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a full disk: no space, quota exceeded, file too large."""
 
 
 class ChangedError(OSError):
-    """A checkpoint that the driver found whole is missing or different on a worker's node."""
+    """A checkpoint that the driver found whole is missing or damaged when a worker reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint, without its tensors."""
+    """A whole checkpoint's folder and progress, without its tensors."""
 
     folder: Path
     step: int
-    """Updates made so far."""
+    """Number of updates made."""
     epoch: int
-    """Epochs ended so far."""
+    """Number of epochs completed."""
     code: Any
     """The record of the code that wrote it; None in checkpoints older than that record."""
 
 
-def every(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, newest first, whole or damaged."""
+def all_folders(run: Path) -> list[Path]:
+    """The folders of all checkpoints of a run, newest first, whole or damaged."""
     return sorted(run.glob("checkpoint-*"), reverse=True)
 
 
 def newest_whole_checkpoint(run: Path, fingerprint: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; None if it has none. Damaged ones are named through `say`, and left in place.
+    """The newest whole checkpoint of a run; None if the run has no checkpoint. `say` reports damaged ones, which are kept.
 
-    `ValueError` if a checkpoint belongs to another run, or if there are checkpoints but none is whole.
+    `ValueError` if a checkpoint belongs to another run, or if all checkpoints are damaged.
     """
-    _refuse_others(run, fingerprint)
-    folders = every(run)
+    _check_fingerprint(run, fingerprint)
+    folders = all_folders(run)
     for folder in folders:
         try:
             contents = read(folder)
             return Checkpoint(folder, contents["progress"]["step"], contents["progress"]["epoch"], contents.get("code"))
         except (ValueError, OSError) as error:
-            say(f"{error}. It is left as it is, and not gone on from")
+            say(f"{error}. It is kept, and not resumed from")
     if folders:
         raise ValueError(
             f"{run}: none of its checkpoints is whole ({len(folders)} there). Bring one back from a copy; or, to begin anew "
@@ -70,7 +71,7 @@ def newest_whole_checkpoint(run: Path, fingerprint: str, say: Callable[[str], No
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Reads a checkpoint's contents to the CPU, without running code of the file. `ValueError` if it is damaged."""
+    """Reads a checkpoint's contents to the CPU; no code in the file is run. `ValueError` if it is damaged."""
     with (folder / FILE).open("rb") as handle:
         contents = sealed.read(handle, UNSEALED)
     if not contents.keys() >= UNSEALED:
@@ -79,7 +80,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(run: Path, contents: dict[str, Any]) -> Path:
-    """Writes a checkpoint into the run's folder and returns the checkpoint's folder. Never overwrites another one."""
+    """Writes a checkpoint into a run's folder and returns the checkpoint's folder. Never overwrites a checkpoint."""
     progress = contents["progress"]
     name = f"checkpoint-{progress['step']:09d}-{progress['epoch']:04d}"
     made = run / f"part-{name}"
@@ -99,21 +100,21 @@ def write(run: Path, contents: dict[str, Any]) -> Path:
     return folder
 
 
-def thin_out(known: list[Path]) -> None:
-    """Removes all but the last `KEPT` folders from the disk and from the list."""
-    while len(known) > KEPT:
-        files.discard(known.pop(0))
+def thin_out(folders: list[Path]) -> None:
+    """Removes all but the last `KEPT` folders, oldest first, from the disk and from the list."""
+    while len(folders) > KEPT:
+        files.discard(folders.pop(0))
 
 
 def clear(run: Path) -> None:
-    """Removes what a killed process left half-written, and Ray's own list of checkpoints, which nothing reads."""
+    """Removes files that a killed process left half-written, and Ray's own list of checkpoints, which nothing reads."""
     for part in [*run.glob("part-checkpoint-*"), *run.glob(f"*{files.UNFINISHED}")]:
         files.discard(part)
     (run / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
 
 
 def _free(folder: Path) -> Path:
-    """The folder; or if it exists, the first free name with a number appended: what is there is damaged and kept."""
+    """The folder or, if it exists, the first free name with a number: an existing one holds a damaged checkpoint."""
     number, free = 0, folder
     while free.exists():
         number += 1
@@ -137,11 +138,10 @@ def _unwritten(run: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{run}: {why}") if error.errno else OSError(f"{run}: {why}")
 
 
-def _refuse_others(run: Path, fingerprint: str) -> None:
-    for folder in every(run):
-        with contextlib.suppress(
-            Exception
-        ):  # a damaged file can raise anything in torch's reader; see `newest_whole_checkpoint`
+def _check_fingerprint(run: Path, fingerprint: str) -> None:
+    """`ValueError` if a checkpoint belongs to another run; damaged ones are skipped."""
+    for folder in all_folders(run):
+        with contextlib.suppress(Exception):  # torch's reader can raise anything for a damaged file
             whose = torch.load(folder / FILE, weights_only=True, mmap=True)["fingerprint"]  # without the tensors
             if whose == fingerprint or read(folder)["fingerprint"] == fingerprint:
                 continue

@@ -1,4 +1,4 @@
-"""The history of a training: its rows as csv files, to the last bit, and under the names that MLflow has for them."""
+"""The history of a training: its rows in CSV files, with every bit kept, and as MLflow's metrics."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from pipeline.runtime import documents, files
 
 TABLES = ("steps.csv", "epochs.csv")
-"""A row for each `learning.log_steps` steps, and one for each epoch."""
+"""steps.csv has a row for every `learning.log_steps` steps, epochs.csv a row for every epoch."""
 
 NAMES = {"loss": "train/loss", "top1_error": "train/top1_error", "images_per_second": "train/images_per_second"}
-"""MLflow's names for the columns of a row by step."""
+"""Column of steps.csv → name of MLflow's metric."""
 
 
 def write(rows: list[dict[str, float]], file: Path) -> None:
-    """Writes a table, whole or not at all. Its columns are those of the first row."""
+    """Writes a table atomically; its columns are those of the first row."""
     head = list(rows[0]) if rows else ["step"]
     with files.atomic(file) as made:
         documents.write_records(made, head, rows)
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """The rows of a finished run: all by step, then all by epoch."""
+    """Reads the rows of a finished run: those of steps.csv, then those of epochs.csv."""
     rows = []
     for name in TABLES:
         with (folder / name).open(newline="") as handle:
@@ -31,7 +31,7 @@ def read(folder: Path) -> list[dict[str, float]]:
 
 
 def metrics(row: dict[str, float]) -> tuple[int, dict[str, float]]:
-    """A row as MLflow's step and metrics: by epoch val/…, by step train/…."""
+    """MLflow's step and metrics of a row: train/… for a row of steps.csv; val/… and held_out/… for one of epochs.csv."""
     named = {}
     for key, value in row.items():
         if split := next((split for split in ("val", "held_out") if key.startswith(f"{split}_")), ""):

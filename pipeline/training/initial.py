@@ -1,4 +1,4 @@
-"""The first weights that are not drawn: those of another network (§6), or clusters of the pictures as kernels (§7)."""
+"""First weights that are not random: another network's (§6), or kernels clustered from the pictures (§7)."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from pipeline.training import checkpoints
 from pipeline.training.spec import FirstWeights, Start, TrainingSpec
 
 VIEWS = 64
-"""Pictures that go through the first layers at once. It decides their last bits, so it is fixed."""
+"""Batch size for the first layers' responses. It is fixed, since it affects their rounding."""
 
 
 def read_pretrained(section: Start, model: Model, manifest: Manifest, machine: Machine) -> FirstWeights:
-    """Reads the network that `section` names and chooses the layers to take over.
+    """Reads the network that `start.network` names, and takes over the layers that `start.layers` asks for.
 
-    `ValueError` or `OSError` if it cannot be read, or fits nowhere.
+    `ValueError` or `OSError` if the network cannot be read, or if a requested layer does not fit.
     """
     if section.unsupervised != "none" and model.network != "alexnet":
         raise ValueError(f"params.yaml: start.unsupervised: is for model.network 'alexnet', not '{model.network}'")
     if section.network == "none":
         layers = LAYERS[: section.unsupervised_layers] if section.unsupervised == "kmeans" else ()
         patches = f"{section.unsupervised_patches:,} patches each, clustered"
-        return FirstWeights(digest="none", weights={}, said=f"{' and '.join(layers)} of {patches}" if layers else "")
+        return FirstWeights(digest="none", weights={}, summary=f"{' and '.join(layers)} of {patches}" if layers else "")
     if section.network.startswith(("models:/", "runs:/")):
         where, data = section.network, runs.weights(machine, section.network)
     else:
@@ -53,35 +53,39 @@ def read_pretrained(section: Start, model: Model, manifest: Manifest, machine: M
             )
         where, data = str(file), file.read_bytes()
     try:
-        # not build.load: this code need not be able to build that network, of which it takes some layers
+        # not build.load: this code need not be able to build the other network, since it only takes some layers
         contents = sealed.read(io.BytesIO(data), SAVED, checkpoints.UNSEALED, name=where)
     except ValueError as error:
         raise ValueError(f"params.yaml: start.network: {error}") from None
     try:
-        theirs, facts = contents["weights"], contents.get("facts", contents)  # a checkpoint says its facts itself
+        theirs, facts = (
+            contents["weights"],
+            contents.get("facts", contents),
+        )  # a checkpoint has the facts at its top level
         run = facts["fingerprint"]
         same = [wnid for wnid, _ in facts["classes"]] == [synset.wnid for synset in manifest.classes]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fault = type(error).__name__
-        raise ValueError(f"params.yaml: start.network: {where}: no network of ours ({fault})") from None
+        raise ValueError(f"params.yaml: start.network: {where}: not a network that `train` wrote ({fault})") from None
     with torch.device("meta"):
         ours = build(model, len(manifest.classes)).state_dict()
     try:
-        weights, left = chosen(theirs, ours, section.layers, same_classes=same)
+        weights, left = choose_weights(theirs, ours, section.layers, same_classes=same)
     except ValueError as error:
         raise ValueError(f"params.yaml: start.layers: {where}: {error}") from None
     names = ", ".join(dict.fromkeys(map(_layer, weights)))
-    others = "".join(f"; {layer} drawn: {why}" for layer, why in left.items())
-    said = f"{names} of {where} (run {run}){others}"
-    return FirstWeights(digest=hashlib.sha256(data).hexdigest(), weights=weights, said=said)
+    others = "".join(f"; {layer} random: {why}" for layer, why in left.items())
+    summary = f"{names} of {where} (run {run}){others}"
+    return FirstWeights(digest=hashlib.sha256(data).hexdigest(), weights=weights, summary=summary)
 
 
-def chosen(
+def choose_weights(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], layers: str | tuple[str, ...], *, same_classes: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of another network that are taken over, and for each layer that does not fit the reason.
+    """The weights to take over from another network, and layer → reason for each layer that is not taken over.
 
-    `ValueError` if a layer that is asked for by name does not fit or is not there, or if none fits.
+    `theirs` and `ours` are state_dicts. `layers`: "fitting", or layers by name. `ValueError` if a named layer does not exist
+    or does not fit, or if no layer fits.
     """
     here = list(dict.fromkeys(map(_layer, ours)))
     unfit = {layer: why for layer in here if (why := _misfit(layer, theirs, ours, same_classes))}
@@ -99,12 +103,12 @@ def chosen(
 
 
 def _misfit(layer: str, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], same_classes: bool) -> str:
-    """Why a layer cannot be taken over; nothing if it can."""
+    """The reason why a layer cannot be taken over; empty if it can."""
     for name in dict.fromkeys(name for name in (*ours, *theirs) if _layer(name) == layer):
-        there, here = (_shape(weights.get(name)) for weights in (theirs, ours))
-        if there != here:
-            return f"{name} is {there} there and {here} here"
-    return "" if same_classes or layer != LAYERS[-1] else "it tells other classes apart"
+        theirs_is, ours_is = (_shape(weights.get(name)) for weights in (theirs, ours))
+        if theirs_is != ours_is:
+            return f"{name} is {theirs_is} in that network and {ours_is} in this one"
+    return "" if same_classes or layer != LAYERS[-1] else "that network has other classes"
 
 
 def _layer(name: str) -> str:
@@ -116,7 +120,7 @@ def _shape(weight: Tensor | None) -> str:
 
 
 def with_clusters(spec: TrainingSpec, shards: AnyPath) -> TrainingSpec:
-    """The spec with clustered kernels among its first weights, if `start.unsupervised` asks for them."""
+    """The spec, with clustered kernels as first weights if `start.unsupervised` asks for them."""
     if spec.start.unsupervised == "none":
         return spec
     kernels = cluster_first_kernels(spec, Pictures(shards, spec.manifest.shards["train"]))
@@ -124,12 +128,13 @@ def with_clusters(spec: TrainingSpec, shards: AnyPath) -> TrainingSpec:
 
 
 def cluster_first_kernels(spec: TrainingSpec, train: Pictures) -> dict[str, Tensor]:
-    """The kernels of the first layers as `start.unsupervised` asks for them, by name; a pure function of its arguments.
+    """Clusters patches into the kernels of the first layers, as `start.unsupervised` asks; returns them by state_dict name.
 
-    They are computed from pictures that are learned from, never from those held out, with the training mean subtracted.
+    The patches come from training pictures only, never from those held out, with the training mean subtracted. Equal
+    arguments give equal bits.
     """
     section = spec.start
-    # the first as stored are as good as any: they were shuffled before
+    # the first stored pictures are a random choice: `resize` stored all pictures in random order
     learned_N = np.flatnonzero(~held_out(len(train), spec.learning))
     learned_N = learned_N[: -(-section.unsupervised_patches // pretraining.PER_PICTURE)]
     mean_CHW = mean_to_subtract(torch.from_numpy(spec.mean.image_CHW), spec.augmentation)
@@ -137,7 +142,7 @@ def cluster_first_kernels(spec: TrainingSpec, train: Pictures) -> dict[str, Tens
     network.draw_first_weights(spec.learning.seed)
     layers = LAYERS[: section.unsupervised_layers]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more of them would move the last bits, by which a patch can change its cluster
+    torch.set_num_threads(1)  # more threads would round differently, which can move a patch to another cluster
     try:
         for layer in layers:
             pretraining.cluster(

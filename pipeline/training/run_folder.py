@@ -1,4 +1,4 @@
-"""A run's folder: who holds it, whether the run is finished, what it made, and whether that was delivered."""
+"""A run's folder: its lock, the results of a finished run, and their delivery to data/."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from pipeline.training.spec import TrainingSpec
 MODEL = Path("data/model.pt")
 HISTORY = Path("data/history")
 
-MADE = ("model.pt", *history.TABLES)
-"""The files that a finished run has made."""
+RESULTS = ("model.pt", *history.TABLES)
+"""The files of a finished run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """finished.json: the run is finished, and these are the digests of what it made."""
+    """finished.json: the mark of a finished run, with the digests of its results."""
 
     id: str
-    """Tells two runs of the same fingerprint apart."""
+    """A random id: it distinguishes two runs with the same fingerprint."""
     digests: dict[str, str]
-    """SHA-256 of each file."""
+    """File of the results → SHA-256."""
     code: Any
-    """The record of the code that ended it; None in runs older than that record."""
+    """The record of the code that finished the run; None in runs older than that record."""
 
     def text(self) -> str:
-        """As JSON, with a digest of itself."""
+        """The contents of finished.json, including a digest of themselves."""
         fields = dataclasses.asdict(self)
         return json.dumps({**fields, "digest": _digest(json.dumps(fields, sort_keys=True))}, indent=1)
 
     @classmethod
     def read(cls, file: Path) -> Finished:
-        """Reads what `text` gave; `ValueError` if it is damaged. A file without a digest of itself has no record of code."""
+        """Reads finished.json; `ValueError` if it is damaged. An older file has neither a digest of itself nor `code`."""
         try:
             fields = json.loads(file.read_bytes())
             seal = fields.pop("digest", None)
@@ -56,7 +56,7 @@ class Finished:
             elif seal != _digest(json.dumps(fields, sort_keys=True)):
                 raise ValueError("its digest is another")
             finished = cls(**fields)
-            if not isinstance(finished.id, str) or finished.digests.keys() != set(MADE):
+            if not isinstance(finished.id, str) or finished.digests.keys() != set(RESULTS):
                 raise TypeError("other names")
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file}: damaged ({type(error).__name__})") from None
@@ -64,10 +64,10 @@ class Finished:
 
 
 @contextmanager
-def held(folder: Path, limit: float) -> Iterator[None]:
-    """Holds the run's folder for this process alone while the block runs.
+def locked(folder: Path, limit: float) -> Iterator[None]:
+    """Locks the run's folder while the block runs.
 
-    A wait for another process that holds it is said, and ends in a `TimeoutError` after `limit` seconds.
+    Waits for a process that holds the lock, with a message; `TimeoutError` after `limit` seconds.
     """
     owner = folder.with_suffix(".owner")
     whose = owner.read_text().strip() if owner.is_file() else "another process"
@@ -76,14 +76,14 @@ def held(folder: Path, limit: float) -> Iterator[None]:
         yield
 
 
-def taken_over(folder: Path) -> Finished | None:
-    """The finished run whose results are to be taken over; None if there is something to train.
+def reusable(folder: Path) -> Finished | None:
+    """The finished run in the folder if its results can be used; None if the run has to be trained.
 
-    A run whose results were delivered to this working copy before is removed: that the stage runs again means that they
+    A run whose results were already delivered to this working copy is removed: when DVC runs the stage again, the results
     are to be made anew.
     """
-    run = finished(folder)
-    if run is not None and delivered(folder, run):
+    run = read_finished(folder)
+    if run is not None and is_delivered(folder, run):
         print(f"train: {folder} was finished and had its results here; it is removed, and made anew")
         shutil.rmtree(folder)
         return None
@@ -91,7 +91,7 @@ def taken_over(folder: Path) -> Finished | None:
 
 
 def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
-    """Writes model and history from the last checkpoint's contents, and at the end finished.json."""
+    """Writes the model and the history from the last checkpoint's contents, and finally finished.json."""
     import torch
 
     network = build(spec.model, len(spec.manifest.classes))
@@ -109,13 +109,13 @@ def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
         )
     for name in history.TABLES:
         history.write(contents["progress"][name.removesuffix(".csv")], folder / name)
-    sums = {name: digests.of(folder / name) for name in MADE}
+    sums = {name: digests.of(folder / name) for name in RESULTS}
     with files.atomic(folder / "finished.json") as made:
         made.write_text(Finished(id=uuid.uuid4().hex, digests=sums, code=contents.get("code")).text())
 
 
-def finished(folder: Path) -> Finished | None:
-    """The run in the folder if it is finished and its files are those it made; None, and a line that says so, if not."""
+def read_finished(folder: Path) -> Finished | None:
+    """Reads finished.json and verifies the results; None if the run is not finished, and with a message if it is damaged."""
     file = folder / "finished.json"
     if not file.exists():
         return None
@@ -132,7 +132,7 @@ def finished(folder: Path) -> Finished | None:
 
 
 def deliver(folder: Path) -> None:
-    """Copies a finished run's results to where DVC expects them."""
+    """Copies a finished run's results to data/, where DVC expects them."""
     with files.atomic(MODEL) as file:
         shutil.copyfile(folder / "model.pt", file)
     with files.atomic(HISTORY) as made:
@@ -148,8 +148,8 @@ def deliver(folder: Path) -> None:
     print(f"train: {last['epoch'] + 1:.0f} epochs, top-1 error on the centre patches {last['val_top1_error']:.1%}")
 
 
-def delivered(folder: Path, run: Finished) -> bool:
-    """Whether this very run's results were put into this working copy before, and DVC has recorded them."""
+def is_delivered(folder: Path, run: Finished) -> bool:
+    """Whether this run's results were delivered to this working copy, and are recorded in dvc.lock."""
     if not (_id_in(_mark(folder)) == run.id and Path("dvc.lock").exists()):
         return False
     outs = params.load(Path("dvc.lock"))["stages"].get("train", {}).get("outs", [])
@@ -159,7 +159,7 @@ def delivered(folder: Path, run: Finished) -> bool:
 
 
 def say(line: str) -> None:
-    """Prints a line of the stage to stderr."""
+    """Prints a line to stderr, after the stage's name."""
     print(f"train: {line}", file=sys.stderr, flush=True)
 
 
@@ -168,7 +168,7 @@ def _mark(folder: Path) -> Path:
 
 
 def _id_in(mark: Path) -> str:
-    """The run's id in a mark; empty if there is none, or if the mark is damaged, which is said."""
+    """The run's id in a mark of delivery; empty if there is no mark or, with a message, if it is damaged."""
     if not mark.is_file():
         return ""
     run, _, digest = mark.read_bytes().decode(errors="replace").strip().partition(" ")

@@ -1,4 +1,4 @@
-"""What a training is: one value with everything that decides its result, and the fingerprint that names it."""
+"""The specification of a training: everything that decides its result, and the fingerprint of that."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from pipeline.shards.tables import Manifest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """params.yaml, `start:` — what takes the place of the first weights that `model` asks for."""
+    """params.yaml, `start:` — first weights that replace the random ones of `model`."""
 
     network: str
-    """none, or a trained network to go on from: a model.pt, a run's checkpoint.pt, or an MLflow model as
+    """none, or a trained network to start from: a model.pt, a run's checkpoint.pt, or an MLflow model as
     models:/alexnet@champion, models:/alexnet/3, models:/m-… or runs:/…/model. The paper: one trained on Fall 2011 (§6)."""
     layers: Literal["fitting"] | tuple[str, ...]
-    """Which of its layers are taken over; the others are drawn. fitting: each layer that has the same shapes here, but the
-    last one only if it tells the same classes apart."""
+    """The layers to take over from `network`; the others begin with random weights. fitting: all layers of equal shape, the
+    last one only if both networks have the same classes."""
     unsupervised: Literal["none", "kmeans"]
-    """kmeans: the kernels of the first layers are clusters of what these layers see. The paper: none (§7)."""
+    """kmeans: the kernels of the first layers are cluster centres of patches of these layers' inputs. The paper: none (§7)."""
     unsupervised_layers: int
-    """1: of layer 1; 2: of layer 2 as well, from what then comes out of layer 1."""
+    """1: layer 1; 2: layers 1 and 2, the latter from the output of the clustered layer 1."""
     unsupervised_patches: int
-    """Patches to be clustered for each layer. 100,000 take 3 GB of the driver's memory in layer 2 at full width."""
+    """Number of patches to cluster for each layer. 100,000 take 3 GB of the driver's memory for layer 2 at full width."""
     unsupervised_iterations: int
     """Iterations of k-means. After 10 the centres hold 95 % of the energy that they hold after 40 (layer 1, photographs)."""
 
@@ -52,15 +52,14 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstWeights:
-    """The weights that a training begins with in place of drawn ones."""
+    """The weights that replace random ones at the start of a training."""
 
     digest: str
-    """SHA-256 of the file of the network that `start.network` names; "none" without one. The fingerprint has it in place of
-    the name."""
+    """SHA-256 of the file that `start.network` names, or "none". The fingerprint contains it instead of the name."""
     weights: dict[str, Tensor]
-    """Whole tensors by name, as in the network's state; those that are not named are drawn."""
-    said: str
-    """Which layers begin with what, and why not the others; empty if all are drawn."""
+    """Name in the state_dict → whole tensor; the other weights are random."""
+    summary: str
+    """A line for the user: the layers that are taken over, and why the others are not; empty if all are random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +78,20 @@ class TrainingSpec:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The four sections of params.yaml, nested."""
+        """The sections model, start, augmentation and learning, as in params.yaml."""
         return {
             name: dataclasses.asdict(getattr(self, name)) for name in ("model", "start", "augmentation", "learning")
         }
 
     @property
     def fingerprint(self) -> str:
-        """The name of the run: 16 hexadecimal digits of the hash of parameters and data."""
+        """The name of the run: 16 hexadecimal digits of the SHA-256 of parameters and data."""
         sections = self.params
-        sections["start"]["network"] = self.first.digest  # whatever it is called, and wherever it lies
+        sections["start"]["network"] = self.first.digest  # the bytes count, not the name
         decides = [sections, self.manifest.digest, self.mean_digest]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def classes(self) -> list[list[str]]:
-        """WordNet id and words of each class, in the order of the labels: what a checkpoint and a network's file say."""
+        """WordNet id and words of each class, in the order of the labels, as checkpoints and model.pt contain them."""
         return [[synset.wnid, synset.words] for synset in self.manifest.classes]

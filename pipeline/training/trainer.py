@@ -1,4 +1,4 @@
-"""The trainer: one rank's steps of learning, what they measured, and the state to resume from. It knows no Ray."""
+"""The trainer: one rank's training steps, their measurements, and the state to resume from. It does not depend on Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.shards.batches import Batch, Order, Pictures, held_out, order
 from pipeline.training.spec import TrainingSpec
 
 VALIDATION_BATCH = 64
-"""Pictures at a time. It decides only the last bits of the loss."""
+"""Batch size for measuring. It affects the loss by rounding only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,38 +32,40 @@ class Rank:
     """This process's position in the training. Changing it changes results by rounding only."""
 
     link: Link
-    """To the process that holds the other column."""
+    """The connection to the process that holds the other column."""
     replica: int = 0
+    """Index of this process's replica, from 0."""
     replicas: int = 1
+    """Number of replicas."""
     reduce: Reduce | None = None
-    """Sums tensors in place over the replicas; None where there is one."""
+    """Sums tensors in place over the replicas; None if there is only one."""
 
 
 class Read(Protocol):
-    """Reads a replica's batches: `batches.batches`, or another function that gives the same."""
+    """A function that reads a replica's batches: `batches.batches`, or another that yields the same."""
 
     def __call__(
         self, stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1
     ) -> Iterator[Batch]:
-        """The batches of an epoch from batch `first` on."""
+        """Yields the batches of an epoch from batch `first` on."""
 
 
 @dataclass
 class Progress:
-    """How far the training is, and what it measured: everything that a checkpoint holds beside tensors."""
+    """The progress of a training and its measurements: everything in a checkpoint besides tensors."""
 
     epoch: int = 0
-    """Epochs that have ended."""
+    """Number of epochs completed."""
     batch: int = 0
-    """Number of the next batch in the epoch."""
+    """Index of the next batch in the epoch."""
     step: int = 0
-    """Updates made."""
+    """Number of updates made."""
     steps: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """The history by step: rows of step, epoch, rate, loss, top1_error."""
     epochs: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """The history by epoch."""
     epoch_sums: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Sums over the epoch so far: loss, right answers, pictures."""
+    """Sums over the epoch so far: loss, top-1 credit, pictures."""
 
 
 def _nothing(*_: Any) -> None:
@@ -71,10 +73,10 @@ def _nothing(*_: Any) -> None:
 
 
 class Trainer:
-    """Trains the network, or the column of it that this rank holds, on whole batches or on a replica's share of each.
+    """Trains this rank's part of the network: one or both columns, on its replica's share of each batch.
 
-    `on_rows` is called with new rows of the history, `on_batch` after each batch that was learned from or measured, and
-    `on_boundary` where no sum is open, so that `state_dict` is everything that is needed to resume.
+    `on_rows` is called with new rows of the history, `on_batch` after each batch of training or measuring, and `on_boundary`
+    at the points where `state_dict` is complete, that is, where no partial sum is pending.
     """
 
     def __init__(
@@ -118,12 +120,12 @@ class Trainer:
         self.progress = Progress()
 
     def learn(self) -> None:
-        """Runs the epochs that are left."""
+        """Runs the remaining epochs."""
         while self.progress.epoch < self.learning.epochs:
             self.epoch()
 
     def epoch(self) -> None:
-        """Runs the rest of the current epoch, and measures on the validation pictures and on those held out."""
+        """Runs the rest of the current epoch, then measures on the validation pictures and on the pictures held out."""
         learning, progress = self.learning, self.progress
         watched = "val_top1_error" if learning.watched == "validation" else "held_out_top1_error"
         rates = learning.rates(progress.epoch, [row.get(watched, np.inf) for row in progress.epochs])
@@ -184,7 +186,7 @@ class Trainer:
 
     @torch.no_grad()
     def measure(self, pictures: Pictures, chosen_N: NDArray[np.int64]) -> dict[str, float]:
-        """Loss, top-1 and top-5 error on the centre patches of the pictures with these indices, each seen exactly once."""
+        """Loss, top-1 and top-5 error (0 to 1) on the centre patches of the pictures with these indices, each used once."""
         as_stored = Order(chosen_N, np.arange(len(chosen_N)) % self.rank.replicas)
         self.network.eval()
         sums = torch.zeros(4, dtype=torch.float64)  # loss, credit in top 1 and in top 5, pictures
@@ -207,9 +209,9 @@ class Trainer:
         return {**_means(loss_sum, right1, seen), "top5_error": 1 - right5 / seen}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, velocity and progress. All ranks take part; each gets the whole tensors, on the CPU.
+        """Weights, velocity and progress. A collective call: all ranks take part.
 
-        So any placement can resume from it.
+        Each rank gets the whole tensors on the CPU, so that any placement can resume from them.
         """
         weights, velocity = (
             gather(tensors, self.rank.link, self.network.replicated)
@@ -222,7 +224,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resumes from what `state_dict` gave."""
+        """Restores a state that `state_dict` returned, under any placement."""
         self.network.load_state_dict(self.network.local_part(state["weights"]))
         for name, tensor in self.network.local_part(state["velocity"]).items():
             self.rule.velocity[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""Ray Train's worker in `train`: it finds its rank, trains, sends the driver rows and signs of life, leaves checkpoints."""
+"""Ray Train's worker: it determines its rank, trains, sends rows of history and heartbeats, and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -24,38 +24,41 @@ from pipeline.training.spec import TrainingSpec
 from pipeline.training.trainer import Rank, Trainer
 
 BEAT = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What the driver tells every worker. All nodes see its paths."""
+    """The driver's instructions to the workers. Its paths have to be valid on all nodes."""
 
     spec: ray.ObjectRef[TrainingSpec]
     columns: int
-    """Columns of the network."""
+    """Number of columns of the network."""
     apart: bool
-    """A process for each column."""
+    """Whether each column has its own process."""
     shards: AnyPath
+    """The folder of the shards."""
     threads: int
+    """CPU threads of each worker, for computing and for decoding."""
     checkpoint_steps: int
+    """Number of steps after which a checkpoint is due within an epoch."""
     run: Path
-    """The run's folder, where the checkpoints lie."""
+    """The run's folder, where checkpoints are written."""
     code: dict[str, Any]
-    """The record of the code, for the checkpoints to say."""
+    """The record of the code, to be written into checkpoints."""
     start: Path | None = None
-    """The checkpoint to resume from."""
-    known: tuple[Path, ...] = ()
-    """It and older checkpoints, the oldest first: when there are newer ones, all but the newest of them are removed."""
+    """The checkpoint to resume from; None: start at step 0."""
+    existing: tuple[Path, ...] = ()
+    """`start` and older checkpoints, oldest first; they are removed as newer ones are written (`checkpoints.KEPT`)."""
     mailbox: Any = None
-    """The driver's `Mailbox`, another for each attempt."""
+    """The driver's `Mailbox`; each attempt has its own."""
 
 
 def loop(config: dict[str, Task]) -> None:
-    """Ray Train's function for a worker. What it leaves is its last checkpoint, after the last epoch."""
+    """The training function for Ray Train. Its result is the last checkpoint, written after the last epoch."""
     task = config["task"]
     torch.set_num_threads(task.threads)
-    _begin(task)
+    _report_location(task)
     worker = Worker(task)
     worker.restore()
     worker.send(*worker.trainer.progress.steps, *worker.trainer.progress.epochs)
@@ -63,7 +66,7 @@ def loop(config: dict[str, Task]) -> None:
 
 
 class Worker:
-    """One process of the training: one or both columns of the network, for a share of each batch."""
+    """A process of the training. It holds one or both columns of the network, and learns from a share of each batch."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -83,41 +86,41 @@ class Worker:
             on_batch=self.beat,
             on_boundary=self.save_if_due,
         )
-        self.saved_step, self.beaten = 0, 0.0
-        self.known = [*task.known]
+        self.saved_step, self.last_sent = 0, 0.0
+        self.checkpoints = [*task.existing]
 
     def send(self, *rows: dict[str, float]) -> None:
-        """Sends the driver rows of the history, and how many pictures were learned from. Only rank 0 does."""
+        """Sends the driver rows of the history and the number of pictures learned from. Only rank 0 sends."""
         if self.world_rank == 0:
-            self.beaten = time.monotonic()
+            self.last_sent = time.monotonic()
             trainer, progress = self.trainer, self.trainer.progress
             done = progress.epoch * (len(trainer.train) - len(trainer.held_out_N)) + progress.epoch_sums[2]
             self.task.mailbox.put.remote([*rows], done, progress.step)
 
     def beat(self) -> None:
-        """Tells the driver that this process is alive, if it has not just done so."""
-        if time.monotonic() - self.beaten > BEAT:
+        """Sends a heartbeat to the driver, unless something was sent within the last `BEAT` seconds."""
+        if time.monotonic() - self.last_sent > BEAT:
             self.send()
 
     def save_if_due(self) -> None:
-        """Leaves a checkpoint at the end of an epoch, and within one when enough steps have gone by."""
+        """Writes a checkpoint at the end of an epoch, and within an epoch every `checkpoint_steps` steps."""
         progress = self.trainer.progress
         if progress.batch == 0 or progress.step - self.saved_step >= self.task.checkpoint_steps:
             self.save()
 
     def save(self) -> None:
-        """Leaves a checkpoint. All ranks take part; rank 0 writes."""
+        """Writes a checkpoint. A collective call: all ranks take part, and rank 0 writes."""
         task, state = self.task, self.trainer.state_dict()
         self.saved_step = self.trainer.progress.step
         if self.world_rank != 0:
             return
         facts = {"fingerprint": self.spec.fingerprint, "classes": self.spec.classes, "code": task.code}
-        self.known.append(checkpoints.write(task.run, {**facts, **state}))
-        checkpoints.thin_out(self.known)
+        self.checkpoints.append(checkpoints.write(task.run, {**facts, **state}))
+        checkpoints.thin_out(self.checkpoints)
         task.mailbox.saved.remote(self.saved_step)
 
     def restore(self) -> None:
-        """Resumes from the checkpoint that the driver has found whole, if there is one."""
+        """Resumes from the checkpoint that the driver chose, if any. `ChangedError` if it is no longer whole."""
         if self.task.start is None:
             return
         try:
@@ -127,8 +130,8 @@ class Worker:
         self.saved_step = self.trainer.progress.step
 
 
-def _begin(task: Task) -> None:
-    """Tells the driver where this process is. `ValueError` if the run's folder is not on this node."""
+def _report_location(task: Task) -> None:
+    """Reports this process's node, address and process id to the driver. `ValueError` if this node has no run folder."""
     context = ray.get_runtime_context()
     address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     task.mailbox.here.remote(node=context.get_node_id(), address=address, pid=os.getpid())
@@ -144,7 +147,7 @@ def _rank(world_rank: int, world_size: int, task: Task) -> Rank:
     link = Apart(world_rank % 2, world_rank ^ 1) if task.apart else Together(task.columns)
     if replicas == 1:
         return Rank(link=link)
-    # every process has to make every group, its own or not
+    # torch.distributed requires every process to create every group, also those it does not belong to
     groups: list[Any] = [dist.new_group([*range(column, world_size, columns)]) for column in range(columns)]
 
     def add_up(tensors: list[Tensor]) -> None:

@@ -1,7 +1,7 @@
-"""A convolutional network of four layers, and one run of its training until the error has come down (§3.1).
+"""A convolutional network of four layers, and a run of its training down to a given error (§3.1).
 
-Nothing regularizes: there is no weight decay, no dropout, and no augmentation; the mean picture is subtracted. In shapes:
-N pictures of the training set, B of a batch, M measured ones, C colours, H×W pixels, K classes.
+There is no regularization: no weight decay, no dropout, no augmentation. The mean picture is subtracted. Letters of shapes:
+N training pictures, B pictures of a batch, M pictures to measure on, C colours, H×W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ Activation = Literal["relu", "tanh"]
 Start = Literal["scaled", "original"]
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "tanh")
 STARTS: tuple[Start, ...] = ("scaled", "original")
-"""Where learning begins, the same rule for both activations.
+"""Rules for first weights and pixels, the same for both activations.
 
-scaled: pixels divided by their standard deviation, weights of a spread that keeps the signal's in this activation
-(torch.nn.init.calculate_gain), so that neither begins with an advantage. original: pixels on the scale 0–255 and
-weights of `ORIGINAL_STD`, as a network for CIFAR-10 was begun in 2012.
+scaled: pixels are divided by their standard deviation, and the weights' standard deviation preserves that of the signal
+through the activation (torch.nn.init.calculate_gain), so that neither activation has an advantage. original: pixels from 0
+to 255 and weights with `ORIGINAL_STD`, as in a network for CIFAR-10 of 2012.
 """
 
 ORIGINAL_STD = (0.0001, 0.01, 0.04, 0.01)
-"""By layer, of the authors' example for CIFAR-10 with 13 % test error (layers-conv-local-13pct.cfg)."""
+"""Standard deviations by layer, from the authors' CIFAR-10 example with 13 % test error (layers-conv-local-13pct.cfg)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """params.yaml, `training:` — what all runs have in common."""
+    """params.yaml, `training:` — the parameters that all runs share."""
 
     kernels: tuple[int, ...]
-    """Kernels of the three convolutional layers."""
+    """Number of kernels of each of the three convolutional layers."""
     batch_size: int
     """Pictures per update. The paper: 128."""
     momentum: float
@@ -54,7 +54,7 @@ class Training:
     target: float
     """The training error to reach. The paper: .25."""
     measured: int
-    """Training pictures, always the same, whose error is measured after each epoch."""
+    """Number of training pictures on which the error is measured after each epoch; always the same pictures."""
 
     def __post_init__(self) -> None:
         if len(self.kernels) != 3 or min(self.kernels) < 1:
@@ -70,13 +70,14 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What distinguishes one run from the others."""
+    """The parameters that distinguish runs."""
 
     start: Start
     activation: Activation
     rate: float
+    """Learning rate, constant."""
     seed: int
-    """Seed of the first weights and the order of the pictures: the same draws for both activations."""
+    """Seed of the first weights and of the pictures' order; both activations use the same random numbers."""
 
     def __str__(self) -> str:
         return f"{self.start} {self.activation}, rate {self.rate:g}, seed {self.seed}"
@@ -84,17 +85,17 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """A run's errors after an epoch; epoch 0 is before the first step. NaN: the run diverged, or nothing was measured."""
+    """A run's errors (0 to 1) after an epoch; epoch 0 is before the first step. NaN: the run diverged, or no measurement."""
 
     epoch: int
     running_error: float
-    """Error of all pictures as they were learned from: on average that of the weights half an epoch earlier."""
+    """Error over the epoch's batches, each before its update: on average, that of the weights half an epoch earlier."""
     training_error: float
-    """Error of the `measured` pictures, with the weights as they are now."""
+    """Error on the `measured` pictures, with the weights at the end of the epoch."""
 
 
 def epochs_to(target: float, epochs: list[float], errors: list[float]) -> float:
-    """The first epoch with an error at or below `target`, on straight lines between the points; infinite if none has."""
+    """The first epoch with an error at or below `target`, by linear interpolation; infinite if the target is not reached."""
     below = np.flatnonzero(np.asarray(errors) <= target)
     if not len(below):
         return math.inf
@@ -105,21 +106,21 @@ def epochs_to(target: float, epochs: list[float], errors: list[float]) -> float:
     return epochs[last - 1] + share * (epochs[last] - epochs[last - 1])
 
 
-def reached(target: float, history: list[Epoch]) -> float:
+def epochs_to_target(target: float, history: list[Epoch]) -> float:
     """Epochs to the target by the training error measured after each epoch."""
     return epochs_to(target, [row.epoch for row in history], [row.training_error for row in history])
 
 
-def reached_running(target: float, history: list[Epoch]) -> float:
-    """Epochs to the target by the running error, which stands for the middle of its epoch."""
+def epochs_to_target_running(target: float, history: list[Epoch]) -> float:
+    """Epochs to the target by the running error, which is counted at the middle of its epoch."""
     return epochs_to(target, [row.epoch - 0.5 for row in history[1:]], [row.running_error for row in history[1:]])
 
 
 def network(training: Training, setting: Setting) -> nn.Sequential:
-    """Three layers of convolution and one fully connected, B×3×32×32 → B×10.
+    """Three convolutional layers and a fully connected one, B×3×32×32 → B×10 logits.
 
-    As in the paper's own first layer, the first kernels have a stride, which halves the work. The activation comes after the
-    pooling: both are monotonic, so the order changes nothing but the work.
+    The first layer has a stride, as in the paper, which halves the work. The activation follows the pooling, which gives
+    the same result with less work, since both are monotonic.
     """
     k1, k2, k3 = training.kernels
     activation = nn.ReLU if setting.activation == "relu" else nn.Tanh
@@ -148,7 +149,7 @@ def network(training: Training, setting: Setting) -> nn.Sequential:
 
 
 class Run:
-    """One run. It can be taken further; its epochs survive a kill in `folder`, in a file named by all that decides it."""
+    """A run, which can be continued. Its checkpoint in `folder` is named by a hash of everything that decides the run."""
 
     def __init__(self, training: Training, setting: Setting, cifar: Cifar, folder: Path) -> None:
         self.training, self.setting, self.cifar = training, setting, cifar
@@ -161,12 +162,12 @@ class Run:
         self.measured_M = bits_N.argsort()[: training.measured]
 
     def advance(self, epochs: int) -> list[Epoch]:
-        """Trains until `epochs` are done, or the run diverges, or both errors are at the target; the history so far."""
+        """Trains until `epochs` are done, the run diverges, or both errors reach the target; returns the history so far."""
         state = self._load()
         if self._over(epochs):
             return self.history
         self.network = network(self.training, self.setting)
-        # at a constant rate and without decay, torch's rule is the paper's (§5)
+        # at a constant learning rate and without weight decay, torch's rule equals the paper's (§5)
         self.rule = torch.optim.SGD(self.network.parameters(), self.setting.rate, momentum=self.training.momentum)
         if state:
             self.network.load_state_dict(state["network"])
@@ -191,7 +192,8 @@ class Run:
         if not self.history:
             return False
         diverged = math.isnan(self.history[-1].training_error)
-        both = max(reached(self.training.target, self.history), reached_running(self.training.target, self.history))
+        target, history = self.training.target, self.history
+        both = max(epochs_to_target(target, history), epochs_to_target_running(target, history))
         return len(self.history) > epochs or diverged or math.isfinite(both)
 
     def _logits(self, rows_B: Tensor) -> Tensor:
@@ -201,7 +203,7 @@ class Run:
         return logits_BK.float()
 
     def _learn(self, epoch: int) -> float:
-        """Trains for one epoch; the running error, or NaN as soon as the loss is not finite."""
+        """Trains for one epoch; returns the running error, or NaN as soon as the loss is not finite."""
         pictures = len(self.cifar.labels_N)
         right = 0.0
         order_N = draws.bits("figure 1 order", self.setting.seed, epoch, torch.arange(pictures)).argsort()
@@ -239,7 +241,7 @@ class Run:
 
 
 def _code() -> str:
-    """Digest of the modules that decide a run: after an edit of one of them a run begins anew."""
+    """SHA-256 of the modules that decide a run; after an edit of one of them, runs start again."""
     here = Path(__file__)
     modules = [here, here.with_name("pictures.py"), Path(draws.__file__), Path(errors.__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in modules)).hexdigest()

@@ -1,4 +1,4 @@
-"""CIFAR-10's training pictures in memory, read through the source of that name (pipeline/sources/cifar10.py)."""
+"""CIFAR-10's training pictures in memory, read with the source pipeline/sources/cifar10.py."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Cifar:
     pictures_NHWC: Tensor
     """uint8, N×32×32×3."""
     labels_N: Tensor
-    """int64, from 0 to 9, in the order of the classes' names."""
+    """int64, 0 to 9; the classes are in the order of their names."""
     mean_HWC: Tensor
-    """The mean picture, float32."""
+    """The mean picture, float32, 0 to 255."""
     spread: float
-    """Standard deviation of the difference from it, over all pixels and colours."""
+    """Standard deviation of the pixels around the mean picture, over all pixels and colours."""
     sha256: str
-    """Digest of labels and pixels."""
+    """SHA-256 of labels and pixels."""
 
     @classmethod
     def of(cls, pictures_NHWC: Tensor, labels_N: Tensor) -> Cifar:
-        """The pictures with their mean, spread and digest; mean and spread come from sums of whole numbers."""
+        """The pictures with their mean, spread and digest; sums are over integers, so that they are exact."""
         total_HWC = square_HWC = torch.zeros(pictures_NHWC.shape[1:], dtype=torch.int64)
         for part_NHWC in pictures_NHWC.split(1000):  # type: ignore[no-untyped-call]
             total_HWC = total_HWC + part_NHWC.sum(dim=0, dtype=torch.int64)
@@ -50,9 +50,9 @@ class Cifar:
 
 
 def read(source: Cifar10, store: AnyPath) -> Cifar:
-    """Reads the training pictures that the source finds in the data store, or fetches to it.
+    """Reads the source's training pictures from the data store; a missing archive is fetched first.
 
-    `ValueError` if one cannot be decoded or has another size, and what the source raises.
+    `ValueError` if a picture cannot be decoded or has another size, and the errors of the source.
     """
     contents = source.contents(store)
     rows = contents.pictures.filter(pc.equal(contents.pictures["split"], "train"))
@@ -64,7 +64,7 @@ def read(source: Cifar10, store: AnyPath) -> Cifar:
 
 
 def _files(contents: Contents, store: AnyPath) -> Iterator[tuple[str, bytes]]:
-    """Archive and name of each training picture, and its bytes."""
+    """Yields "ARCHIVE: NAME" and the bytes of each training picture."""
     rows = contents.pictures.filter(pc.equal(contents.pictures["split"], "train"))
     archive, file = None, None
     for row in rows.select(["id", "archive", "offset", "length"]).to_pylist():

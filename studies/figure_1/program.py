@@ -1,10 +1,10 @@
-"""Figure 1: how many epochs a network needs to 25 % training error with relu and with tanh, each at its best rate (§3.1).
+"""Figure 1: the number of epochs to 25 % training error with relu and with tanh, each at its best learning rate (§3.1).
 
 Run:    make study NAME=figure_1   (python -m studies figure_1)
-Reads:  CIFAR-10 in the data store; it is fetched if it is not there
+Reads:  CIFAR-10 in the data store; a missing archive is fetched
 Writes: work/studies/figure_1/: curves.csv, figure-1.json, figure-1.png, and the runs' checkpoints
 Takes:  studies/figure_1/params.yaml: source, training, search, curves
-Expect: 243 epochs of 10 seconds on one idle core; after a kill it goes on with the last epoch
+Expect: 243 epochs of 10 seconds on one idle core; after a kill it resumes with the last epoch
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from studies.figure_1.four_layers import (
     Setting,
     Start,
     Training,
-    reached,
-    reached_running,
+    epochs_to_target,
+    epochs_to_target_running,
 )
 
 PARAMS = Path("studies/figure_1/params.yaml")
 OUT = stage.WORK / "studies/figure_1"
 
 Rates = dict[Start, dict[Activation, dict[str, Any]]]
-"""The rate that was chosen, and whether it lies `at_edge` of its grid."""
+"""Start → activation → the best `rate`, and whether it is `at_edge`, the smallest or largest of its grid."""
 
 Histories = dict[Start, dict[Activation, dict[int, list[Epoch]]]]
-"""By start, activation and seed."""
+"""Start → activation → seed → history."""
 
 Row = dict[str, Any]
 
@@ -55,16 +55,16 @@ TITLES: dict[Start, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """params.yaml, `search:` — how the rates are chosen."""
+    """params.yaml, `search:` — the search for the best learning rates."""
 
     seed: int
-    """None of those that are reported."""
+    """Seed of the runs of the search; it has to differ from the seeds of the reported runs."""
     epochs: tuple[int, int]
-    """For all rates, and then for the best of them."""
+    """Number of epochs for all rates, and for the `kept` best of them."""
     kept: int
-    """Rates that are tried for longer."""
+    """Number of rates that are trained for longer."""
     rates: dict[Start, tuple[float, ...]]
-    """For each start that is measured, the rates tried with both activations."""
+    """Start → ascending learning rates to try with both activations."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.epochs[0] <= self.epochs[1]:
@@ -85,9 +85,9 @@ class Curves:
     """params.yaml, `curves:` — the runs that are reported."""
 
     seeds: tuple[int, ...]
-    """One run of each activation for each."""
+    """Seeds; each activation is trained with each seed."""
     most_epochs: int
-    """A run that has not come down to the target by then is counted as one that never does."""
+    """The most epochs of a run; a run above the target then counts as one that never reaches it."""
 
     def __post_init__(self) -> None:
         if len(self.seeds) < 2 or len(set(self.seeds)) < len(self.seeds):
@@ -97,7 +97,7 @@ class Curves:
 
 
 def main() -> None:
-    """Chooses the rates, makes the runs, draws the figure, and says by what factor relu is faster."""
+    """Searches for the rates, trains the reported runs, draws the figure, and prints by what factor relu is faster."""
     training, wanted = params.read("training", Training, PARAMS), params.read("search", Search, PARAMS)
     reported = params.read("curves", Curves, PARAMS)
     if wanted.seed in reported.seeds:
@@ -108,7 +108,7 @@ def main() -> None:
         make = _runs(training)
         rates, tried = search(training, wanted, make)
         rows = curves(rates, reported, make)
-        numbers, figure = drawn(training.target, rates, histories(rows))
+        numbers, figure = draw(training.target, rates, histories(rows))
         with files.atomic(OUT / "curves.csv") as made:
             _write(made, [*({"part": "search", **row} for row in tried), *({"part": "curves", **row} for row in rows)])
         with files.atomic(OUT / "figure-1.json") as made:
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def search(training: Training, wanted: Search, make: Callable[[Setting], Run]) -> tuple[Rates, list[Row]]:
-    """Tries each rate of the grid: the best of each start and activation, and the epochs of all of them."""
+    """Trains with each rate of the grid; returns the best rate for each start and activation, and the rows of all runs."""
     chosen: Rates = {}
     rows: list[Row] = []
     for start, rates in wanted.rates.items():
@@ -137,9 +137,9 @@ def search(training: Training, wanted: Search, make: Callable[[Setting], Run]) -
 
 
 def best_rate(target: float, wanted: Search, runs: dict[float, Run]) -> float:
-    """The rate of the fewest epochs to the target; of those that do not reach it in time, the lowest error at the end.
+    """The rate with the fewest epochs to the target, or, if none reaches the target, with the lowest error at the end.
 
-    All rates are tried for the first number of epochs, the best of them for the second.
+    All rates are trained for the first number of epochs, and the `kept` best of them for the second.
     """
     trying = list(runs)
     for epochs, kept in zip(wanted.epochs, (wanted.kept, 1), strict=True):
@@ -149,13 +149,13 @@ def best_rate(target: float, wanted: Search, runs: dict[float, Run]) -> float:
 
 
 def _merit(target: float, history: list[Epoch]) -> tuple[float, float]:
-    """Less is better."""
+    """Epochs to the target, then the last error; lower is better."""
     error = history[-1].training_error
-    return reached(target, history), math.inf if math.isnan(error) else error
+    return epochs_to_target(target, history), math.inf if math.isnan(error) else error
 
 
 def curves(rates: Rates, reported: Curves, make: Callable[[Setting], Run]) -> list[Row]:
-    """Trains with each activation at its rate, with every seed; the epochs of all runs."""
+    """Trains each activation at its rate with every seed; returns the rows of all runs."""
     rows: list[Row] = []
     for start, of_start in rates.items():
         for seed in reported.seeds:
@@ -166,34 +166,34 @@ def curves(rates: Rates, reported: Curves, make: Callable[[Setting], Run]) -> li
 
 
 def histories(rows: Iterable[Mapping[str, Any]]) -> Histories:
-    """The runs from rows as `curves` gives them, or as a csv has them."""
-    found: Histories = {}
+    """The histories in rows that `curves` returned, or that were read from a CSV file."""
+    histories: Histories = {}
     for row in rows:
-        of_start = found.setdefault(row["start"], {name: {} for name in ACTIVATIONS})
+        of_start = histories.setdefault(row["start"], {name: {} for name in ACTIVATIONS})
         history = of_start[row["activation"]].setdefault(int(row["seed"]), [])
         history.append(Epoch(int(row["epoch"]), float(row["running_error"]), float(row["training_error"])))
-    return found
+    return histories
 
 
-def drawn(target: float, rates: Rates, found: Histories) -> tuple[dict[Start, dict[str, Any]], bytes]:
-    """The numbers of figure-1.json, and the figure as PNG."""
-    numbers = {start: summary(target, found[start]) | {"rates": rates[start]} for start in found}
+def draw(target: float, rates: Rates, histories: Histories) -> tuple[dict[Start, dict[str, Any]], bytes]:
+    """The numbers for figure-1.json, and the figure as PNG."""
+    numbers = {start: summary(target, histories[start]) | {"rates": rates[start]} for start in histories}
     panels = {
         TITLES[start]: {
             f"{activation}, rate {rates[start][activation]['rate']:g}": [
-                [row.training_error for row in history] for history in found[start][activation].values()
+                [row.training_error for row in history] for history in histories[start][activation].values()
             ]
             for activation in ACTIVATIONS
         }
-        for start in found
+        for start in histories
     }
     return numbers, figures.relu_and_tanh(panels, target)
 
 
 def summary(target: float, histories: dict[Activation, dict[int, list[Epoch]]]) -> dict[str, Any]:
-    """Epochs to the target for each activation and seed, and tanh's over relu's; null where the target was not reached."""
-    found: dict[str, Any] = {"epochs": {}, "factor": {}}
-    for name, count in (("training_error", reached), ("running_error", reached_running)):
+    """Epochs to the target for each activation and seed, and the ratio tanh / relu; None where the target was not reached."""
+    numbers: dict[str, Any] = {"epochs": {}, "factor": {}}
+    for name, count in (("training_error", epochs_to_target), ("running_error", epochs_to_target_running)):
         epochs = {
             activation: {seed: count(target, history) for seed, history in histories[activation].items()}
             for activation in ACTIVATIONS
@@ -206,17 +206,17 @@ def summary(target: float, histories: dict[Activation, dict[int, list[Epoch]]]) 
         )
         if len(known) < len(factors):
             said += f"; {len(factors) - len(known)} of {len(factors)} pairs have a run that did not reach it"
-        found["epochs"][name] = {
+        numbers["epochs"][name] = {
             activation: {str(seed): _finite(value) for seed, value in of_seeds.items()}
             for activation, of_seeds in epochs.items()
         }
-        found["factor"][name] = {
+        numbers["factor"][name] = {
             "of_seeds": [_finite(factor) for factor in factors],
             "mean": _finite(statistics.fmean(known)) if known else None,
             "std": _finite(statistics.stdev(known)) if len(known) > 1 else None,
             "said": said,
         }
-    return found
+    return numbers
 
 
 def _spread(values: list[float]) -> str:
@@ -228,12 +228,12 @@ def _finite(value: float) -> float | None:
 
 
 def _runs(training: Training) -> Callable[[Setting], Run]:
-    """Reads the pictures, and gives what makes a run of a setting."""
+    """Reads the pictures, and returns a function that makes the run of a setting."""
     source = params.read("source", Cifar10, PARAMS)
     cifar = pictures.read(source, machines.store(machines.read()))
     if training.measured > len(cifar.labels_N):
         raise ValueError(f"training.measured: {training.measured}, but there are {len(cifar.labels_N)} pictures")
-    torch.set_num_threads(1)  # then the same seed gives the same bits
+    torch.set_num_threads(1)  # with one thread the same seed gives the same bits
     return lambda setting: Run(training, setting, cifar, OUT / "runs")
 
 

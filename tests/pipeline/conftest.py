@@ -1,4 +1,4 @@
-"""What `evaluate` writes, for the tests of it and of what it keeps."""
+"""Fixtures with the outs of `evaluate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that flip in a file which is read back: an error that names it, or what was written; never anything else."""
+"""Flipping bytes of a file: reading it has to give an error that names the file, or the original contents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MOST = 100
-"""Places that are tried in a file, evenly, if none are named: a test takes tenths of a second."""
+"""Number of evenly spaced bytes to flip if `places` is None, so that a test takes tenths of a second."""
 
 
 def unsaid(
@@ -17,9 +17,9 @@ def unsaid(
     *,
     always: bool = False,
 ) -> list[str]:
-    """Flips the bytes at `places` one by one; where reading then is neither as before nor refused plainly.
+    """Flips the bytes at `places` one at a time; returns those where reading gives neither the old contents nor an error.
 
-    `always`: as before is a fault too. A byte that `read` gives nothing of may change nothing, and is to be seen.
+    `always`: the original contents are a fault, too, since every flip has to be detected.
     """
     data, expected, faults = file.read_bytes(), read(), []
     assert read() == expected, "it does not compare"

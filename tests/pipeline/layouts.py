@@ -1,4 +1,4 @@
-"""Small sets of pictures in the real layout of every source, made on the spot, and what an index of them has to say."""
+"""Small data sets in the real layout of every source, and the index that each has to give."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from tests.pipeline.miniature import jpeg
 WORDS = {"n01440764": "tench, Tinca tinca", "n02102040": "English springer", "n03417042": "garbage truck, dustcart"}
 WNIDS = tuple(WORDS)
 TRAIN, VAL, TEST = 4, 2, 1
-"""Pictures of each class."""
+"""Number of pictures of each class."""
 
 
 @dataclass
 class Layout:
-    """A set in a store: params.yaml's section, and what it holds."""
+    """A data set in a store: the section of params.yaml, and the expected contents."""
 
     section: dict[str, Any]
     rows: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
-    """By id: split, class and bytes."""
+    """Id → split, class and bytes."""
     words: dict[str, str] = field(default_factory=lambda: dict(WORDS))
     exact: bool = True
-    """The pictures lie in the store as they came; else only their number and classes are known."""
+    """Whether the store has the pictures' own bytes; if not, only their number and classes are known."""
 
     def add(self, name: str, split: str, wnid: str) -> bytes:
-        """One more picture."""
+        """Adds a picture to the expected contents."""
         data = jpeg(len(self.rows), 40)
         self.rows[name] = (split, wnid, data)
         return data
 
 
 def write(files: Mapping[str, bytes], folder: Path) -> None:
-    """Files below a folder."""
+    """Writes files below a folder."""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 
 
 def tar(files: Mapping[str, bytes], kind: int = tarfile.GNU_FORMAT) -> bytes:
-    """A tar of files; a name that ends in a slash is a folder."""
+    """Packs a tar of files; a name that ends in a slash is a folder."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=kind) as opened:
         for name, data in files.items():
@@ -65,7 +65,7 @@ def tar(files: Mapping[str, bytes], kind: int = tarfile.GNU_FORMAT) -> bytes:
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
-    """A zip of files, compressed."""
+    """Packs a compressed zip of files."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, data in files.items():
@@ -74,7 +74,7 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 def ilsvrc(store: Path, year: int) -> Layout:
-    """The archives of a year; the numbers of the classes are not in the order of their WordNet ids."""
+    """Makes a year's archives; the classes' numbers are not in the order of their WordNet ids."""
     layout = Layout({"name": f"ilsvrc{year}", "classes": "all", "complete": False})
     number = {wnid: 1 + (place + 1) % len(WNIDS) for place, wnid in enumerate(WNIDS)}
     train: dict[str, dict[str, bytes]] = {}
@@ -113,7 +113,7 @@ def ilsvrc(store: Path, year: int) -> Layout:
 
 
 def meta(year: int, classes: Mapping[str, tuple[int, int]]) -> bytes:
-    """A devkit's meta.mat: number and training pictures of each class, and the inner node above them."""
+    """Makes a devkit's meta.mat: each class's number and count of training pictures, and their common inner node."""
     fields = (f"ILSVRC{year}_ID", "WNID", "words", "num_children", "children", "num_train_images")
     synsets = np.empty((len(classes) + 1, 1), dtype=[(name, object) for name in fields])
     for row, (wnid, (number, count)) in enumerate(classes.items()):
@@ -126,7 +126,7 @@ def meta(year: int, classes: Mapping[str, tuple[int, int]]) -> bytes:
 
 
 def synsets(store: Path) -> Layout:
-    """Tars of synsets, two by themselves and one in a tar of tars. Which pictures are held out is not known here."""
+    """Makes tars of synsets, two single ones and a tar of tars. The expected contents leave open which pictures are held out."""
     layout = Layout({"name": "synsets", "folder": "fall11", "classes": "all", "val_share": 0.25, "seed": 0})
     layout.words["n03417042"] = "n03417042"
     tars = {
@@ -140,7 +140,7 @@ def synsets(store: Path) -> Layout:
 
 
 def imagefolder(store: Path) -> Layout:
-    """Class folders with what one finds in them: odd endings, hidden files, names that are there twice."""
+    """Makes class folders with oddities: unusual extensions, hidden files, equal names."""
     layout = Layout({"name": "imagefolder", "folder": "my/pets", "classes": "all", "val_share": 0.0, "seed": 0})
     layout.words = {name: name for name in ("Cat", "dog breed", "ümlaut")}
     files = {}
@@ -158,7 +158,7 @@ def imagefolder(store: Path) -> Layout:
 
 
 def kaggle(store: Path) -> Layout:
-    """Kaggle's copy of ILSVRC-2012: the validation pictures in one folder, their classes in a list."""
+    """Makes Kaggle's copy of ILSVRC-2012: the validation pictures in one folder, their classes in a list."""
     layout = Layout({"name": "imagefolder", "folder": "kaggle", "classes": "all", "val_share": 0.0, "seed": 0})
     base, files, solution = "ILSVRC/Data/CLS-LOC", {}, ["ImageId,PredictionString"]
     for wnid in WNIDS:
@@ -178,7 +178,7 @@ def kaggle(store: Path) -> Layout:
 
 
 def imagenette(store: Path) -> Layout:
-    """fast.ai's archive."""
+    """Makes fast.ai's archive."""
     layout = Layout({"name": "imagenette", "size": 160, "classes": "all", "complete": False})
     layout.words["n02102040"] = "English springer, English springer spaniel"
     files = {"imagenette2-160/": b"", "imagenette2-160/noisy_imagenette.csv": b"path,noisy_labels_0\n"}
@@ -192,7 +192,7 @@ def imagenette(store: Path) -> Layout:
 
 
 def tiny_imagenet(store: Path, unpacked: bool = False) -> Layout:
-    """Stanford's zip, or what unzip makes of it."""
+    """Makes Stanford's zip, packed or unpacked."""
     layout = Layout({"name": "tiny_imagenet", "classes": "all", "complete": False})
     files: dict[str, bytes] = {"wnids.txt": "\n".join(reversed(WNIDS)).encode()}
     for wnid in WNIDS:
@@ -213,7 +213,7 @@ def tiny_imagenet(store: Path, unpacked: bool = False) -> Layout:
 
 
 def cifar10(store: Path) -> Layout:
-    """The binary archive: a byte for the class, then three planes of 32 x 32."""
+    """Makes the binary archive: a byte for the class, then three planes of 32 × 32."""
     layout = Layout({"name": "cifar10", "classes": "all", "complete": False})
     layout.words = {name: name for name in ("airplane", "bird", "ship")}
     names = ["ship", "airplane", "bird"]
@@ -241,7 +241,7 @@ def cifar10(store: Path) -> Layout:
 
 
 def huggingface(store: Path) -> Layout:
-    """Files of imagenet-1k as the Hub has them: compressed columns, labels by rank, the WordNet id in the path."""
+    """Makes imagenet-1k's files as on the Hub: compressed columns, labels in WordNet order, WordNet ids in the paths."""
     layout = Layout(
         {
             "name": "huggingface",
@@ -274,7 +274,7 @@ def huggingface(store: Path) -> Layout:
 
 
 def parquet(rows: list[dict[str, Any]], file: Path, names: list[str] | None = None) -> None:
-    """Rows of pictures and labels as the library `datasets` writes them."""
+    """Writes rows of pictures and labels as the library `datasets` does."""
     features = {"image": {"_type": "Image"}, "label": {"names": names or list(WORDS.values()), "_type": "ClassLabel"}}
     schema = pa.schema(
         {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()},

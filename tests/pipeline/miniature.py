@@ -1,4 +1,4 @@
-"""Shards of a few small pictures, made on the spot, for tests of what reads them."""
+"""Shards of a few small pictures, for tests of their readers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.shards.tables import Manifest, Shard, Synset
 
 
 def jpeg(number: int, side: int) -> bytes:
-    """A picture of coarse patches of colour under noise, another for every number.
+    """A JPEG of coarse colour patches with noise; each number gives another picture.
 
-    Without the noise its flat parts would tie in max-pooling, and rounding alone would say where a gradient goes.
+    Without noise, flat areas would tie in max-pooling, and rounding would decide where a gradient goes.
     """
     lots = np.random.default_rng(number)
     coarse = Image.fromarray(lots.integers(60, 196, (4, 4, 3), dtype=np.uint8))
@@ -32,7 +32,7 @@ def jpeg(number: int, side: int) -> bytes:
 
 
 def shard(file: Path, numbers: Sequence[int], labels: Sequence[int], side: int, group: int) -> Shard:
-    """Writes the pictures of these numbers as one shard, `group` to a row group."""
+    """Writes the pictures with these numbers as a shard with `group` rows in a row group."""
     classes = [Synset(wnid=f"n{label:08}", words=f"class {label}") for label in range(max(labels) + 1)]
     rows = {
         "image": [{"bytes": jpeg(number, side), "path": f"{number}.jpg"} for number in numbers],
@@ -50,7 +50,7 @@ def shard(file: Path, numbers: Sequence[int], labels: Sequence[int], side: int, 
 
 
 def prepared(folder: Path, train: int, val: int, classes: int, side: int = 256) -> Manifest:
-    """What `resize` and `mean` would leave in `folder`: data/shards/, the training pictures in two, and data/mean.npz."""
+    """Writes the outs of `resize` and `mean` to `folder`: data/shards/, with two training shards, and data/mean.npz."""
     shards, first = folder / "data/shards", train // 2
     shards.mkdir(parents=True)
     parts = {"train-0": range(first), "train-1": range(first, train), "val-0": range(train, train + val)}

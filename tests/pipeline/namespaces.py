@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with a link between them, and a default route, as real machines have."""
+"""Two hosts on one machine: network namespaces with a link between them and a default route, as on real machines."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import pytest
 
 @dataclass(frozen=True)
 class Host:
-    """One of them."""
+    """A network namespace as a host."""
 
     name: str
     address: str
 
     def command(self, words: Sequence[object]) -> list[str]:
-        """A command as it has to be called to run there."""
+        """The command line that runs a command on the host."""
         return ["ip", "netns", "exec", self.name, *map(str, words)]
 
     def run(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Runs a command there; by itself it may fail."""
+        """Runs a command on the host; it may fail."""
         return subprocess.run(self.command(words), capture_output=True, text=True, check=False, **options)
 
     def listening(self) -> set[tuple[str, str]]:
-        """Address and program of each socket that listens there."""
+        """Address and program of each listening socket on the host."""
         lines = [line.split() for line in self.run("ss", "-Hltnp").stdout.splitlines()]
         return {(line[3], line[5].split('"')[1] if len(line) > 5 else "") for line in lines}
 
     def link(self, state: Literal["up", "down"]) -> None:
-        """Takes its link away, without a word to either side, or brings it back."""
+        """Cuts the host's link without notice to either side, or restores it."""
         links = subprocess.run(["ip", "-n", self.name, "-o", "link"], check=True, capture_output=True, text=True)
         (link,) = (line.split()[1].partition("@")[0] for line in links.stdout.splitlines() if "@" in line)
         subprocess.run(["ip", "-n", self.name, "link", "set", link, state], check=True)
@@ -42,7 +42,7 @@ class Host:
 
 @contextlib.contextmanager
 def hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts that reach each other; the test is skipped where they cannot be made."""
+    """Two hosts that reach each other; the test is skipped if namespaces cannot be created."""
     mark = f"alexnet-{os.getpid()}"
     pair = Host(f"{mark}-a", "10.199.1.1"), Host(f"{mark}-b", "10.199.1.2")
     ends = f"ax{os.getpid()}a", f"ax{os.getpid()}b"

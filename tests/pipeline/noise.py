@@ -1,4 +1,4 @@
-"""A working copy as it is before `evaluate`: pictures of noise, and a network that was never trained."""
+"""A working copy before `evaluate`: pictures of noise, and an untrained network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.sections import PAPER
 WORDS = (r"$\frac{$", "none", "<script>alert(1)</script>", "=1\r", "猫", "\x1b[2J", "class")
 
 CLASSES = tuple(Synset(wnid=f"n{k}", words=f"{words}, other word") for k, words in enumerate(WORDS))
-"""Of names that ended the report once, or would be something else in it."""
+"""Classes with names that once broke the report, or that are markup in it."""
 
 MODEL = dataclasses.replace(
     PAPER,
@@ -54,7 +54,7 @@ RESULTS = Results(
 
 
 def world(folder: Path) -> Manifest:
-    """A working copy whose pictures are noise and whose network was never trained, but answers differently to each."""
+    """A working copy with pictures of noise and an untrained network, whose output differs for each picture."""
     (folder / "data/shards").mkdir(parents=True)
     generator = np.random.default_rng(0)
     made: dict[str, tuple[Shard, ...]] = {}
@@ -107,7 +107,7 @@ def save(handle: Any) -> None:
 
 
 def parts(folder: Path, manifest: Manifest) -> dict[str, list[Path]]:
-    """The parts that the workers would make, made here."""
+    """Makes the workers' parts in this process."""
     network, facts = trained.load((folder / "data/model.pt").read_bytes(), manifest, "val")
     made: dict[str, list[Path]] = {"val": [], "train": []}
     for split, shards in manifest.shards.items():
@@ -120,7 +120,7 @@ def parts(folder: Path, manifest: Manifest) -> dict[str, list[Path]]:
 
 
 def as_test(manifest: Manifest) -> Manifest:
-    """The same pictures, those of val as the test split."""
+    """The same shards, with the validation pictures as the test split."""
     return dataclasses.replace(
         manifest, shards={"train": manifest.shards["train"], "val": (), "test": manifest.shards["val"]}
     )

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, moto's, which also refuses, fails and counts as it is told to."""
+"""An S3 server on loopback (moto), which can refuse, fail, and count requests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ REFUSED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Er
 
 
 class ObjectStore:
-    """The server: what it was asked, and what it shall not answer."""
+    """The server, its log of requests, and its faults."""
 
     def __init__(self) -> None:
         self.endpoint = ""
         self.asked: list[tuple[str, str]] = []
-        """Method and path with its query, of every request."""
+        """Method and path, with the query, of every request."""
         self.fails: Callable[[str, str], bool] = lambda _method, _path: False
         self.latency = 0.0
         """Seconds before each answer."""
@@ -45,7 +45,7 @@ class ObjectStore:
         return self._inner(environ, start)
 
     def bucket(self) -> str:
-        """A new one."""
+        """Creates a bucket."""
         self._buckets += 1
         name = f"bucket-{self._buckets}"
         self.system.create_dir(name)
@@ -53,7 +53,7 @@ class ObjectStore:
 
     @property
     def system(self) -> fs.S3FileSystem:
-        """Another client than that of `pipeline.runtime.paths`."""
+        """A client that is independent of `pipeline.runtime.paths`."""
         return fs.S3FileSystem(
             access_key=KEY,
             secret_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
@@ -63,7 +63,7 @@ class ObjectStore:
         )
 
     def fill(self, folder: Path, place: str) -> None:
-        """Copies a folder there, links followed."""
+        """Copies a folder to the store; links are followed."""
         for file in folder.rglob("*"):
             if file.is_file():
                 # Arrow would compress what ends in .gz
@@ -72,7 +72,7 @@ class ObjectStore:
                     out.write(file.read_bytes())
 
     def contents(self, place: str) -> dict[str, bytes]:
-        """The files below, by their path from there."""
+        """The files below a folder, by relative path."""
         found = self.system.get_file_info(fs.FileSelector(place, recursive=True, allow_not_found=True))
         files = [info.path for info in found if info.type == fs.FileType.File]
         return {path.removeprefix(f"{place}/"): self.system.open_input_file(path).readall() for path in sorted(files)}
@@ -80,7 +80,7 @@ class ObjectStore:
 
 @contextlib.contextmanager
 def serving() -> Iterator[ObjectStore]:
-    """The server, for as long as it is needed."""
+    """Runs the server while the block does."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 

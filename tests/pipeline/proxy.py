@@ -1,4 +1,4 @@
-"""A proxy on loopback before a real server, that can be switched: passes, answers 500, hangs, is slow, loses answers."""
+"""A proxy on loopback in front of a real server, with faults: it answers 500, hangs, is slow, or loses answers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ FAULTS = ("500", "401", "garbage", "hang", "slow", "trickle", "cut")
 
 @dataclass
 class Proxy:
-    """How it behaves, and what it has seen."""
+    """The proxy's behaviour, and the requests that it saw."""
 
     url: str
     mode: str = "pass"
     """pass, lose (the server gets it, but its answer is lost), or one of `FAULTS`."""
     passed: int = 0
     wanted: str | None = None
-    """The Authorization without which it is 401."""
+    """The Authorization header to require; other requests get 401."""
     over: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
 def proxied(target: str) -> Iterator[Proxy]:
-    """Stands before `target` while the block runs; after it nobody who hangs is kept."""
+    """Runs a proxy for `target` while the block does; then closes all hanging connections."""
     state = Proxy(url="")
 
     class Handler(BaseHTTPRequestHandler):
@@ -111,7 +111,7 @@ def say(handler: BaseHTTPRequestHandler, status: int, data: bytes, kind: str = "
 
 
 def until(condition: Any, seconds: float = 60) -> None:
-    """Waits for it, or fails."""
+    """Waits for a condition; fails after a limit."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that misbehaves as it is told to."""
+"""An HTTP server on loopback with faults that a test chooses."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from typing import Any
 
 @dataclass
 class File:
-    """What is answered to a path, and how."""
+    """The answer for a path, and its faults."""
 
     data: bytes = b""
     status: int = 200
-    """Another than 200 is answered as it is; for `failures` requests only, if those are given."""
+    """Status of the answer; if `failures` is given, only that many requests get a status other than 200."""
     failures: int = -1
     headers: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
     etag: bool = True
     length: int | None = None
-    """What the server says instead of the length."""
+    """A false length to send instead of the true one."""
     chunked: bool = False
     without_length: bool = False
     cut: Callable[[int], int | None] = lambda _: None
-    """After how many bytes the connection is cut, by the number of the request; None: not at all."""
+    """Number of a request → bytes after which the connection is cut; None: never."""
     drip: tuple[int, float] | None = None
     """Bytes of the body at a time, and seconds between them."""
     never_begins: float = 0.0
-    """Seconds between the letters of a header that has no end."""
+    """Seconds between the letters of a header that never ends."""
     kind: str = "application/octet-stream"
     after: Callable[[File], None] = lambda _: None
     """Called after each answer."""
     wanted: str | None = None
-    """The Authorization without which it is 401."""
+    """The Authorization header to require; other requests get 401."""
 
 
 @dataclass
 class Server:
-    """What it serves, and what was asked."""
+    """The server's files, and its log of requests."""
 
     url: str
     files: dict[str, File] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """Path and headers of each request."""
     sent: int = 0
-    """Bytes of bodies."""
+    """Number of bytes of bodies sent."""
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[Server]:
-    """Runs while the block does."""
+    """Runs the server while the block does."""
     state = Server(url="")
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The stage `download` as a user meets it: its outs, read against the archives, reruns, kills, settings."""
+"""The stage `download`: its outs compared with the archives, reruns, kills, settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS = {"name": "sample", "seed": 3, "train_images": 30, "val_images": 10}
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working copy with a params.yaml, and nothing of this machine."""
+    """An empty working copy with a params.yaml and no machine.yaml."""
     for name in ("DVC_ROOT", "DVC_STAGE", "ALEXNET_MACHINE", "ALEXNET_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

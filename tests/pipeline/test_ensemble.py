@@ -1,4 +1,4 @@
-"""Ensembles: against a plain loop over all probabilities at once; what does not belong together; experiments of DVC."""
+"""Ensembles: compared with a plain loop; refused combinations; DVC experiments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def labels(count: int = PICTURES) -> list[int]:
 
 
 def answers(seed: int, count: int = PICTURES, classes: int = CLASSES) -> np.ndarray:
-    """Probabilities that lean towards the label, B×K."""
+    """Random probabilities B×K that favour the label."""
     lots = np.random.default_rng(seed + 1)
     logits = lots.normal(size=(count, classes)) + 1.5 * np.eye(classes)[np.array(labels(count)) % classes]
     powers = np.exp(logits)
@@ -46,7 +46,7 @@ def answers(seed: int, count: int = PICTURES, classes: int = CLASSES) -> np.ndar
 def written(
     file: Path, shares: np.ndarray, *, order: Any = None, group: int = 128, ids: Any = None, given: Any = None
 ) -> Path:
-    """What `evaluate` keeps of these probabilities, its rows in another order if one is given."""
+    """Writes predictions as `evaluate` does; `order` permutes the rows."""
     order = np.arange(len(shares)) if order is None else order
     ids = [f"val_{number:05}" for number in range(len(shares))] if ids is None else ids
     given = labels(len(shares)) if given is None else given
@@ -64,7 +64,7 @@ def opened(*files: Path) -> Iterator[list[Member]]:
 
 
 def errors_of(shares: np.ndarray, top: int) -> float:
-    """By a loop."""
+    """The error rates, computed by a loop."""
     wrong = 0
     for row, label in zip(shares, labels(len(shares)), strict=True):
         wrong += label not in np.argsort(-row)[:top]
@@ -170,7 +170,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_predictions_that_are_sealed_are_refused_with_any_other_byte(tmp_path: Path) -> None:
-    """By their folder and by themselves; a copy without SHA256SUMS is taken as it is."""
+    """Named by their folder and by the file; a copy without SHA256SUMS is accepted."""
     file = written(tmp_path / "run/predictions.parquet", answers(0, 20))
     digests.seal(file.parent)
     for name in (str(file), str(file.parent)):

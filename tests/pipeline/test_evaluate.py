@@ -1,4 +1,4 @@
-"""Evaluation: against a loop over single pictures and views; every picture once; the same bytes with any workers."""
+"""Evaluation: compared with a loop over pictures and views; every picture once; equal bytes with any number of workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.pipeline.noise import CLASSES, RESULTS, as_test, rows_of, world
 
 
 def probabilities(network: AlexNet, mean: torch.Tensor, image: np.ndarray) -> np.ndarray:
-    """Of ten patches of one picture, cut out by hand: V×K, each beside its mirror image, the centre third."""
+    """Probabilities V×K of ten patches of a picture, cut out by hand: each next to its mirror image, the centre third."""
     patches = []
     for y, x in [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]:
         patch = image[y : y + 224, x : x + 224].astype(np.float32)
@@ -69,7 +69,7 @@ def test_errors_and_probabilities_equal_a_loop(summarized: tuple[Path, Manifest,
 def test_the_views_of_a_network_that_learned_with_the_mean_at_the_patch_are_less_that(
     summarized: tuple[Path, Manifest, dict[str, Any]],
 ) -> None:
-    """As `caffe` learns: the picture less the mean picture, and then its ten views."""
+    """As in the recipe `caffe`: the mean picture is subtracted first, then the ten views are cut."""
     folder, manifest, _ = summarized
     network, facts = build.load(io.BytesIO((folder / "data/model.pt").read_bytes()))
     batches = forward.batches(folder / "data/shards" / manifest.shards["val"][1].file, 2)
@@ -259,7 +259,7 @@ def test_equal_first_words_are_told_apart() -> None:
 @pytest.mark.filterwarnings("ignore")  # of Ray and MLflow, whose code runs here
 @pytest.mark.usefixtures("ray_session")
 def test_the_stage_gives_equal_bytes_with_any_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker, two, and two after a stop that left one part behind; MLflow holds the errors and a model."""
+    """One worker, two, and two after a stop that left one finished part; MLflow has the errors and a model."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS", "DVC_STAGE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The mean over shards by Ray against numpy's over the decoded pictures."""
+"""The stage `mean`, compared with numpy's mean of the decoded pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names are data: nasty ones through all that keeps, shows or refuses them, from the store to the report and MLflow."""
+"""Unusual names in everything that stores, shows or refuses them, from the data store to the report and MLflow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline import download, ensemble, evaluate, report, resize
 from pipeline.archives.contents import Contents
 from pipeline.evaluation import scores, trained, vectors
 from pipeline.evaluation.results import Results
-from pipeline.runtime import digests, params, said, stage, web
+from pipeline.runtime import digests, params, printing, stage, web
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
@@ -38,7 +38,7 @@ from tests.pipeline.miniature import jpeg
 ROOT = Path(__file__).parents[2]
 
 CLASSES = tuple(Synset(wnid=wnid, words=words) for wnid, words in zip(sorted(map(repr, NASTY)), NASTY, strict=True))
-"""The ids are as nasty as the words, but never empty."""
+"""The ids are as unusual as the words, but never empty."""
 
 HEAD = ["label", "wnid", "words", "images", "top1_error", "top5_error"]
 
@@ -59,7 +59,7 @@ def results() -> Results:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `evaluate` and `resize` leave of a picture of each class: the next class is guessed, and once there is no answer."""
+    """Outs of `resize` and `evaluate` with a picture of each class; the guess is the next class, and once there is none."""
     folder, count = tmp_path_factory.mktemp("nasty"), len(CLASSES)
     shares = torch.eye(count).roll(1, 1)
     shares[NASTY.index("crane")] = torch.nan
@@ -206,7 +206,7 @@ class Terminal(io.TextIOWrapper):
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
 def test_what_is_said_is_no_command_to_a_terminal(encoding: str) -> None:
     stream = Terminal(encoding)
-    said.say(*NASTY, *UNUSABLE, to=stream)
+    printing.say(*NASTY, *UNUSABLE, to=stream)
     lines = stream.written().split("\n")
     assert len(lines) == len(NASTY) + len(UNUSABLE) + 1
     assert all(line.isprintable() for line in lines)
@@ -233,7 +233,7 @@ def test_a_summary_of_the_store_is_a_line_for_each_note(capsys: pytest.CaptureFi
     rows = {name: pa.array([], kind.type) for name, kind in zip(tables.INDEX.names, tables.INDEX, strict=True)}
     empty = tables.collect([], tables.ARCHIVES)
     found = Contents(classes=CLASSES, pictures=pa.table(rows), archives=empty, drawn=False, notes=NASTY)
-    said.say(*download.summary("imagefolder", found))
+    printing.say(*download.summary("imagefolder", found))
     out = capsys.readouterr().out
     assert len(out.splitlines()) == len(NASTY) + 1
     assert "\x1b" not in out
@@ -302,7 +302,7 @@ def test_a_class_folder_of_any_name_is_indexed_as_it_is(tmp_path: Path, monkeypa
 def test_pictures_of_classes_of_any_name_come_to_shards_and_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two in each folder, of which one is damaged; a picture is found in its shard by its id, as for the report."""
+    """Each folder has two pictures, one of them damaged; a picture is found in its shard by its id, as in the report."""
     names = sorted(name for name in NASTY if name and not {*"/\x00"} & {*name} and len(name.encode()) < 256)
     settle(tmp_path, PETS, monkeypatch)
     resizing = {**params.load(ROOT / "params.yaml")["resize"], "side": 32, "max_rejected": 0.9}
@@ -364,7 +364,7 @@ def test_a_name_that_is_no_text_anywhere_else_in_a_store_is_told_as_plainly(tmp_
         raise AssertionError
 
     with pytest.raises(ValueError, match=r"store: the name 'half \\ud83d' is no Unicode text. Rename"):
-        download.readable(contents, tmp_path / "store")
+        download.read_contents(contents, tmp_path / "store")
 
 
 def test_classes_whose_words_are_no_text_or_that_have_no_name_are_refused() -> None:

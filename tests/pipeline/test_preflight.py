@@ -1,4 +1,4 @@
-"""What is wrong with the settings or the machine is told before the first stage works, all of it at once."""
+"""Preflight: all faults of the settings and the machine are reported at once, before the first stage works."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the params.yaml of the repository, which is found good there."""
+    """A folder with the repository's params.yaml, which passes."""
     monkeypatch.chdir(tmp_path)
     for name in ("ALEXNET_MACHINE", "RAY_ADDRESS", "DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)

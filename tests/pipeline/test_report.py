@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, says what its numbers are worth, escapes what it quotes."""
+"""The report: one page without external files, with intervals for its numbers, and with escaped text."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def page(manifest: Manifest, settings: dict[str, Any] | None = None, *shown: str
 
 
 class Links(html.parser.HTMLParser):
-    """Collects all that a browser would fetch."""
+    """Collects all URLs that a browser would fetch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ def test_the_stage_writes_equal_bytes_twice(here: Manifest, monkeypatch: pytest.
 
 
 def test_any_other_byte_of_what_the_page_shows_is_refused(here: Manifest) -> None:
-    """metrics.json, the curves, the tables and the counts."""
+    """Each byte of metrics.json, the curves, the tables and the counts."""
     classes = trained.names(CLASSES)
     for file, read in (
         (report.METRICS, lambda: report.read_metrics(report.METRICS)),
@@ -345,7 +345,7 @@ def test_a_table_that_is_gone_is_not_a_figure_left_out(here: Manifest, monkeypat
     ],
 )
 def test_a_history_that_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
-    """Though it is sealed: other code may have written it."""
+    """Even if it is sealed: other code may have written it."""
     file = tmp_path / "epochs.csv"
     file.write_bytes(text.encode(errors="surrogateescape"))
     digests.seal(tmp_path)

@@ -1,4 +1,4 @@
-"""A small set with every oddity, through real archives and Ray: nothing is lost, nothing depends on who did it."""
+"""The stage `resize` on a small set with every oddity: nothing is lost, and the number of workers changes nothing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def drawn(seed: int, height: int = 40, width: int = 50) -> Image.Image:
 
 
 def pictures() -> dict[str, bytes]:
-    """Thirty files by id; three of them are no pictures."""
+    """Thirty files by id; three of them cannot be decoded."""
     exif = Image.Exif()
     exif[0x0112] = 6
     odd = [
@@ -162,7 +162,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def alone(folder: Path, section: Resize = SECTION) -> Manifest:
-    """The stage without Ray: a loop in this process."""
+    """Runs the stage without Ray, as a loop in this process."""
     index = resize.read_index(resize.INDEX)
     name = resize.key(section, index)
     machine = Machine()
@@ -221,7 +221,7 @@ def test_the_stage_says_what_the_pictures_were(
 
 
 def test_raw_shards_hold_the_pixels_that_jpegs_were_made_of(copy: Path, made: Path) -> None:
-    """Read by Pillow; and otherwise they are the shards of JPEGs, row by row."""
+    """The pixels are read by Pillow; the other columns equal those of JPEG shards, row by row."""
     section = dataclasses.replace(SECTION, quality="raw")
     alone(copy, section)
     known = pictures()
@@ -239,7 +239,7 @@ def test_raw_shards_hold_the_pixels_that_jpegs_were_made_of(copy: Path, made: Pa
 
 
 def test_a_row_group_is_some_megabytes_also_of_raw_pixels(copy: Path) -> None:
-    """Training keeps one of them for each of its streams."""
+    """Training keeps one row group in memory for each of its streams."""
     index = resize.read_index(resize.INDEX)
     many = dataclasses.replace(index, rows=pa.concat_tables([index.rows] * 5))
     sizes = {}
@@ -297,17 +297,17 @@ def test_each_row_is_its_picture(made: Path) -> None:
 
 
 def test_the_order_is_a_shuffle_that_the_seed_decides() -> None:
-    orders = [resize.shuffled(1000, seed, split).tolist() for seed in (0, 1) for split in ("train", "val")]
+    orders = [resize.random_order(1000, seed, split).tolist() for seed in (0, 1) for split in ("train", "val")]
     for order in orders:
         assert sorted(order) == list(range(1000))
         # Of two random orders, 1 place in 1,000 agrees
         assert sum(place == row for place, row in enumerate(order)) < 10
     assert len({tuple(order) for order in orders}) == 4
-    assert resize.shuffled(1000, 1, "val").tolist() == orders[3]
+    assert resize.random_order(1000, 1, "val").tolist() == orders[3]
 
 
 def test_the_order_does_not_depend_on_the_index_s(copy: Path) -> None:
-    """Another source lists the same pictures in another order."""
+    """The same pictures, listed in another order."""
     index = resize.read_index(resize.INDEX)
     turned = dataclasses.replace(index, rows=index.rows.take(np.arange(30)[::-1].copy()))
     plans = [resize.plan(SECTION, each, copy, copy) for each in (index, turned)]
@@ -448,7 +448,7 @@ def test_contents_of_another_kind_are_named(copy: Path, change: dict[str, Any], 
 
 
 def first_row(folder: Path) -> dict[str, Any]:
-    """A picture in the middle of an archive, as a worker's task names it."""
+    """The row of a picture in the middle of an archive, as in a worker's task."""
     rows: list[dict[str, Any]] = resize.read_index(folder / resize.INDEX).rows.to_pylist()
     return rows[10]
 
@@ -501,7 +501,7 @@ def test_what_is_read_ahead_is_bounded_by_bytes_and_not_by_pictures_alone() -> N
 
 
 def test_a_picture_by_itself_that_became_another_is_refused(tmp_path: Path) -> None:
-    """Of as many bytes, or of more of which the first are as before."""
+    """The new picture has as many bytes, or more with the old ones first."""
     row = {"archive": "cat.jpg", "id": "cat", "offset": 0, "length": 3, "archive_bytes": 3, "crc32": zlib.crc32(b"cat")}
     for data, said in ((b"dog", "byte 0: cat: other bytes than were indexed"), (b"cats", "has 4 bytes, had 3")):
         (tmp_path / "cat.jpg").write_bytes(data)

@@ -1,4 +1,4 @@
-"""A disk that has no room for what is fetched, drawn or repacked: what is said, and what is left."""
+"""A full disk while an archive is fetched, drawn or repacked: the messages, and the files that are left."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def limited() -> Iterator[None]:
-    """No file gets longer than 100,000 bytes."""
+    """Limits every file to 100,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     yield
@@ -50,7 +50,7 @@ def limited() -> Iterator[None]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """One of 1 MiB."""
+    """A disk of 1 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
@@ -81,7 +81,7 @@ def zipped(file: Path, names: int = 1) -> Path:
 
 def repack(file: Path, unpack: Callable[[Path], repacked.Files]) -> None:
     stored = StorePath(file.parent) / file.name
-    repacked.tree_of(stored, tars.hashed(stored), unpack)
+    repacked.tree_of(stored, tars.hash_file(stored), unpack)
 
 
 def files(folder: Path) -> set[str]:
@@ -94,7 +94,7 @@ def test_what_is_repacked_and_finds_no_room_leaves_nothing(tmp_path: Path, reque
     with pytest.raises(
         OSError, match=rf"^{tmp_path}/repacked: no room for a\.tgz-\w+\.tar: File too large after"
     ) as caught:
-        repack(file, repacked.untarred)
+        repack(file, repacked.untar)
     assert str(caught.value).endswith(f"free\n{TODO}")
     assert files(tmp_path) == {"a.tgz"}
 
@@ -127,7 +127,7 @@ def test_an_archive_that_does_not_fit_unpacked_is_refused_before_it_is_repacked(
         rf"^{disk}/repacked: no room for a\.{kind}-\w+\.tar: (1\.1|0\.6) MiB are needed, and (1\.0|0\.4) MiB are free\n"
     )
     with pytest.raises(OSError, match=said):
-        repack(file, repacked.unzipped if kind == "zip" else repacked.untarred)
+        repack(file, repacked.unzip if kind == "zip" else repacked.untar)
     assert files(disk) == {file.name}
 
 
@@ -138,7 +138,7 @@ def test_a_disk_that_fills_while_it_is_repacked_leaves_nothing(disk: Path) -> No
     with pytest.raises(
         OSError, match=rf"^{disk}/repacked: no room for .*\.tar: 0\.3 MiB are needed, and 0\.1 MiB are free"
     ):
-        repack(file, repacked.untarred)
+        repack(file, repacked.untar)
     assert files(disk) == {"a.tgz"}
 
 

@@ -1,4 +1,4 @@
-"""Training, as users run it: killed and started again it ends the same, wherever the columns are; whose results are whose."""
+"""The stage `train` as users run it: after a kill it gives the same result under any placement; reuse of finished runs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ OTHERS: dict[str, Any] = {
     "log_steps": 3,
     "streams": 5,
 }
-"""For every parameter another value than above."""
+"""A different value for every parameter above."""
 
 
 def copy(folder: Path) -> Path:
@@ -158,7 +158,7 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def recorded(folder: Path) -> None:
-    """A dvc.lock that knows the model."""
+    """Writes a dvc.lock with the model's hash."""
     md5 = hashlib.md5((folder / "data/model.pt").read_bytes(), usedforsecurity=False).hexdigest()
     (folder / "dvc.lock").write_text(f"stages:\n  train:\n    outs:\n    - path: data/model.pt\n      md5: {md5}\n")
 
@@ -238,7 +238,7 @@ def test_without_training_pictures_nothing_begins(here: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingSpec]:
-    """A run's folder as the end of a training leaves it, from first weights."""
+    """The folder of a finished run, whose network has its first weights."""
     with contextlib.chdir(prepared):
         spec = train.read_spec(Machine())
     network = AlexNet(spec.model, 3)
@@ -258,7 +258,7 @@ def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 @pytest.fixture
 def finished(ended: tuple[Path, TrainingSpec], here: Path) -> tuple[Path, TrainingSpec, AlexNet]:
-    """A copy of it in the working copy, and its network."""
+    """A copy of the finished run in the working copy, and its network."""
     made, spec = ended
     network = AlexNet(spec.model, 3)
     network.draw_first_weights(5)
@@ -271,7 +271,7 @@ def test_the_model_and_the_history_are_those_of_the_last_checkpoint(
     finished: tuple[Path, TrainingSpec, AlexNet], here: Path
 ) -> None:
     folder, spec, network = finished
-    assert run_folder.finished(folder)
+    assert run_folder.read_finished(folder)
     run_folder.deliver(folder)
     with (here / "data/model.pt").open("rb") as handle:
         read, facts = load(handle)
@@ -325,7 +325,7 @@ def test_a_run_whose_files_are_not_what_it_made_is_not_finished(
         file.unlink()
     else:
         file.write_bytes(data if fault == "altered" else file.read_bytes()[:-1])
-    assert not run_folder.finished(finished[0])
+    assert not run_folder.read_finished(finished[0])
     assert f"{file}: gone, or not what the run made" in capsys.readouterr().err
 
 
@@ -349,7 +349,7 @@ def test_a_word_that_is_damaged_is_named_and_counts_for_nothing(
 ) -> None:
     file = finished[0] / "finished.json"
     file.write_text(spoilt(file.read_text()))
-    assert run_folder.finished(finished[0]) is None
+    assert run_folder.read_finished(finished[0]) is None
     assert re.fullmatch(
         rf"train: {file}: damaged \(\w+\); what it names is made again from the last checkpoint\n",
         capsys.readouterr().err,
@@ -360,7 +360,7 @@ def test_a_word_of_before_is_heeded(finished: tuple[Path, TrainingSpec, AlexNet]
     file = finished[0] / "finished.json"
     word = json.loads(file.read_text())
     file.write_text(json.dumps({"id": word["id"], "digests": word["digests"]}, indent=1))
-    found = run_folder.finished(finished[0])
+    found = run_folder.read_finished(finished[0])
     assert found is not None
     assert (found.id, found.code) == (word["id"], None)
 
@@ -379,9 +379,9 @@ def test_a_mark_of_what_was_delivered_is_heeded_unless_it_is_damaged(
     mark = here / "work/delivered" / folder.name
     if spoilt:
         mark.write_text("0" + mark.read_text()[1:] if mark.read_text()[0] != "0" else "1" + mark.read_text()[1:])
-    word = run_folder.finished(folder)
+    word = run_folder.read_finished(folder)
     assert word is not None
-    assert run_folder.delivered(folder, word) is there
+    assert run_folder.is_delivered(folder, word) is there
     assert ("damaged" in capsys.readouterr().err) is spoilt
 
 
@@ -389,17 +389,17 @@ def test_a_mark_of_before_is_heeded(finished: tuple[Path, TrainingSpec, AlexNet]
     folder = finished[0]
     run_folder.deliver(folder)
     recorded(here)
-    word = run_folder.finished(folder)
+    word = run_folder.read_finished(folder)
     assert word is not None
     (here / "work/delivered" / folder.name).write_text(word.id)
-    assert run_folder.delivered(folder, word)
+    assert run_folder.is_delivered(folder, word)
 
 
 # Other code
 
 
 def other_code(name: str = "pipeline/training/trainer.py") -> dict[str, Any]:
-    """A record that is another than here."""
+    """A record of the code that differs from the current one."""
     record = provenance.here().record()
     return {**record, "files": {**record["files"], name: "0" * 64}}
 
@@ -444,7 +444,7 @@ def test_a_finished_run_of_other_code_is_not_taken_over_in_silence(
     finished: tuple[Path, TrainingSpec, AlexNet], here: Path
 ) -> None:
     file = finished[0] / "finished.json"
-    run = run_folder.finished(finished[0])
+    run = run_folder.read_finished(finished[0])
     assert run is not None
     file.write_text(dataclasses.replace(run, code=other_code("alexnet/model.py")).text())
     with pytest.raises(ValueError, match=r"is at its end\. Different: alexnet/model\.py"):
@@ -459,19 +459,19 @@ def test_a_run_that_another_process_has_is_waited_for_and_then_given_up_with_its
     monkeypatch.setattr(waiting, "SAID_AFTER", 0.2)
     folder, own = tmp_path / "runs/one", f"process {os.getpid()} on {socket.gethostname()}"
     with (
-        run_folder.held(folder, 900),
+        run_folder.locked(folder, 900),
         pytest.raises(TimeoutError, match=rf"{folder}, which {own} is at work in after 3 s"),
-        run_folder.held(folder, 3),
+        run_folder.locked(folder, 3),
     ):
         pytest.fail("both have it")
     assert f"train: waiting for {folder}, which {own} is at work in" in capsys.readouterr().err
-    with run_folder.held(folder, 3):
+    with run_folder.locked(folder, 3):
         pass
 
 
 def test_a_run_without_the_word_that_it_is_finished_is_not(finished: tuple[Path, TrainingSpec, AlexNet]) -> None:
     (finished[0] / "finished.json").unlink()
-    assert not run_folder.finished(finished[0])
+    assert not run_folder.read_finished(finished[0])
 
 
 # Real trainings
@@ -479,17 +479,17 @@ def test_a_run_without_the_word_that_it_is_finished_is_not(finished: tuple[Path,
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """One end of `python -m pipeline.train`."""
+    """The outcome of a `python -m pipeline.train`."""
 
     code: int
     said: str
     outs: dict[str, str]
     went_on: bool = False
-    """From a checkpoint that was there, and not from the beginning."""
+    """Whether the training resumed from a checkpoint."""
 
 
 class Watch:
-    """A training in a working copy, seen from outside: its processes, and when its checkpoints were written."""
+    """An outside view of a training: its processes, and the times of its checkpoints."""
 
     def __init__(self, folder: Path, process: psutil.Process) -> None:
         self.folder, self.process = folder, process
@@ -504,14 +504,14 @@ class Watch:
                 self.seen.setdefault(file.parent.name, set()).add(file.stat().st_mtime_ns)
 
     def mark(self) -> None:
-        """Remembers the oldest checkpoint that is there, which is whole, and forgets what was seen before."""
+        """Records the oldest existing checkpoint, which is whole, and forgets earlier observations."""
         self.seen.clear()
         self.look()
         name = min(self.seen)
         self.marked = name, set(self.seen[name])
 
     def went_on(self) -> bool:
-        """Whether no checkpoint as old as the marked one was written again, as a new beginning would."""
+        """Whether the training resumed: no checkpoint as old as the marked one was written again."""
         name, times = self.marked
         return bool(name) and min(self.seen) == name and self.seen[name] == times
 
@@ -524,7 +524,7 @@ class Watch:
             time.sleep(0.02)
 
     def saved(self) -> bool:
-        """Whether a checkpoint is there."""
+        """Whether a checkpoint exists."""
         return any(self.folder.glob("runs/*/checkpoint-*/checkpoint.pt"))
 
     def below(self) -> list[psutil.Process]:
@@ -532,7 +532,7 @@ class Watch:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that train."""
+        """The worker processes."""
         return [process for process in self.below() if "RayTrainWorker" in "".join(words(process))]
 
     def text(self) -> str:
@@ -540,7 +540,7 @@ class Watch:
 
 
 class Training(Watch):
-    """`python -m pipeline.train` in a process of its own."""
+    """`python -m pipeline.train` in a separate process."""
 
     def __init__(self, folder: Path, keep: tuple[str, ...] = ()) -> None:
         ours = ("DVC_", "ALEXNET_", "RAY_")
@@ -577,7 +577,7 @@ def words(process: psutil.Process) -> list[str]:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it is there, and more than a zombie that nobody has waited for."""
+    """Whether a process runs, zombies excluded."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -585,7 +585,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def trained(folder: Path) -> str:
-    """`python -m pipeline.train` in this process, with the Ray of all tests; what it printed."""
+    """Runs `train` in this process, with the Ray of all tests; returns its output."""
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.chdir(folder):
         for name in ("DVC_ROOT", "DVC_STAGE", "ALEXNET_MACHINE", "MLFLOW_TRACKING_URI"):
@@ -597,7 +597,7 @@ def trained(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def begin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Training]]:
-    """Starts trainings, and ends what is left of them."""
+    """Starts trainings, and ends their remaining processes after the test."""
     begun: list[Training] = []
 
     def start(folder: Path) -> Training:
@@ -664,7 +664,7 @@ def test_it_trains(undisturbed: Ran, first: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_made_again_with_a_worker_killed_it_ends_the_same(undisturbed: Ran, first: Path) -> None:
-    """DVC has recorded the outs and they are gone, as after `dvc repro --force`: so it trains anew."""
+    """DVC has recorded the outs and removed them, as after `dvc repro --force`, so the stage trains again."""
     recorded(first)
     shutil.rmtree(first / "data/history")
     (first / "data/model.pt").unlink()
@@ -694,7 +694,7 @@ def test_made_again_with_a_worker_killed_it_ends_the_same(undisturbed: Ran, firs
 
 @pytest.fixture(scope="module")
 def resumed(second: Path, begin: Callable[[Path], Training]) -> Ran:
-    """The driver killed after the first checkpoint, and the training started again."""
+    """Kills the driver after the first checkpoint, and starts the training again."""
     training = begin(second)
     training.until(training.saved)
     training.mark()
@@ -727,7 +727,7 @@ def test_killed_and_started_again_it_ends_the_same(undisturbed: Ran, resumed: Ra
 def test_a_finished_run_is_taken_over(
     undisturbed: Ran, resumed: Ran, second: Path, begin: Callable[[Path], Training]
 ) -> None:
-    """As in a working copy that never delivered it: no worker starts."""
+    """The working copy has not delivered the run before: no worker starts."""
     shutil.rmtree(second / "data/history")
     (second / "data/model.pt").unlink()
     shutil.rmtree(second / "work/delivered")
@@ -796,7 +796,7 @@ def test_a_checkpoint_of_another_run_is_refused(whole: tuple[Path, str], monkeyp
 
 
 def begun_with(folder: Path, placement: str, **section: Any) -> AlexNet:
-    """Sets up a training of one epoch at rate 0, so that what it ends with is what it began with; gives what is drawn."""
+    """Sets up an epoch at learning rate 0, so that the last weights equal the first; returns the random first weights."""
     write(folder, {
         **SECTIONS,
         "start": {**SECTIONS["start"], **section},
@@ -825,7 +825,7 @@ def test_it_begins_with_another_network_but_for_its_classes_and_a_checkpoint_goe
     drawn = begun_with(folder, "columns", network="other.pt")
     said = trained(folder)
     assert "train: begins with conv1, conv2, conv3, conv4, conv5, fc6, fc7 of " in said
-    assert "(run fall2011); fc8 drawn: it tells other classes apart" in said
+    assert "(run fall2011); fc8 random: that network has other classes" in said
     for name, weight in learned(folder).items():
         assert torch.equal(weight, (drawn if name.startswith("fc8") else other).state_dict()[name]), name
     (checkpoint,) = folder.glob("runs/*/checkpoint-*/checkpoint.pt")

@@ -26,9 +26,9 @@ from studies.figure_1.four_layers import (
     Start,
     Training,
     epochs_to,
+    epochs_to_target,
+    epochs_to_target_running,
     network,
-    reached,
-    reached_running,
 )
 from studies.figure_1.pictures import Cifar, read
 from studies.figure_1.program import Curves, Search
@@ -89,8 +89,8 @@ def test_a_gap_or_a_divergence_is_no_crossing() -> None:
 
 def test_the_running_error_stands_for_the_middle_of_its_epoch() -> None:
     history = [Epoch(0, math.nan, 0.9), Epoch(1, 0.5, 0.4), Epoch(2, 0.3, 0.2), Epoch(3, 0.2, 0.1)]
-    assert reached(0.25, history) == pytest.approx(1.75)
-    assert reached_running(0.25, history) == pytest.approx(2.0)
+    assert epochs_to_target(0.25, history) == pytest.approx(1.75)
+    assert epochs_to_target_running(0.25, history) == pytest.approx(2.0)
 
 
 def test_first_weights_keep_the_spread_in_either_activation_and_share_their_draws() -> None:
@@ -127,9 +127,9 @@ def test_the_same_seed_gives_the_same_curve_and_another_gives_another(tmp_path: 
 
 def test_a_run_learns_and_stops_when_both_errors_are_there(tmp_path: Path) -> None:
     history = begun(tmp_path).advance(200)
-    assert math.isfinite(reached(0.25, history))
-    assert math.isfinite(reached_running(0.25, history))
-    assert not math.isfinite(max(reached(0.25, history[:-1]), reached_running(0.25, history[:-1])))
+    assert math.isfinite(epochs_to_target(0.25, history))
+    assert math.isfinite(epochs_to_target_running(0.25, history))
+    assert not math.isfinite(max(epochs_to_target(0.25, history[:-1]), epochs_to_target_running(0.25, history[:-1])))
     assert repr(begun(tmp_path).advance(200)) == repr(history)
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_diverges_is_over_and_is_kept(tmp_path: Path) -> None:
     history = begun(tmp_path, setting(rate=1e30)).advance(5)
     assert math.isnan(history[-1].training_error)
     assert len(history) < 6
-    assert reached(0.25, history) == math.inf
+    assert epochs_to_target(0.25, history) == math.inf
     assert repr(begun(tmp_path, setting(rate=1e30)).advance(5)) == repr(history)
 
 

@@ -26,7 +26,7 @@ from pipeline.training.spec import FirstWeights, Start, TrainingSpec
 from pipeline.training.trainer import Rank, Trainer
 from studies import __main__ as entry
 from studies import in_memory, rows, table, workspace
-from studies.in_memory import Held
+from studies.in_memory import PicturesInMemory
 from studies.study import Study, Variant, run_of
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
@@ -56,8 +56,8 @@ def pictures(folder: Path) -> tuple[Pictures, Pictures]:
     return Pictures(shards, manifest.shards["train"]), Pictures(shards, manifest.shards["val"])
 
 
-def held(train: Pictures, val: Pictures) -> Held:
-    made = Held(CPU, 2)
+def held(train: Pictures, val: Pictures) -> PicturesInMemory:
+    made = PicturesInMemory(CPU, 2)
     for each in (train, val):
         made.hold(each, 256)
     return made
@@ -125,7 +125,7 @@ def spec_of(here: Path, learning: Learning) -> TrainingSpec:
         manifest=Manifest.read(here / "data/shards"),
         mean=Mean.load(here / "data/mean.npz"),
         mean_digest="",
-        first=FirstWeights(digest="none", weights={}, said=""),
+        first=FirstWeights(digest="none", weights={}, summary=""),
     )
 
 

@@ -47,7 +47,7 @@ END = bytes(1024)
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "BESIDES", 2**20)
+    monkeypatch.setattr(bounds, "ALLOWANCE", 2**20)
     monkeypatch.setattr(bounds, "MEMBER", 2**19)
 
 
@@ -78,7 +78,7 @@ def test_a_packed_tar_that_claims_too_much_or_leads_out_is_refused(tmp_path: Pat
     file.write_bytes(gzip.compress(data + END, 9))
     stored = StorePath(tmp_path) / file.name
     with pytest.raises(ValueError, match=said) as caught:
-        repacked.tree_of(stored, tars.hashed(stored), repacked.untarred)
+        repacked.tree_of(stored, tars.hash_file(stored), repacked.untar)
     assert str(file) in str(caught.value)
 
 
@@ -130,7 +130,7 @@ def test_a_zip_that_claims_too_much_or_leads_out_is_refused(tmp_path: Path, case
     file.write_bytes(make())
     stored = StorePath(tmp_path) / file.name
     with pytest.raises(ValueError, match=said) as caught:
-        repacked.tree_of(stored, tars.hashed(stored), repacked.unzipped)
+        repacked.tree_of(stored, tars.hash_file(stored), repacked.unzip)
     assert str(file) in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def test_a_list_of_words_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bounds, "SMALL", 100)
     (tmp_path / "words.txt").write_bytes(b"x" * 101)
     with pytest.raises(ValueError, match=r"member 'words\.txt' has 101 bytes, more than 100"):
-        bounds.small(tmp_path / "words.txt")
+        bounds.read_small(tmp_path / "words.txt")
     with pytest.raises(ValueError, match=r"member 'words\.txt' has 101 bytes, more than 100"):
         tree.of_folder(StorePath(tmp_path.parent) / tmp_path.name).read("words.txt")
 
@@ -298,4 +298,4 @@ def test_a_list_of_kaggle_s_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"LOC_val_solution\.csv: no list of pictures and their classes \(field larger"
     ):
-        imagefolder._solved(tree.of_folder(StorePath(tmp_path) / "set"), "val")
+        imagefolder._validation_pictures(tree.of_folder(StorePath(tmp_path) / "set"), "val")

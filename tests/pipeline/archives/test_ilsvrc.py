@@ -174,13 +174,13 @@ def test_the_archives_are_read_once_and_in_small_pieces(store: Store, monkeypatc
     big = {f"n01000000_{number}.JPEG": bytes(2 * tars.CHUNK) for number in (1, 2)}
     store.put(TRAIN, train_tar(train_files() | {"n01000000": big}))
     pieces: list[int] = []
-    see = tars.Hashed._see
+    see = tars.HashedFile._see
 
-    def noted(self: tars.Hashed, part: bytes) -> None:
+    def noted(self: tars.HashedFile, part: bytes) -> None:
         pieces.append(len(part))
         see(self, part)
 
-    monkeypatch.setattr(tars.Hashed, "_see", noted)
+    monkeypatch.setattr(tars.HashedFile, "_see", noted)
     contents = store.contents()
     assert sum(pieces) == sum(contents.archives["bytes"].to_pylist())
     assert max(pieces) <= tars.CHUNK
@@ -322,7 +322,7 @@ def test_a_tar_too_large_for_ustar_s_numbers_is_indexed(tmp_path: Path) -> None:
             handle.seek(-(-length // 512) * 512, io.SEEK_CUR)
         handle.write(bytes(1024))
     with file.open("rb") as opened:
-        hashed = tars.Hashed(opened, StorePath(Path("here")))
+        hashed = tars.HashedFile(opened, StorePath(Path("here")))
         hashed._seen = hashed.bytes  # nothing left to hash: it is the offsets that are looked at
         found = [(member.name, member.offset_data) for member in tars.members(hashed, 0, hashed.bytes, "here")]
     assert found == [("first", 512), ("second", 512 + size + 512)]
@@ -332,7 +332,7 @@ def test_a_window_reads_as_a_file_of_its_own(tmp_path: Path) -> None:
     data = bytes(range(256)) * 20
     (tmp_path / "file").write_bytes(data)
     with (tmp_path / "file").open("rb") as opened:
-        hashed = tars.Hashed(opened, StorePath(Path("here")))
+        hashed = tars.HashedFile(opened, StorePath(Path("here")))
         window = tars.Window(hashed, 100, 1000)
         for place, length in ((0, 10), (500, 100), (20, 30), (990, 50), (2000, 10), (999, 1)):
             window.seek(place)

@@ -150,7 +150,7 @@ def test_batches_of_class_sorted_pictures_look_like_uniform_draws_of_labels(seed
 @pytest.mark.parametrize("seed", range(5))
 def test_they_would_not_if_the_shards_were_not_shuffled(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of training alone does not do it: a batch comes from a few row groups, and each would be of one class."""
-    monkeypatch.setattr(resize, "shuffled", lambda count, seed, split: np.arange(count))
+    monkeypatch.setattr(resize, "random_order", lambda count, seed, split: np.arange(count))
     assert drawn_evenly(seed) < 1e-9
 
 

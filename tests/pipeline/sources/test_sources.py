@@ -20,7 +20,7 @@ import pytest
 
 from pipeline import download
 from pipeline.archives import published, tars, tree
-from pipeline.archives.class_folders import Found
+from pipeline.archives.class_folders import UnlabelledPicture
 from pipeline.archives.contents import Archive, Contents
 from pipeline.archives.store import StorePath
 from pipeline.runtime import params, web
@@ -348,7 +348,7 @@ def test_pictures_that_are_missing_from_a_complete_set_are_counted(
 
 def test_a_set_is_complete_if_each_class_has_its_pictures() -> None:
     where = StorePath(Path("store"), "set")
-    pictures = [Found(path="", split=split, wnid=wnid) for split in ("train", "val") for wnid in "aabb"]
+    pictures = [UnlabelledPicture(path="", split=split, wnid=wnid) for split in ("train", "val") for wnid in "aabb"]
     published.check_complete(where, pictures, {"train": 2, "val": 2}, 2, in_each=True)
     published.check_complete(where, pictures, {"train": 4, "val": 4}, ("b", "a"))
     published.check_complete(where, pictures, {})
@@ -360,7 +360,7 @@ def test_a_set_is_complete_if_each_class_has_its_pictures() -> None:
     ):
         with pytest.raises(ValueError, match=rf"^store/set: {said}.*source\.complete: false$"):
             published.check_complete(where, pictures, **each)  # type: ignore[arg-type]
-    uneven = [*pictures, Found(path="", split="train", wnid="a")]
+    uneven = [*pictures, UnlabelledPicture(path="", split="train", wnid="a")]
     with pytest.raises(ValueError, match="has 3 of a"):
         published.check_complete(where, uneven, {"train": 2}, 2, in_each=True)
 

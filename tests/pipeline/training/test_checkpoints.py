@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_never_gone_on_from(run: Path, place: Callable[[bytes],
     assert found.step == 6
     (line,) = said
     assert str(file(run, 9)) in line
-    assert "not gone on from" in line
+    assert "not resumed from" in line
     assert file(run, 9).read_bytes() == damaged, "it is left"
 
 
@@ -179,7 +179,7 @@ def test_the_newest_two_are_kept(run: Path) -> None:
     known = [file(run, step).parent for step in (3, 6, 9)]
     checkpoints.thin_out(known)
     assert known == [file(run, 6).parent, file(run, 9).parent]
-    assert checkpoints.every(run) == known[::-1]
+    assert checkpoints.all_folders(run) == known[::-1]
 
 
 def test_without_room_it_says_so_and_leaves_no_part(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_impossible_values_are_refused(change: dict[str, Any], words: str) -> No
 
 def test_all_that_fits_is_taken_over_to_the_last_bit() -> None:
     theirs = weights()
-    taken, left = initial.chosen(theirs, weights(), "fitting", same_classes=True)
+    taken, left = initial.choose_weights(theirs, weights(), "fitting", same_classes=True)
     assert layers(taken) == ALL
     assert all(taken[name] is theirs[name] for name in theirs)
     assert left == {}
@@ -103,48 +103,50 @@ def test_all_that_fits_is_taken_over_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("classes", [3, 5])
 def test_the_last_layer_is_drawn_where_it_tells_other_classes_apart(classes: int) -> None:
-    taken, left = initial.chosen(weights(classes), weights(3), "fitting", same_classes=False)
+    taken, left = initial.choose_weights(weights(classes), weights(3), "fitting", same_classes=False)
     assert layers(taken) == ALL[:-1]
     assert left == {
-        "fc8": "it tells other classes apart" if classes == 3 else "fc8.weight is 5×256 there and 3×256 here"
+        "fc8": "that network has other classes"
+        if classes == 3
+        else "fc8.weight is 5×256 in that network and 3×256 in this one"
     }
 
 
 def test_the_layers_that_are_named_are_taken_over_and_no_others() -> None:
-    taken, left = initial.chosen(weights(), weights(), ("fc6", "conv1"), same_classes=True)
+    taken, left = initial.choose_weights(weights(), weights(), ("fc6", "conv1"), same_classes=True)
     assert sorted(taken) == ["conv1.bias", "conv1.weight", "fc6.bias", "fc6.weight"]
     assert left == dict.fromkeys(["conv2", "conv3", "conv4", "conv5", "fc7", "fc8"], "not asked for")
 
 
 def test_of_one_column_s_network_what_sees_one_column_does_not_fit_two() -> None:
-    taken, left = initial.chosen(weights(columns=1), weights(), "fitting", same_classes=True)
+    taken, left = initial.choose_weights(weights(columns=1), weights(), "fitting", same_classes=True)
     assert layers(taken) == ["conv1", "conv3", "fc6", "fc7", "fc8"]
-    assert left["conv2"] == "conv2.weight is 16×6×5×5 there and 16×3×5×5 here"
+    assert left["conv2"] == "conv2.weight is 16×6×5×5 in that network and 16×3×5×5 in this one"
 
 
 @pytest.mark.parametrize(
     ("wanted", "there", "same", "words"),
     [
-        (("conv1", "conv2"), {"columns": 1}, True, "conv2 does not fit: conv2.weight is 16×6×5×5 there and 16×3×5×5 here"),
-        (("fc8",), {}, False, "fc8 does not fit: it tells other classes apart"),
+        (("conv1", "conv2"), {"columns": 1}, True, "conv2 does not fit: conv2.weight is 16×6×5×5 in that network and 16×3×5×5"),
+        (("fc8",), {}, False, "fc8 does not fit: that network has other classes"),
         (("conv9",), {}, True, "no layer 'conv9' here; there are conv1, conv2, conv3"),
-        ("fitting", {"width": 0.125}, False, "conv1 does not fit: conv1.weight is 12×3×11×11 there and 6×3×11×11 here; conv2"),
+        ("fitting", {"width": 0.125}, False, "conv1 does not fit: conv1.weight is 12×3×11×11 in .*; conv2 does not"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_with_its_shapes(wanted: Any, there: Any, same: bool, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        initial.chosen(weights(**there), weights(), wanted, same_classes=same)
+        initial.choose_weights(weights(**there), weights(), wanted, same_classes=same)
 
 
 def test_a_layer_that_one_of_the_two_lacks_does_not_fit() -> None:
     more = {**weights(), "norm1.weight": torch.ones(6), "conv1.scale": torch.ones(())}
-    _, left = initial.chosen(weights(), more, "fitting", same_classes=True)
+    _, left = initial.choose_weights(weights(), more, "fitting", same_classes=True)
     assert left == {
-        "norm1": "norm1.weight is absent there and 6 here",
-        "conv1": "conv1.scale is absent there and a number here",
+        "norm1": "norm1.weight is absent in that network and 6 in this one",
+        "conv1": "conv1.scale is absent in that network and a number in this one",
     }
-    _, left = initial.chosen(more, weights(), "fitting", same_classes=True)
-    assert left == {"conv1": "conv1.scale is a number there and absent here"}
+    _, left = initial.choose_weights(more, weights(), "fitting", same_classes=True)
+    assert left == {"conv1": "conv1.scale is a number in that network and absent in this one"}
 
 
 def test_a_file_is_read_and_its_layers_said(manifest: Manifest, folder: Path) -> None:
@@ -153,12 +155,12 @@ def test_a_file_is_read_and_its_layers_said(manifest: Manifest, folder: Path) ->
     origin = initial.read_pretrained(dataclasses.replace(NONE, network="same.pt"), MODEL, manifest, Machine())
     assert origin.digest == hashlib.sha256(data).hexdigest()
     assert layers(origin.weights) == ALL
-    assert origin.said == f"{', '.join(ALL)} of {folder}/same.pt (run 0123)"
+    assert origin.summary == f"{', '.join(ALL)} of {folder}/same.pt (run 0123)"
     saved(folder / "other.pt", [*wnids[:2], "n99999999"])
     origin = initial.read_pretrained(
         dataclasses.replace(NONE, network=str(folder / "other.pt")), MODEL, manifest, Machine()
     )
-    assert origin.said.endswith(f"fc7 of {folder}/other.pt (run 0123); fc8 drawn: it tells other classes apart")
+    assert origin.summary.endswith(f"fc7 of {folder}/other.pt (run 0123); fc8 random: that network has other classes")
 
 
 def test_a_network_that_this_code_could_not_build_gives_what_fits(manifest: Manifest, folder: Path) -> None:
@@ -171,9 +173,9 @@ def test_a_network_that_this_code_could_not_build_gives_what_fits(manifest: Mani
 
 def test_without_a_network_nothing_is_taken_over(manifest: Manifest) -> None:
     origin = initial.read_pretrained(NONE, MODEL, manifest, Machine())
-    assert (origin.digest, origin.weights, origin.said) == ("none", {}, "")
+    assert (origin.digest, origin.weights, origin.summary) == ("none", {}, "")
     assert (
-        initial.read_pretrained(KMEANS, MODEL, manifest, Machine()).said
+        initial.read_pretrained(KMEANS, MODEL, manifest, Machine()).summary
         == "conv1 and conv2 of 200 patches each, clustered"
     )
 
@@ -224,7 +226,7 @@ def spec_of(
         manifest=manifest,
         mean=Mean.load(folder / "data/mean.npz"),
         mean_digest="",
-        first=FirstWeights(digest="none", weights={}, said=""),
+        first=FirstWeights(digest="none", weights={}, summary=""),
     )
 
 
