@@ -29,8 +29,8 @@ def find_pictures(
 ) -> list[UnlabelledPicture]:
     """The pictures below `top`, a folder of the tree or "" for its root; the first folder below `top` names the class.
 
-    Pictures outside class folders are left out; a line is added to `notes` for those that are not in `listed`, the pictures
-    that a list names. `ValueError` for a class folder without a picture.
+    Pictures outside class folders are left out, and so are folders without a picture. A line is added to `notes` for each
+    kind, but for pictures in `listed`, which a list names.
     """
     below = tree.under(top) if top else tree
     paths, others = below.pictures()
@@ -42,8 +42,9 @@ def find_pictures(
     known = {picture.path for picture in listed}
     if strays := sum("/" not in path and above + path not in known for path in paths):
         notes.append(f"{below.where}: {strays:,} pictures that lie in no class folder")
-    if empty := set(below.top_folders()) - {picture.wnid for picture in pictures}:
-        raise ValueError(f"{below.where / min(empty)}: a class folder without a picture. Was it unpacked whole?")
+    if empty := sorted(set(below.top_folders()) - {picture.wnid for picture in pictures}):
+        more = f" and {len(empty) - 5:,} more" if len(empty) > 5 else ""
+        notes.append(f"{below.where}: no picture is in {', '.join(empty[:5])}{more}, so they are no classes")
     return pictures
 
 

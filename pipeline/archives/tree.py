@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from pipeline.archives import bounds
 from pipeline.archives.contents import Archive, ByteRange
+from pipeline.archives.leftovers import is_leftover
 from pipeline.archives.store import StorePath
 from pipeline.archives.tars import CHUNK, members, open_hashed
 from pipeline.runtime import files
@@ -51,16 +52,18 @@ class Tree:
         return dataclasses.replace(self, where=self.where / top, files=files)
 
     def top_folders(self) -> tuple[str, ...]:
-        """The names of the top-level folders."""
-        return tuple(dict.fromkeys(path.partition("/")[0] for path in self.files if "/" in path))
+        """The names of the top-level folders, without hidden and system folders."""
+        return tuple(
+            dict.fromkeys(path.partition("/")[0] for path in self.files if "/" in path and not is_leftover(path))
+        )
 
     def pictures(self) -> tuple[list[str], list[str]]:
-        """The paths of the pictures, without hidden files, and at most one line that counts the other files."""
+        """The paths of the pictures, without hidden and system files and folders, and at most one line that counts the rest."""
         kept, others = [], Counter[str]()
         for path in self.files:
             name = path.rpartition("/")[2]
-            if name.startswith("."):
-                others["hidden"] += 1
+            if is_leftover(path):
+                others["hidden or the system's"] += 1
             elif (ending := PurePosixPath(name).suffix).lower() in ENDINGS:
                 kept.append(path)
             else:

@@ -1,14 +1,16 @@
 """A folder of class folders, read in place; also Kaggle's copy of ILSVRC-2012 (§2).
 
-The folder holds `train/CLASS/...` and `val/CLASS/...` (or validation, valid), optionally `test/CLASS/...`; or only class
-folders, of which a share is held out. Kaggle's `ILSVRC/Data/CLS-LOC` has its validation pictures in one folder, and their
-classes in `LOC_val_solution.csv`.
+The folder holds `train/CLASS/...` and `val/CLASS/...`, optionally `test/CLASS/...`, under any of the names in `SPLITS`; or
+only class folders, of which a share is held out. Kaggle's `ILSVRC/Data/CLS-LOC` has its validation pictures in one folder, and
+their classes in `LOC_val_solution.csv`.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +21,19 @@ from pipeline.archives.store import StorePath
 from pipeline.archives.tree import Tree
 from pipeline.runtime.paths import AnyPath
 
-VAL_NAMES = ("val", "validation", "valid")
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Name of a folder, in upper or lower case → its split, where the training folder holds class folders."""
+
+NOUNS = {"train": "training", "val": "validation", "test": "test"}
 
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 SOLUTION = "LOC_val_solution.csv"
@@ -53,40 +67,107 @@ class ImageFolder:
         base = f"{KAGGLE}/" if kaggle else ""
         notes: list[str] = []
         pictures: list[UnlabelledPicture] = []
-        for folder, split in self._splits(root.under(KAGGLE) if kaggle else root).items():
+        data = root.under(KAGGLE) if kaggle else root
+        splits = self._splits(data)
+        for folder, split in splits.items():
             path = (base + folder).rstrip("/")
             pictures += _validation_pictures(root, path) if split == "val" else ()
             pictures += class_folders.find_pictures(root, path, split, notes, listed=pictures)
+        notes += _beside(data, splits)
         return class_folders.contents(
             root, self._with_held_out(pictures), _words(root), self.classes, notes, short_names=kaggle
         )
 
     def _splits(self, base: Tree) -> dict[str, str]:
         """Folder → split; the folder "" is the data set's own."""
-        tops = base.top_folders()
-        vals = [name for name in VAL_NAMES if name in tops]
-        if len(vals) > 1:
-            raise ValueError(f"{base.where}: has both {vals[0]}/ and {vals[1]}/. Which is the validation split?")
-        if vals and "train" not in tops:
-            raise ValueError(f"{base.where}: has {vals[0]}/ but no train/")
-        if vals and self.val_share:
+        folders = _split_folders(base)
+        if "val" in folders and "train" not in folders:
+            raise ValueError(f"{base.where}: has {folders['val']}/ but no train/")
+        if "val" in folders and self.val_share:
             raise ValueError(
-                f"{base.where}: has {vals[0]}/, so params.yaml: source.val_share has to be 0, is {self.val_share}"
+                f"{base.where}: has {folders['val']}/, so params.yaml: source.val_share has to be 0, is {self.val_share}"
             )
-        if not vals and not self.val_share:
+        if "train" not in folders:
+            _check_classes(base)
+        if "val" not in folders and not self.val_share:
+            has = f"has {folders['train']}/, but none of" if "train" in folders else "has none of"
+            names = ", ".join(f"{name}/" for name, split in SPLITS.items() if split == "val")
             raise ValueError(
-                f"{base.where}: has none of {', '.join(f'{name}/' for name in VAL_NAMES)}. To hold out a part of the "
-                "training pictures instead, set params.yaml: source.val_share: 0.1"
+                f"{base.where}: {has} {names}. To hold out a part of the training pictures instead, set params.yaml: "
+                "source.val_share: 0.1"
             )
-        if "train" not in tops:
-            return {"": "train"}
-        return {"train": "train"} | dict.fromkeys(vals, "val") | ({"test": "test"} if "test" in tops else {})
+        return {folder: split for split, folder in folders.items()} if "train" in folders else {"": "train"}
 
     def _with_held_out(self, pictures: list[UnlabelledPicture]) -> list[UnlabelledPicture]:
         """The pictures, after the share `val_share` of the training pictures was moved to `val`."""
         train = [picture for picture in pictures if picture.split == "train"]
         others = [picture for picture in pictures if picture.split != "train"]
         return [*class_folders.hold_out(train, self.val_share, self.seed), *others]
+
+
+def _split_folders(base: Tree) -> dict[str, str]:
+    """Split → folder, by the folders' names; empty if what is called a split holds pictures as a class does."""
+    named: dict[str, list[str]] = {}
+    for folder in base.top_folders():
+        if split := SPLITS.get(folder.casefold()):
+            named.setdefault(split, []).append(folder)
+    for split, (first, *others) in named.items():
+        if others:
+            raise ValueError(f"{base.where}: has both {first}/ and {others[0]}/. Which is the {NOUNS[split]} split?")
+    if "train" in named and not _class_folders(base, named["train"][0]):
+        return {}
+    if "train" not in named:
+        named.pop("test", None)  # a class may be called so
+        if "val" in named and not _class_folders(base, named["val"][0]):
+            return {}
+    return {split: named[split][0] for split in ("train", "val", "test") if split in named}
+
+
+def _class_folders(base: Tree, folder: str) -> set[str]:
+    """The folders in a folder that hold a picture."""
+    paths, _ = base.under(folder).pictures()
+    return {path.partition("/")[0] for path in paths if "/" in path}
+
+
+def _check_classes(base: Tree) -> None:
+    """`ValueError` if the top-level folders look like data sets or splits: folders of the same classes, without pictures."""
+    paths, _ = base.pictures()
+    inside: dict[str, set[str]] = {}
+    for top, *below in (path.split("/") for path in paths if "/" in path):
+        inside.setdefault(top, set()).add(below[0] if len(below) > 1 else "")
+    if any("" in folders or len(folders) < 2 for folders in inside.values()):
+        return
+    if len(inside) == 1:
+        ((top, folders),) = inside.items()
+        raise ValueError(
+            f"{base.where}: its only folder with pictures is {top}/, which holds {_some(folders)}. If these are the classes, set "
+            f"params.yaml: source.folder to this folder and /{top}"
+        )
+    common = set.intersection(*inside.values())
+    if len(common) >= 2:
+        raise ValueError(
+            f"{base.where}: {_some(inside)} hold no pictures but the same folders of them, {_some(common)}. They look like "
+            "splits, not like classes: name them train and val (and test), or set params.yaml: source.folder to one of them"
+        )
+
+
+def _beside(base: Tree, splits: dict[str, str]) -> list[str]:
+    """At most one line that counts the pictures beside the splits' folders, which are not used."""
+    if "" in splits:
+        return []
+    paths, _ = base.pictures()
+    unused = Counter(path.partition("/")[0] for path in paths if "/" in path)
+    for folder in splits:
+        unused.pop(folder, None)
+    if not unused:
+        return []
+    return [f"{base.where}: {unused.total():,} pictures in no split's folder ({_some(unused)})"]
+
+
+def _some(folders: Iterable[str]) -> str:
+    """The first three folders by name, in words."""
+    names = sorted(folders)
+    return ", ".join(f"{name}/" for name in names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _validation_pictures(root: Tree, top: str) -> list[UnlabelledPicture]:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections import Counter
@@ -370,13 +371,150 @@ def without(folder: Path, *names: str) -> None:
         shutil.rmtree(folder / name)
 
 
+LEFTOVERS = (
+    ".ipynb_checkpoints/0.jpg",
+    "Cat/.ipynb_checkpoints/0.jpg",
+    "Cat/deep/.thumbnails/0.jpg",
+    ".Trash-1000/files/0.jpg",
+    "Cat/._1.jpg",
+    "._Cat",
+    "__MACOSX/Cat/0.jpg",
+    "__MACOSX/Cat/._0.jpg",
+    "Cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "$RECYCLE.BIN/0.jpg",
+    "System Volume Information/0.jpg",
+    "lost+found/0.jpg",
+    "#recycle/0.jpg",
+    "Cat/Thumbs.db",
+    "Cat/desktop.ini",
+    "Cat/.DS_Store",
+)
+"""Paths below a folder of classes that Jupyter, macOS, Windows, Linux and a NAS make."""
+
+
+@pytest.mark.parametrize("path", LEFTOVERS)
+def test_what_a_desktop_leaves_is_no_class_and_no_picture_and_is_counted(store: Path, path: str) -> None:
+    layout = layouts.imagefolder(store)
+    before = contents(store, layout.section)
+    for split in ("train", "val"):
+        layouts.write({f"{split}/{path}": b"x"}, store / "my/pets")
+    layouts.write({path: b"x"}, store / "my/pets")
+    found = contents(store, layout.section)
+    assert rows(found, store) == layout.rows
+    assert found.classes == before.classes
+    said = "\n".join(found.notes)
+    hidden = re.search(
+        r"my/pets/train: (\d+) files that are no pictures by their names \(.*?(\d+) hidden or the system's", said
+    )
+    assert hidden, said
+    assert int(hidden[2]) == 3  # two of the layout's
+
+
+SPLITS_OF_PEOPLE = [
+    ("Train", "Val", "Test"),
+    ("TRAIN", "VAL", "TEST"),
+    ("training", "validation", "testing"),
+    ("Training", "dev", "test"),
+    ("train", "valid", "Testing"),
+]
+
+
+@pytest.mark.parametrize("names", SPLITS_OF_PEOPLE, ids="-".join)
+def test_splits_are_known_by_the_names_that_people_give_them(store: Path, names: tuple[str, str, str]) -> None:
+    layout = layouts.imagefolder(store)
+    folder = store / "my/pets"
+    for index, (old, new) in enumerate(zip(("train", "val", "test"), names, strict=True)):
+        (folder / old).rename(folder / f"new{index}")
+        (folder / f"new{index}").rename(folder / new)
+    found = contents(store, layout.section)
+    by_split = {
+        split: sum(row["split"] == split for row in found.pictures.to_pylist()) for split in layouts_splits(layout)
+    }
+    assert by_split == layouts_splits(layout)
+    assert [synset.wnid for synset in found.classes] == sorted(layout.words)
+
+
+def layouts_splits(layout: Layout) -> dict[str, int]:
+    """The number of pictures of each split of a layout."""
+    splits = [split for split, _, _ in layout.rows.values()]
+    return {split: splits.count(split) for split in dict.fromkeys(splits)}
+
+
+def test_classes_may_be_called_as_splits_are(store: Path) -> None:
+    """A train is a class of ImageNet, and a test a class of somebody's: they hold pictures, and no folders."""
+    layout = Layout({"name": "imagefolder", "folder": "pets", "classes": "all", "val_share": 0.25, "seed": 0})
+    for name in ("Train", "boat", "test", "val"):
+        for number in range(4):
+            layouts.write({f"{name}/{number}.jpg": layout.add(f"{name}/{number}", "train", name)}, store / "pets")
+    found = contents(store, layout.section)
+    assert [synset.wnid for synset in found.classes] == ["Train", "boat", "test", "val"]
+
+
+def test_a_folder_without_a_picture_is_no_class_and_is_named(store: Path) -> None:
+    layout = layouts.imagefolder(store)
+    layouts.write({"train/Yak/notes.txt": b"x", "train/docs/a/b.pdf": b"x"}, store / "my/pets")
+    found = contents(store, layout.section)
+    assert rows(found, store) == layout.rows
+    assert any("my/pets/train: no picture is in Yak, docs, so they are no classes" in note for note in found.notes)
+    with pytest.raises(ValueError, match="Yak"):
+        contents(store, layout.section | {"classes": ["Cat", "Yak"]})
+
+
+def test_pictures_beside_the_splits_are_counted(store: Path) -> None:
+    layout = layouts.imagefolder(store)
+    layouts.write({"unlabelled/1.jpg": b"x", "unlabelled/deep/2.jpg": b"x", "extra/3.png": b"x"}, store / "my/pets")
+    found = contents(store, layout.section)
+    assert rows(found, store) == layout.rows
+    assert any("my/pets: 3 pictures in no split's folder (extra/, unlabelled/)" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {f"{part}/{name}/0.jpg": b"x" for part in ("part1", "part2") for name in ("cat", "dog", "yak", "zebu")},
+            r"pets: part1/, part2/ hold no pictures but the same folders of them, cat/, dog/, yak/ and 1 more\. They look like "
+            r"splits, .* train and val .*source\.folder",
+        ),
+        (
+            {f"pets/{name}/0.jpg": b"x" for name in ("cat", "dog")},
+            r"pets: its only folder with pictures is pets/, which holds cat/, dog/\. .*source\.folder .*/pets$",
+        ),
+    ],
+    ids=["parts", "a folder too many"],
+)
+def test_classes_that_hold_only_folders_of_pictures_look_like_something_else(
+    store: Path, files: dict[str, bytes], said: str
+) -> None:
+    layouts.write(files, store / "pets")
+    section = {"name": "imagefolder", "folder": "pets", "classes": "all", "val_share": 0.25, "seed": 0}
+    with pytest.raises(ValueError, match=said):
+        contents(store, section)
+    with pytest.raises(ValueError, match=said):  # and not "set val_share", which would lead to these classes
+        contents(store, section | {"val_share": 0.0})
+
+
+def test_classes_with_folders_in_them_are_classes(store: Path) -> None:
+    """As in Tiny ImageNet, where each class has its pictures in images/."""
+    layout = Layout({"name": "imagefolder", "folder": "pets", "classes": "all", "val_share": 0.25, "seed": 0})
+    for name, parts in (("cat", ("images",)), ("dog", ("images",)), ("yak", ("spring", "autumn"))):
+        for part in parts:
+            for number in range(4):
+                path = f"{name}/{part}/{number}"
+                layouts.write({f"{path}.jpg": layout.add(path, "train", name)}, store / "pets")
+    assert [synset.wnid for synset in contents(store, layout.section).classes] == ["cat", "dog", "yak"]
+
+
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "is not there": (lambda folder: shutil.rmtree(folder), {}, r"my/pets: no such folder in the data store\. .*ln -s"),
     "two validation splits": (lambda folder: (folder / "valid/x").mkdir(parents=True), {}, "both"),
     "no training split": (lambda folder: without(folder, "train"), {}, r"my/pets: has val/ but no train/"),
     "a share, and a split": (lambda _: None, {"val_share": 0.1}, r"has val/, so .*val_share has to be 0, is 0\.1"),
-    "no share, and no split": (lambda folder: without(folder, "val"), {}, r"has none of val/, .*val_share: 0\.1"),
-    "an empty class": (lambda folder: (folder / "train/Yak").mkdir(), {}, ""),
+    "no share, and no split": (
+        lambda folder: without(folder, "val"),
+        {},
+        r"has train/, but none of val/, .*val_share: 0\.1",
+    ),
     "an unknown class": (
         lambda folder: (folder / "val/Cat").rename(folder / "val/cat"),
         {},
@@ -406,9 +544,6 @@ def test_a_folder_that_cannot_be_used_is_refused(store: Path, case: str) -> None
     change, settings, said = BAD_FOLDERS[case]
     layout = layouts.imagefolder(store)
     change(store / "my/pets")
-    if case == "an empty class":
-        (store / "my/pets/train/Yak/notes.txt").write_bytes(b"x")
-        said = r"train/Yak: a class folder without a picture\. Was it unpacked whole\?"
     if case == "two validation splits":
         (store / "my/pets/valid/x/1.jpg").write_bytes(b"x")
         said = r"my/pets: has both val/ and valid/\. Which is the validation split\?"
@@ -440,7 +575,7 @@ def test_settings_that_cannot_be_are_refused(store: Path, changes: dict[str, Any
 def test_what_is_left_out_of_a_folder_is_counted(store: Path) -> None:
     found = contents(store, layouts.imagefolder(store).section)
     notes = "\n".join(found.notes)
-    assert "pets/train: 2 files that are no pictures by their names (2 hidden)" in notes
+    assert "pets/train: 2 files that are no pictures by their names (2 hidden or the system's)" in notes
     assert "pets/train: 1 pictures that lie in no class folder" in notes
     assert "pets/val: 1 files that are no pictures by their names (1 .txt)" in notes
     assert len(found.notes) == 3
