@@ -1,4 +1,4 @@
-"""§6 Top-1 and top-5 errors as counts, divided once; means over views and over models.
+"""§6 Top-1 and top-5 error rates with their 95 % intervals; averaging over views and over models.
 
 Axes: B pictures, V views of each, K classes. Scores are logits or probabilities: only their order counts.
 """

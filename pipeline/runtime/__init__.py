@@ -1,1 +1,1 @@
-"""Machine, processes, files and messages. Nothing here decides a byte of a result or imports another folder of pipeline/."""
+"""Machine, processes, files and messages. Nothing here changes a result, or imports another folder of pipeline/."""

@@ -23,7 +23,7 @@ from pipeline.runtime.silence import LOOK, Silence, nodes
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Set before Ray starts, because it reads them once. docs/clusters.md says which of them the nodes need.
+# Set before Ray starts, because it reads them once.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -1,1 +1,1 @@
-"""The runs in MLflow. Nothing here decides a byte of a result or imports another folder of pipeline/ than runtime/."""
+"""The runs in MLflow. Nothing here changes a result. Of pipeline/ it imports runtime/ alone."""
