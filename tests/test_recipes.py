@@ -243,7 +243,7 @@ def test_torchvision_s_own_class_takes_the_weights_and_says_the_same():
     assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
     for other in ({"width": 0.5}, {"pooling": "disjoint"}, {"dropout_scale": "test"}):
         network.model = dataclasses.replace(model, **other)
-        with pytest.raises(ValueError, match="torchvision's alexnet is another network"):
+        with pytest.raises(ValueError, match="torchvision's alexnet has another architecture"):
             to_torchvision(network)
 
 

@@ -168,7 +168,7 @@ def test_a_registered_network_can_be_begun_with(workflow, monkeypatch):
     origin = initial.read_pretrained(section, model, Manifest.read(Path("data/shards")), Machine())
     with Path("data/model.pt").open("rb") as handle:
         network, facts = load(handle)
-    assert re.match(rf"conv1, .*, fc8 of {section.network} \(run {facts['fingerprint']}\)$", origin.said)
+    assert re.match(rf"conv1, .*, fc8 of {section.network} \(run {facts['fingerprint']}\)$", origin.summary)
     assert all(torch.equal(origin.weights[name], weight) for name, weight in network.state_dict().items())
 
 

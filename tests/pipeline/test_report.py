@@ -230,7 +230,7 @@ def test_the_test_split_is_shown_as_what_it_is(here: Manifest) -> None:
     metrics = json.loads(Path("metrics.json").read_text())
     for split, manifest, words in (("val", here, "validation"), ("test", as_test(here), "test")):
         text = report.render(metrics, split, manifest, dict.fromkeys(figures(here, one), b""), {})
-        for expected in (f"13 {words} pictures of", f"<th>{words} set</th>", f"First a {words} picture"):
+        for expected in (f"tested on 13 {words} pictures", f"<th>{words} set</th>", f"First a {words} picture"):
             assert expected in text
 
 

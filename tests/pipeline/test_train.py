@@ -777,7 +777,7 @@ def test_a_checkpoint_is_a_network_to_begin_with(whole: tuple[Path, str], monkey
     last = learned(folder)
     assert found.weights.keys() == last.keys(), "the last layer too, since it tells the same classes apart"
     assert all(torch.equal(found.weights[name], weight) for name, weight in last.items())
-    assert f"(run {spec.fingerprint})" in found.said
+    assert f"(run {spec.fingerprint})" in found.summary
 
 
 @pytest.mark.slow
