@@ -199,21 +199,35 @@ def make(tasks: list[Task], section: Resize, index: Index, machine: Machine) -> 
         for task, result in cluster.each(make_shard, tasks, machine):
             done[task.file] = result
             rejected += result.rejected
-            check_rejected(rejected, index.rows.num_rows, section.max_rejected)
+            check_rejected(rejected, index, section.max_rejected)
             progress.add(task.rows.num_rows, f"{len(rejected):,} rejected" if rejected else "")
     return {task.file: done[task.file] for task in tasks}
 
 
-def check_rejected(rejected: list[dict[str, Any]], indexed: int, allowed: float) -> None:
-    """`ValueError`, with the first rejected pictures, if more than the fraction `allowed` is rejected."""
-    if len(rejected) <= allowed * indexed:
+def check_rejected(rejected: list[dict[str, Any]], index: Index, share: float) -> None:
+    """`ValueError`, with the first of them, if more pictures are rejected than `share` of the indexed ones.
+
+    A share above 0 allows at least one picture.
+    """
+    indexed = index.rows.num_rows
+    allowed = max(1, int(share * indexed)) if share else 0
+    if len(rejected) <= allowed:
         return
     first = sorted(rejected, key=lambda row: str(row["id"]))[:5]
     lines = [f"  {row['id']} in {row['archive']} at byte {row['offset']}: {row['reason']}" for row in first]
     raise ValueError(
-        f"{len(rejected)} or more of {indexed} pictures do not decode; params.yaml: resize: max_rejected: {allowed} "
-        f"allows {int(allowed * indexed)}. Fetch the archives again, or raise it. The first are:\n" + "\n".join(lines)
+        f"{len(rejected)} or more of {indexed} pictures do not decode; params.yaml: resize: max_rejected: {share} "
+        f"allows {allowed}. {_advice(index)}, or raise it. The first are:\n" + "\n".join(lines)
     )
+
+
+def _advice(index: Index) -> str:
+    """How to get pictures that decode, by the kind of source."""
+    if index.drawn:
+        return "The sample has a truncated picture on purpose: draw more of them (source.train_images)"
+    if pc.all(pc.equal(index.rows["length"], index.rows["archive_bytes"])).as_py():
+        return "Replace or remove these files"
+    return "Fetch the archives again"
 
 
 def make_shard(task: Task) -> FinishedShard:

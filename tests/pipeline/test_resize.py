@@ -15,6 +15,7 @@ import tarfile
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -396,13 +397,39 @@ def test_too_many_rejected_stop_the_stage_with_the_first_of_them(copy: Path, ray
     assert not (copy / "data/shards").exists()
 
 
-def test_the_allowed_fraction_is_of_the_indexed() -> None:
-    row = {"id": "a", "archive": "x.tar", "offset": 512, "reason": "empty"}
-    resize.check_rejected([row] * 3, 30, 0.1)
-    with pytest.raises(ValueError, match=r"(?s)4 or more of 30 .* allows 3\. .*  a in x\.tar at byte 512: empty"):
-        resize.check_rejected([row] * 4, 30, 0.1)
-    with pytest.raises(ValueError, match="1 or more"):
-        resize.check_rejected([row], 10**6, 0.0)
+def index_of(count: int, *, drawn: bool = False, alone: bool = False) -> SimpleNamespace:
+    """As much of an index as `check_rejected` asks for."""
+    sizes = {"length": [10] * count, "archive_bytes": [10 if alone else 100 * count] * count}
+    return SimpleNamespace(rows=pa.table(sizes), drawn=drawn)
+
+
+REJECTED_ROW = {"id": "a", "archive": "x.tar", "offset": 3, "reason": "damaged"}
+
+
+@pytest.mark.parametrize(
+    ("share", "indexed", "allowed"), [(0.1, 30, 3), (0.01, 60, 1), (0.01, 1, 1), (0.0, 10**6, 0), (1.0, 4, 4)]
+)
+def test_the_allowed_fraction_is_of_the_indexed_and_never_less_than_one_picture(
+    share: float, indexed: int, allowed: int
+) -> None:
+    resize.check_rejected([REJECTED_ROW] * allowed, index_of(indexed), share)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"^{allowed + 1} or more of {indexed} .* allows {allowed}\. "):
+        resize.check_rejected([REJECTED_ROW] * (allowed + 1), index_of(indexed), share)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ({"drawn": True}, r"The sample has a truncated picture on purpose: draw more of them \(source\.train_images\)"),
+        ({"alone": True}, "Replace or remove these files"),
+        ({}, "Fetch the archives again"),
+    ],
+)
+def test_what_to_do_about_rejected_pictures_depends_on_the_source(kind: dict[str, bool], advice: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"allows 1\. {advice}, or raise it\. The first are:\n  a in x\.tar at byte 3: damaged"
+    ):
+        resize.check_rejected([REJECTED_ROW] * 2, index_of(60, **kind), 0.01)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["gone", "cut"])
