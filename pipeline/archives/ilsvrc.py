@@ -16,7 +16,7 @@ from pipeline.archives import bounds, matlab, published, repacked
 from pipeline.archives.contents import Archive, ByteRange, Choice, Contents, Picture, gather
 from pipeline.archives.published import PART
 from pipeline.archives.store import StorePath
-from pipeline.archives.tars import HashedFile, hash_file, members, open_hashed
+from pipeline.archives.tars import HashedFile, hash_file, leftovers_note, open_hashed, picture_members
 from pipeline.runtime.fetch import Remote
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.tables import Synset
@@ -100,14 +100,17 @@ def contents(
             with open_hashed(folder / year.patch) as file:
                 patches.update(_patches(file))
                 archives.append(file.archive())
+                notes.extend(leftovers_note(file))
         with open_hashed(folder / year.train) as file:
             yield from _train_pictures(file, kit, complete)
             archives.append(file.archive())
+            notes.extend(leftovers_note(file))
         for split, name, wnids in (("val", year.val, kit.val_wnids), ("test", year.test, test_wnids)):
             if name and (folder / name).path.is_file():
                 with open_hashed(folder / name) as file:
                     yield from _numbered_pictures(file, split, wnids, year, complete)
                     archives.append(file.archive())
+                    notes.extend(leftovers_note(file))
         if patches:
             notes.append(f"{folder / year.patch}: {len(patches):,} pictures that replace none")
 
@@ -199,14 +202,14 @@ def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[S
 def synset_tars(file: HashedFile) -> Iterator[tuple[str, int, int]]:
     """Yields WordNet id, offset and length of each tar in a tar of tars."""
     where = str(file.path)
-    for outer in members(file, 0, file.bytes, where):
+    for outer in picture_members(file, 0, file.bytes, where):
         yield _match_name(_TRAIN_TAR, outer.name, where, "n01440764.tar").group(1), outer.offset_data, outer.size
 
 
 def synset_pictures(file: HashedFile, wnid: str, start: int, length: int) -> Iterator[tuple[str, ByteRange]]:
     """Yields name and byte range of each picture in a synset's tar: `length` bytes of the file, or the whole file."""
     where = f"{file.path}: {wnid}.tar" if length < file.bytes else str(file.path)
-    for member in members(file, start, length, where):
+    for member in picture_members(file, start, length, where):
         name = _match_name(_TRAIN_PICTURE, member.name, where, f"{wnid}_10026.JPEG")
         if name.group(2) != wnid:
             raise ValueError(f"{where}: member {member.name} is of {name.group(2)}, not of {wnid}. Fetch it again")
@@ -239,7 +242,7 @@ def _numbered_pictures(
     path = str(file.path)
     named = re.compile(rf"(ILSVRC{year.number}_{split}_([0-9]{{8}}))\.JPEG")
     count = 0
-    for member in members(file, 0, file.bytes, path):
+    for member in picture_members(file, 0, file.bytes, path):
         name = _match_name(named, member.name, path, f"ILSVRC{year.number}_{split}_00000001.JPEG")
         count += 1
         number = int(name.group(2))
@@ -258,7 +261,7 @@ def _numbered_pictures(
 
 def _patches(file: HashedFile) -> Iterator[tuple[str, ByteRange]]:
     """Yields name and byte range of each picture in the archive of patches."""
-    for member in members(file, 0, file.bytes, str(file.path)):
+    for member in picture_members(file, 0, file.bytes, str(file.path)):
         name = PurePosixPath(member.name)
         if name.suffix == ".JPEG":
             yield name.stem, file.range(member.offset_data, member.size)

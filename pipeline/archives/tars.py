@@ -11,10 +11,12 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import PurePosixPath
 from typing import IO, cast
 
 from pipeline.archives.bounds import Member
 from pipeline.archives.contents import Archive, ByteRange
+from pipeline.archives.leftovers import is_leftover
 from pipeline.archives.store import StorePath
 from pipeline.runtime.progress import Progress
 
@@ -54,6 +56,21 @@ def members(hashed: HashedFile, start: int, length: int, where: str) -> Iterator
         raise ValueError(f"{cut}it ends at byte {end} without the mark of a tar's end. Fetch it again")
 
 
+def picture_members(hashed: HashedFile, start: int, length: int, where: str) -> Iterator[tarfile.TarInfo]:
+    """`members` without those that a desktop left, such as macOS's `._n01440764_1.JPEG`, which are counted."""
+    for member in members(hashed, start, length, where):
+        if is_leftover(PurePosixPath(member.name).as_posix()):
+            hashed.leftovers += 1
+        else:
+            yield member
+
+
+def leftovers_note(hashed: HashedFile) -> list[str]:
+    """At most one line that counts the members that `picture_members` left out."""
+    left = hashed.leftovers
+    return [f"{hashed.path}: {left:,} members that are hidden or the system's"] if left else []
+
+
 @contextmanager
 def open_hashed(file: StorePath) -> Iterator[HashedFile]:
     """Opens a file to be hashed while it is read from start to end; shows progress if the file is `LONG`."""
@@ -79,6 +96,8 @@ class HashedFile:
         self._file = file
         self._progress = progress
         self._seen = 0
+        self.leftovers = 0
+        """Members that `picture_members` left out."""
         self._digests = (hashlib.md5(usedforsecurity=False), hashlib.sha256())
 
     def read(self, start: int, length: int) -> bytes:

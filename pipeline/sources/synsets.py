@@ -15,7 +15,7 @@ from pipeline.archives import bounds, ilsvrc
 from pipeline.archives.class_folders import random_share
 from pipeline.archives.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gather
 from pipeline.archives.store import StorePath
-from pipeline.archives.tars import open_hashed
+from pipeline.archives.tars import leftovers_note, open_hashed
 from pipeline.runtime.paths import AnyPath
 
 WORDS = "words.txt"
@@ -46,10 +46,11 @@ class Synsets:
     def contents(self, store: AnyPath) -> Contents:
         """The contents of the folder's tars. Each is read once, from start to end."""
         folder = StorePath(store) / self.folder
-        tars = [folder / name for name in sorted(file.name for file in folder.path.glob("*.tar"))]
+        tars = [folder / name for name in sorted(file.name for file in folder.path.glob("[!.]*.tar"))]
         if not tars:
             raise FileNotFoundError(f"{folder}: no such folder in the data store, or no tar in it")
         archives: list[Archive] = []
+        notes: list[str] = []
 
         def pictures() -> Iterator[Picture]:
             for tar in tars:
@@ -62,8 +63,9 @@ class Synsets:
                         for name, part in ranges.items():
                             yield Picture.at(part, name, "val" if name in held_out else "train", wnid)
                     archives.append(file.archive())
+                    notes.extend(leftovers_note(file))
 
-        return gather(pictures(), lambda _: archives, _words(folder.path), store, self.classes)
+        return gather(pictures(), lambda _: archives, _words(folder.path), store, self.classes, notes=notes)
 
 
 def _words(folder: AnyPath) -> dict[str, str]:

@@ -278,8 +278,8 @@ BAD_TRAIN: dict[str, tuple[Any, str]] = {
         "n01000000.tar: member n02000000_9.JPEG is of n02000000, not of n01000000",
     ),
     "a name that is no picture's": (
-        lambda inner: inner["n01000000"] | {"._n01000000_7.JPEG": b"x"},
-        "n01000000.tar: member '._n01000000_7.JPEG' has no name like n01000000_10026.JPEG",
+        lambda inner: inner["n01000000"] | {"x_n01000000_7.JPEG": b"x"},
+        "n01000000.tar: member 'x_n01000000_7.JPEG' has no name like n01000000_10026.JPEG",
     ),
     "another ending": (lambda inner: {"n01000000_7.jpg": b"x"}, "member 'n01000000_7.jpg' has no name like"),
     "a Windows path": (lambda inner: {"a\\n01000000_7.JPEG": b"x"}, "has no name like"),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -408,6 +410,43 @@ def test_what_a_desktop_leaves_is_no_class_and_no_picture_and_is_counted(store: 
     )
     assert hidden, said
     assert int(hidden[2]) == 3  # two of the layout's
+
+
+def packed_by_a_mac(data: bytes) -> bytes:
+    """The tar as macOS packs it again: before each member another of its attributes, and the Finder's own files."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(data)) as old, tarfile.open(fileobj=made, mode="w") as new:
+        for member in old:
+            if member.isfile():
+                body = cast("IO[bytes]", old.extractfile(member)).read()
+                body = packed_by_a_mac(body) if member.name.endswith(".tar") else body
+                folder, _, name = member.name.rpartition("/")
+                for beside in (f"{folder}/._{name}".lstrip("/"), f"{folder}/.DS_Store".lstrip("/")):
+                    info = tarfile.TarInfo(beside)
+                    info.size = 9
+                    new.addfile(info, io.BytesIO(b"attribute"))
+                member.size = len(body)
+                new.addfile(member, io.BytesIO(body))
+            else:
+                new.addfile(member)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("name", ["ilsvrc2012", "ilsvrc2010", "synsets"])
+def test_members_that_a_mac_packs_beside_the_pictures_are_left_out_and_counted(store: Path, name: str) -> None:
+    layout = layouts.ALL[name](store)
+    before = contents(store, layout.section)
+    rows_before = rows(before, store)
+    tars = sorted(store.rglob("*.tar"))
+    assert tars
+    for file in tars:
+        file.write_bytes(packed_by_a_mac(file.read_bytes()))
+        file.with_name(f"._{file.name}").write_bytes(b"attributes")
+    found = contents(store, layout.section)
+    assert rows(found, store) == rows_before
+    assert found.classes == before.classes
+    left_out = [note for note in found.notes if "members that are hidden or the system's" in note]
+    assert len(left_out) == len(tars), found.notes
 
 
 SPLITS_OF_PEOPLE = [
