@@ -96,7 +96,9 @@ def classify(model: bytes, manifest: Manifest, section: Results, machine: machin
         with Progress("evaluate", sum(task.shard.rows for task in tasks), "images") as progress:
             missing = [task for task in tasks if not digests.marked(folder / task.name)]
             progress.begin(sum(task.shard.rows for task in tasks) - sum(task.shard.rows for task in missing))
-            for task, table in cluster.each(forward.of_shard, missing, machine, gpus=int(device == "cuda")):
+            for task, table in cluster.each(
+                forward.of_shard, missing, machine, gpus=int(device == "cuda"), stage="evaluate"
+            ):
                 with files.atomic(folder / task.name) as made:
                     tables.write(table, table.schema, made, 128)
                 digests.mark(folder / task.name)

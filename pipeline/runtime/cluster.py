@@ -155,18 +155,18 @@ def workers(machine: Machine, tasks: int) -> int:
 
 
 def each(
-    work: Callable[[Item], Result], items: Sequence[Item], machine: Machine, gpus: int = 0
+    work: Callable[[Item], Result], items: Sequence[Item], machine: Machine, gpus: int = 0, stage: str = ""
 ) -> Iterator[tuple[Item, Result]]:
     """Runs `work` on every item as a Ray task, and yields (item, result) in the order in which the tasks end.
 
     At most `workers` tasks run at a time. Each takes one CPU, or a fraction if there are more workers than CPUs, and `gpus`
     GPUs. `work` has to be idempotent, because the task of a lost node runs again elsewhere. Raises what `work` raises;
     `OSError` if its workers keep dying; `TimeoutError` if no task finds room on the cluster. A slow task is never ended, a
-    stopped one is: see `Silence`.
+    stopped one is: see `Silence`. `stage` names the stage in messages; by default it is the module of `work`.
     """
     most = workers(machine, len(items))
     takes = {"CPU": min(1, cpus() / most), **({"GPU": gpus} if gpus else {})}
-    silence = Silence(work, takes, machine.patience)
+    silence = Silence(work, takes, machine.patience, stage)
     # max_calls=0: a worker runs one task after another. By default Ray ends it after each task on a GPU, and the next worker
     # has to import torch and initialize the GPU again, some 4 s for each shard
     task = ray.remote(num_cpus=takes["CPU"], num_gpus=gpus, max_retries=3, max_calls=0)(work).options(

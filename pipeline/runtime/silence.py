@@ -29,8 +29,10 @@ ANSWER = 10.0
 class Silence:
     """The time for which no task of `work` has ended. `takes`: what each task asks of Ray's resources; `patience`: in seconds."""
 
-    def __init__(self, work: Callable[..., object], takes: Mapping[str, float], patience: float) -> None:
-        self.stage = work.__module__.rpartition(".")[2]
+    def __init__(
+        self, work: Callable[..., object], takes: Mapping[str, float], patience: float, stage: str = ""
+    ) -> None:
+        self.stage = stage or work.__module__.rpartition(".")[2]
         self.title = f"{work.__name__} of job {ray.get_runtime_context().get_job_id()}"
         """The name that Ray gives to a process while it runs such a task of this job."""
         self.takes, self.patience = takes, patience

@@ -211,3 +211,11 @@ def test_a_worker_that_is_stopped_and_a_node_that_is_lost_are_told_of_and_the_wo
         r"mean: gave up waiting for one of 1 tasks to begin, .* with 0 CPUs, of which 0 are free after 12 s$", what
     )
     assert todo == "Are its nodes up, and what else runs there (ray status)? Then dvc repro goes on"
+
+
+def test_the_stage_is_named_and_not_the_module_that_its_work_is_in(quiet: Silence) -> None:
+    from pipeline import evaluate
+
+    assert quiet.stage == "test_silence"
+    assert Silence(make_shard, {"CPU": 1.0}, 300, "evaluate").stage == "evaluate"
+    assert 'stage="evaluate"' in Path(evaluate.__file__).read_text()
