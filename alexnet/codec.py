@@ -1,4 +1,4 @@
-"""The JPEG codec, libjpeg-turbo: simplejpeg decodes, Pillow encodes. No other module uses either for that."""
+"""The JPEG codec, libjpeg-turbo: simplejpeg decodes, Pillow encodes. What it refuses, `pictures` hands to Pillow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 RECOVERABLE = "Corrupt JPEG data"
-"""How libjpeg begins its warnings about coded data that it can decode only in part. The missing part becomes grey."""
+"""How libjpeg begins its warnings about coded data that it can decode only in part."""
 
 
 def decode_jpeg(data: bytes) -> tuple[Tensor, str]:

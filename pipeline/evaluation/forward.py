@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
+import torch
+from torch import Tensor
 
+from alexnet import build
+from alexnet.augmentation import CENTRE, MeanKind, centre_view, ten_views
+from alexnet.errors import mean_over_views
+from alexnet.features import of_views
+from alexnet.network import Network
+from alexnet.pictures import decode
 from pipeline.evaluation import vectors
 from pipeline.runtime import digests
 from pipeline.runtime.paths import AnyPath
@@ -17,10 +25,7 @@ from pipeline.shards.tables import Shard
 
 if TYPE_CHECKING:
     import ray
-    from torch import Tensor
 
-    from alexnet.augmentation import MeanKind
-    from alexnet.network import Network
 
 BATCH = {"cpu": 16, "cuda": 128}
 """Pictures per forward pass, each with all its views. The batch size affects the last bits, so it is a constant."""
@@ -45,9 +50,6 @@ class Task:
 def of_shard(task: Task) -> pa.Table:
     """Classifies one shard, in a Ray worker: the table that `forward` returns."""
     import ray
-    import torch
-
-    from alexnet import build
 
     torch.set_num_threads(1)  # tasks run in parallel already, and the number of threads affects the last bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -67,13 +69,6 @@ def forward(
 
     If `tested`, also `probabilities`, the mean over the ten views, and `centre`, those of the centre patch.
     """
-    import torch
-
-    from alexnet.augmentation import CENTRE, centre_view, ten_views
-    from alexnet.errors import mean_over_views
-    from alexnet.features import of_views
-    from alexnet.pictures import decode
-
     columns: dict[str, list[Any]] = {"id": [], "label": [], "features": [], "probabilities": [], "centre": []}
     for batch in rows:
         images_BCHW = torch.stack([decode(row["image"]["bytes"]) for row in batch]).to(mean_CHW.device)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from alexnet import codes, features
+from alexnet.codes import Encoder
 from pipeline.evaluation import choice, vectors
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
-
-if TYPE_CHECKING:
-    from alexnet.codes import Encoder
 
 QUERIES = 2
 """The `use` of `choice.random_rows` for the queries: the report makes two other choices, maybe with the same seed."""
@@ -28,8 +27,6 @@ def write(folder: Path, section: Results) -> dict[str, float]:
     With `code_bits`, also by codes, and encoder.npz and codes-*.parquet. Returns the section `neighbours` of metrics.json.
     The training set's features are read in blocks, so they may exceed the memory.
     """
-    from alexnet import codes, features
-
     trained, tested = (folder / f"features-{split}.parquet" for split in ("train", section.split))
     written = {file: digests.of(file) for file in (trained, tested)}
     queries, base = (
@@ -63,8 +60,6 @@ def write(folder: Path, section: Results) -> dict[str, float]:
 
 def learn_codes(trained: Path, section: Results, file: Path, progress: Progress) -> tuple[Encoder, float]:
     """Trains the encoder on a table's features and writes it to `file`; returns it and the last epoch's error."""
-    from alexnet import codes
-
     encoder, errors = codes.train(
         lambda: vectors.blocks(trained, progress),
         bits=section.code_bits,

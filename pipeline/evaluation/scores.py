@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
+import torch
+from torch import Tensor
 
+from alexnet import errors
+from alexnet.errors import Count, per_class, summary
 from pipeline.evaluation import neighbours, vectors
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import NONE, names
 from pipeline.runtime import documents
 from pipeline.shards.tables import Manifest
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from alexnet.errors import Count
 
 
 def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results, folder: Path) -> dict[str, Any]:
@@ -58,7 +57,6 @@ class Counts:
     """Running counts over the tested pictures: top-1 and top-5 errors, in all and by class, and every answer."""
 
     def __init__(self, classes: int) -> None:
-        import torch
 
         self.classes, self.images = classes, 0
         self.credits: dict[tuple[str, int], list[Tensor]] = {
@@ -70,8 +68,6 @@ class Counts:
 
     def add(self, table: pa.Table) -> None:
         """Counts the rows of a table of predictions."""
-        from alexnet import errors
-
         labels = _tensor(table["label"])
         self.images += len(labels)
         self.labels.append(labels)
@@ -82,21 +78,16 @@ class Counts:
 
     def summary(self, name: str) -> dict[str, float]:
         """Error rates and their 95 % intervals, from the column `name`, for metrics.json."""
-        from alexnet.errors import Count, summary
-
         return summary({top: Count(float(self._cat(self.credits[name, top]).sum()), self.images) for top in (1, 5)})
 
     def by_class(self) -> tuple[list[Count], list[Count]]:
         """Top-1 and top-5 counts of each class, over ten views."""
-        from alexnet.errors import per_class
-
         labels = self._cat(self.labels)
         one, five = (per_class(self._cat(self.credits["probabilities", top]), labels, self.classes) for top in (1, 5))
         return one, five
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:
-    import torch
 
     return torch.from_numpy(column.to_numpy().copy())
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BLOCK = 4096
 """Rows of features per block. Rows are shuffled within a block when codes are trained, so this decides the codes' bits."""
@@ -23,8 +22,6 @@ BLOCK = 4096
 
 def to_matrix(column: pa.ChunkedArray) -> Tensor:
     """A column of N lists of one length → a tensor N×length."""
-    import torch
-
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     return torch.from_numpy(np.concatenate([chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks]))
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from alexnet.augmentation import mean_to_subtract
 from alexnet.build import build, save
 from pipeline.runtime import digests, files, machines, params, stage, waiting
@@ -92,8 +94,6 @@ def reusable(folder: Path) -> Finished | None:
 
 def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
     """Writes the model and the history from the last checkpoint's contents, and finally finished.json."""
-    import torch
-
     network = build(spec.model, len(spec.manifest.classes))
     network.load_state_dict(contents["weights"])
     with files.atomic(folder / "model.pt") as made, made.open("wb") as handle:

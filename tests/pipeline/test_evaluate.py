@@ -23,7 +23,7 @@ from alexnet import build
 from alexnet.model import AlexNet
 from pipeline import evaluate
 from pipeline.evaluation import forward, neighbours, scores, trained, vectors
-from pipeline.runtime import digests, machines
+from pipeline.runtime import cluster, digests, machines
 from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, rows_of, world
@@ -265,6 +265,14 @@ def test_the_stage_gives_equal_bytes_with_any_workers(tmp_path: Path, monkeypatc
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     world(tmp_path)
+    stages = set()
+
+    class Noted(cluster.Silence):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            stages.add(self.stage)
+
+    monkeypatch.setattr(cluster, "Silence", Noted)
     made: list[dict[str, str]] = []
     for workers in (1, 2, 2):
         monkeypatch.setattr(machines, "read", lambda count=workers: machines.Machine(workers=count, devices="cpu"))
@@ -286,6 +294,7 @@ def test_the_stage_gives_equal_bytes_with_any_workers(tmp_path: Path, monkeypatc
     assert len(made[0]) == 12
     assert not (tmp_path / "work/evaluate").exists()
     _in_mlflow(json.loads((tmp_path / "metrics.json").read_text()), tmp_path)
+    assert stages == {"evaluate"}, "the name in its messages"
 
 
 def _in_mlflow(summary: dict[str, Any], home: Path) -> None:
