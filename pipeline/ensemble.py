@@ -25,11 +25,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+import dvc.api
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from dvc.exceptions import DvcException
+from dvc.scm import RevError
+from dvc_data.index import DataIndexDirError
+from torch import Tensor
 
+from alexnet.errors import Count, count, mean_over_models, summary
 from alexnet.names import cut
 from pipeline import recipe
 from pipeline.evaluation.trained import OUT
@@ -38,12 +45,8 @@ from pipeline.runtime import commands, digests, files, machines, stage
 from pipeline.runtime.printing import say
 from pipeline.tracking import runs
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from alexnet.errors import Count
-
-    Counts = dict[int, Count]
+Counts = dict[int, Count]
+"""Right answers by the number of guesses."""
 
 PREDICTIONS = "predictions.parquet"
 
@@ -105,8 +108,6 @@ class Member:
         Rows read before they are asked for are kept in memory: few if all members have the pictures in the same order,
         at worst all of them.
         """
-        import torch
-
         wanted = set(ids) - self._waiting.keys()
         while wanted:
             table = next(self._groups, None)
@@ -136,8 +137,6 @@ def run(words: Sequence[str] | None = None) -> None:
         members = [Member(each.name, handle) for each, handle in zip(arguments, handles, strict=True)]
         check(members)
         alone, together = measure(members, [each.weight for each in arguments])
-    from alexnet.errors import summary
-
     result = {
         "images": together[1].images,
         "classes": members[0].classes,
@@ -168,11 +167,6 @@ def opened(name: str) -> Iterator[BinaryIO]:
         with path.open("rb") as handle:
             yield handle
         return
-    import dvc.api
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError
-    from dvc_data.index import DataIndexDirError
-
     recipe.keep_here()
     out = (OUT / PREDICTIONS).as_posix()
     with ExitStack() as stack:
@@ -199,10 +193,6 @@ def check_sealed(name: str, digest: str) -> None:
     if path.exists():
         recorded = digests.recorded(folder) if (folder / digests.SUMS).exists() else {}
     else:
-        import dvc.api
-        from dvc.exceptions import DvcException
-        from dvc_data.index import DataIndexDirError
-
         recipe.keep_here()
         recorded, file = {}, PREDICTIONS
         with suppress(DvcException, DataIndexDirError, OSError):
@@ -230,10 +220,6 @@ def check(members: Sequence[Member]) -> None:
 
 def measure(members: Sequence[Member], weights: Sequence[float]) -> tuple[list[Counts], Counts]:
     """Top-1 and top-5 counts of each network alone, and of the weighted mean of their probabilities."""
-    import torch
-
-    from alexnet.errors import Count, count, mean_over_models
-
     counts: list[Counts] = [dict.fromkeys(TOPS, Count(0.0, 0)) for _ in range(len(members) + 1)]
     labels = members[0].labels
     threads = torch.get_num_threads()

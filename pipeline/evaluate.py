@@ -26,8 +26,11 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import ray
+
+from alexnet.network import Network
 from pipeline.evaluation import forward, scores
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, OUT, check_labels, load, read_model
@@ -36,9 +39,6 @@ from pipeline.runtime.progress import Progress
 from pipeline.shards import artifacts, tables
 from pipeline.shards.tables import Manifest
 from pipeline.tracking import runs
-
-if TYPE_CHECKING:
-    from alexnet.network import Network
 
 VERSION = 1
 """Increase this when a change of code changes a number: results of older code in work/ are then not reused."""
@@ -82,8 +82,6 @@ def classify(model: bytes, manifest: Manifest, section: Results, machine: machin
     folder.mkdir(parents=True, exist_ok=True)
     splits = (section.split, "train") if section.neighbours else (section.split,)
     with cluster.connected(machine):
-        import ray
-
         device: Literal["cpu", "cuda"] = "cuda" if cluster.gpus(machine) else "cpu"
         handle, shards = ray.put(model), artifacts.locate(manifest, machine)
         check_labels(manifest, section.split, shards)

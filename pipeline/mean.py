@@ -15,10 +15,12 @@ if __name__ == "__main__":  # before the slow imports
     enter("mean")
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from alexnet.dataset import Mean, Sums
+from alexnet.pictures import Undecodable, decode
 from pipeline.runtime import cluster, digests, files, machines
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
@@ -26,9 +28,6 @@ from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
 from pipeline.shards.artifacts import MEAN, SHARDS, locate, prepared
 from pipeline.shards.tables import Manifest, Shard
-
-if TYPE_CHECKING:
-    from alexnet.dataset import Sums
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +50,6 @@ def run() -> None:
 
 def total(manifest: Manifest, folder: AnyPath, machine: Machine) -> Sums:
     """The sums over the training pictures, by one Ray task per shard; exact, so their order does not matter."""
-    from alexnet.dataset import Sums
-
     sums = Sums.none(manifest.side)
     tasks = [Task(file=folder / shard.file, shard=shard) for shard in manifest.shards["train"] if shard.rows]
     with Progress("mean", manifest.rows("train"), "images") as progress:
@@ -65,11 +62,6 @@ def total(manifest: Manifest, folder: AnyPath, machine: Machine) -> Sums:
 
 def of_shard(task: Task) -> Sums:
     """The sums over one shard's pictures, in a Ray worker; `ValueError` if it is damaged or a picture does not decode."""
-    import torch
-
-    from alexnet.dataset import Sums
-    from alexnet.pictures import Undecodable, decode
-
     torch.set_num_threads(1)  # tasks run in parallel already
     file, sums = task.file, None
     digests.compare(file, task.shard.sha256, "resize")
@@ -89,8 +81,6 @@ def of_shard(task: Task) -> Sums:
 
 def save(sums: Sums, machine: Machine) -> None:
     """Writes data/mean.npz, and a copy beside shared shards, for jobs that are sent without data."""
-    from alexnet.dataset import Mean
-
     mean = Mean.of(sums)
     with files.atomic(MEAN) as made:
         mean.save(made)

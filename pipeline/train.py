@@ -18,16 +18,19 @@ import hashlib
 import os
 from pathlib import Path
 
+import ray
+
 from alexnet.augmentation import Augmentation
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.driver import provenance
+from pipeline.driver import launch, provenance
 from pipeline.runtime import cluster, machines, params, stage
 from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts
+from pipeline.shards.batches import held_out
 from pipeline.tracking import runs
-from pipeline.training import checkpoints, history, initial, run_folder
+from pipeline.training import checkpoints, history, initial, run_folder, worker
 from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.run_folder import say
 from pipeline.training.spec import Start, TrainingSpec
@@ -109,12 +112,6 @@ def _launch(
     last: Checkpoint | None,
     placement: cluster.Placement,
 ) -> Checkpoint:
-    import ray
-
-    from pipeline.driver import launch
-    from pipeline.shards.batches import held_out
-    from pipeline.training import worker
-
     shards = artifacts.locate(spec.manifest, machine)
     task = worker.Task(
         spec=ray.put(initial.with_clusters(spec, shards)),

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.runtime import commands, guard
+from pipeline.runtime import commands, guard, redaction, stage
 
 if TYPE_CHECKING:
     from studies.study import Run, Study
@@ -58,8 +58,6 @@ def _from_one(word: str) -> int:
 def main() -> None:
     """Runs the command; errors of the user's files and of DVC end it in one line."""
     guard.hold_signals()
-    from pipeline.runtime import redaction
-
     with redaction.guarded():
         arguments = parser().parse_args()
         guard.release_signals()
@@ -71,8 +69,6 @@ def main() -> None:
         except (ValueError, OSError, subprocess.CalledProcessError) as error:
             raise SystemExit(f"studies: {error}") from None
         except Exception as error:
-            from pipeline.runtime import stage
-
             stage.fail("studies", error)
 
 
@@ -83,7 +79,6 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{arguments.name} has a program of its own, which takes no variants and no --on")
         import_module(f"studies.{arguments.name}.program").main()
         return
-    from pipeline.runtime import stage
     from studies import rows, showing
     from studies.study import read, select
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dvc.api
+
 from pipeline import recipe
 from pipeline.runtime import params
 from pipeline.runtime.printing import say
@@ -64,8 +66,6 @@ def experiment(study: Study, run: Run) -> Result:
 
 def result(study: Study, name: str, minutes: float) -> Result:
     """Reads the measurements of a finished experiment. `minutes`: how long it took."""
-    import dvc.api
-
     recipe.keep_here()
     read = functools.partial(dvc.api.read, rev=name)
     steps, epochs = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from alexnet import figures
 from pipeline.runtime import files
 from pipeline.runtime.printing import say
 from studies import rows
@@ -23,8 +24,6 @@ def show(study: Study) -> None:
 
 def draw(study: Study) -> None:
     """Writes losses.png, differences.png if the runs were evaluated, and finally table.md; nothing if no run is finished."""
-    from alexnet import figures
-
     measured, points = rows.by_variant(study), rows.curves(study)
     if not measured:
         return
@@ -45,8 +44,6 @@ def draw(study: Study) -> None:
 
 
 def _differences(study: Study, measured: Mapping[str, Mapping[str, Row]]) -> bytes:
-    from alexnet import figures
-
     base, *others = (variant.name for variant in study.variants)
     tested = {
         name: differences(measured[name], measured.get(base, {}), "top1_error") for name in others if name in measured

@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from scipy.special import stdtrit
+
 from alexnet.names import shown
 from studies import rows
 from studies.rows import Row
@@ -70,8 +72,6 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     count = len(values)
     if count < 2:
         return None
-    from scipy.special import stdtrit
-
     mean, deviation = statistics.mean(values), statistics.stdev(values)
     half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
     return mean - half, mean + half

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.config import Config
 from ruamel.yaml import YAML
 
 from pipeline import recipe
@@ -87,7 +88,5 @@ def fill(folder: Path, base: Path) -> Path:
 
 def cache() -> Path:
     """The absolute path of the working copy's DVC cache, read without Git."""
-    from dvc.config import Config
-
     named = Config(dvc_dir=".dvc").get("cache", {}).get("dir")
     return Path(named or ".dvc/cache").absolute()

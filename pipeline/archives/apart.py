@@ -13,11 +13,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import psutil
 
-from pipeline.runtime import child
 from pipeline.runtime.child import Child
 from pipeline.runtime.paths import AnyPath
 
@@ -75,9 +74,8 @@ class Apart:
         return answer
 
 
-def main() -> None:
-    """Runs in the process: reads calls from stdin and writes their items to stdout, until stdin is closed."""
-    answers = child.answers()
+def main(answers: BinaryIO) -> None:
+    """Runs in the process: reads calls from stdin and writes their items to `answers`, until stdin is closed."""
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             limit, function, file, more = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
+import ray
 import torch
 from torch import Tensor
 
@@ -22,10 +23,6 @@ from pipeline.runtime import digests
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards import tables
 from pipeline.shards.tables import Shard
-
-if TYPE_CHECKING:
-    import ray
-
 
 BATCH = {"cpu": 16, "cuda": 128}
 """Pictures per forward pass, each with all its views. The batch size affects the last bits, so it is a constant."""
@@ -49,8 +46,6 @@ class Task:
 
 def of_shard(task: Task) -> pa.Table:
     """Classifies one shard, in a Ray worker: the table that `forward` returns."""
-    import ray
-
     torch.set_num_threads(1)  # tasks run in parallel already, and the number of threads affects the last bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     digests.compare(task.folder / task.shard.file, task.shard.sha256, "resize")

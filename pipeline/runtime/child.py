@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from {} import main; main()"
+PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from pipeline.runtime import child; child.run('{}')"
 """The subprocess's code. It sets `sys.path` itself because a path with a colon in it cannot be in PYTHONPATH."""
 
 
@@ -43,8 +44,11 @@ class Child:
                 pipe.close()
 
 
-def answers() -> BinaryIO:
-    """Called in the subprocess: returns the stream for answers, and redirects all other writes to stdout to stderr."""
-    stream = os.fdopen(os.dup(1), "wb")
+def run(module: str) -> None:
+    """Called in the subprocess: runs the module's `main`, which takes the stream for answers.
+
+    All other writes to stdout, also those during imports, go to stderr.
+    """
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    return stream
+    import_module(module).main(answers)

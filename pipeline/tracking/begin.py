@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.entities import Run as Record
+from mlflow.exceptions import MlflowException
 
 from pipeline.runtime import owner
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run as Record
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The run that a stage asks for, in plain values, since it is sent to another process."""
-
-    experiment: str
-    artifacts: str | None
-    """URI of the folder for the artifacts of a new experiment; None if a server decides."""
-    name: str
-    fingerprint: str
-    stage: str
-    adopt: bool
-    """Whether to continue a run that is FINISHED."""
-    run_id: str | None
-    """The id of the run to continue, whatever its fingerprint; None to search by fingerprint."""
-    owner: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    source: dict[str, str]
-    """MLflow's own tags for user and source."""
-    pictures: dict[str, str] | None
-    """The data set: name, digest, source and profile; None if it is unknown."""
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """The fields as a dict, for JSON."""
-        return asdict(self)
+from pipeline.tracking.description import Wanted
 
 
 def begin(client: MlflowClient, wanted: Wanted, ending: set[str]) -> str:
@@ -60,8 +31,6 @@ def begin(client: MlflowClient, wanted: Wanted, ending: set[str]) -> str:
 
 def _experiment(client: MlflowClient, wanted: Wanted) -> str:
     """Returns the experiment's id; creates the experiment if it does not exist."""
-    from mlflow.exceptions import MlflowException
-
     name = wanted.experiment
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -101,8 +70,6 @@ def _close_abandoned(client: MlflowClient, experiment: str, ending: set[str]) ->
 
 def _describe(client: MlflowClient, run_id: str, params: dict[str, str], wanted: Wanted) -> None:
     """Writes tags, the data set, and the parameters that are not among the run's `params` yet."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-
     words = wanted.params
     # MLflow's parameters cannot be changed. If one differs, which is possible only after training, a tag has the new value
     new = [Param(key, value) for key, value in words.items() if key not in params]

@@ -13,6 +13,19 @@ from typing import Any
 from pipeline.runtime import waiting
 from pipeline.runtime.child import Child
 
+ENVIRONMENT = {
+    # no telemetry
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # an exported program keeps its device, here the CPU; on a machine with a GPU, MLflow would try the GPU
+    "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu",
+    # no retries by MLflow: after a failure the last steps are requested before anything is sent again
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Variables of the process, unless they are set; mlflow reads them when it is imported."""
+
 READY = 180.0
 """Seconds in which the process has to be ready; it imports MLflow, perhaps from a slow disk."""
 
@@ -27,7 +40,7 @@ class Courier:
         self._start()
 
     def _start(self) -> None:
-        self._child = Child("pipeline.tracking.sender")
+        self._child = Child("pipeline.tracking.sender", environment=ENVIRONMENT | os.environ)
         self._partial, self._number, self._closed = b"", 0, False
         self.spent = 0.0
         """Seconds that counted in the last `events`."""

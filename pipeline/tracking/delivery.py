@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 
 from pipeline.runtime import redaction
-from pipeline.tracking import database, journal, registry
+from pipeline.tracking import database, journal
 from pipeline.tracking.journal import Reader, Record
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 BATCH = 1000
 """Metrics in one request: MLflow's maximum."""
@@ -86,8 +86,6 @@ class Delivery:
         A resumed training repeats steps that were logged before it was killed. They are skipped, so that every metric has one
         value for each step. NaN is logged: a run that diverged should show it.
         """
-        from mlflow.entities import Metric
-
         last, new = self._lasts(), []
         for record in records:
             step, when = int(record["step"]), int(record["time"])
@@ -135,6 +133,8 @@ class Delivery:
         if hashlib.sha256(weights).hexdigest() != record["sha256"]:
             self.reader.put_aside(record, f"{file} is not as it was put there")
             return
+        with self._local():  # it imports torch, perhaps from a slow disk
+            from pipeline.tracking import registry
         on_disk = self.client.tracking_uri.startswith(database.SCHEME)
         with self._local() if on_disk else contextlib.nullcontext():
             working = contextlib.nullcontext if on_disk else self._local
@@ -152,8 +152,6 @@ class Delivery:
 
     def _tried(self, record: Record, call: Any, *words: Any, **named: Any) -> None:
         """Calls MLflow; sets the record aside if MLflow refuses it with an error that would recur."""
-        from mlflow.exceptions import MlflowException
-
         try:
             call(*words, **named)
         except MlflowException as error:

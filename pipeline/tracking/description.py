@@ -8,11 +8,11 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from pipeline.runtime import git, owner, params, redaction
 from pipeline.tracking import database
-from pipeline.tracking.begin import Wanted
 
 
 class Pictures(Protocol):
@@ -32,6 +32,34 @@ class Pictures(Protocol):
 
     def rows(self, split: str) -> int:
         """The number of pictures in a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The run that a stage asks for, in plain values, since it is sent to another process."""
+
+    experiment: str
+    artifacts: str | None
+    """URI of the folder for the artifacts of a new experiment; None if a server decides."""
+    name: str
+    fingerprint: str
+    stage: str
+    adopt: bool
+    """Whether to continue a run that is FINISHED."""
+    run_id: str | None
+    """The id of the run to continue, whatever its fingerprint; None to search by fingerprint."""
+    owner: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    source: dict[str, str]
+    """MLflow's own tags for user and source."""
+    pictures: dict[str, str] | None
+    """The data set: name, digest, source and profile; None if it is unknown."""
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The fields as a dict, for JSON."""
+        return asdict(self)
 
 
 def wanted(

@@ -13,16 +13,18 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlflow.pytorch
 import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
-
-    from alexnet.build import Classifier
+from alexnet.build import Classifier, load
 
 WEIGHTS = PurePosixPath("extra_files/model.pt")
 """The path of model.pt in an MLflow model."""
@@ -39,8 +41,6 @@ def publish(
     Equal weights are stored once. Errors on different pictures cannot be compared: a champion with another manifest stays
     until a person moves the alias. Returns the aliases, and a message for the user or "".
     """
-    import mlflow
-
     digest = hashlib.sha256(weights).hexdigest()
     tags = {**tags, "weights": digest}
     known = client.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
@@ -72,8 +72,6 @@ def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str
     exported program, from which training cannot continue.
     """
     with working():
-        import mlflow.pytorch
-
         served, classes, example, signature = _prepared(weights)
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -101,12 +99,6 @@ def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str
 
 def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.float32], ModelSignature]:
     """The network to serve, the classes by label, an input example, and the signature."""
-    import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Schema, TensorSpec
-
-    from alexnet.build import Classifier, load
-
     network, facts = load(io.BytesIO(weights))
     # The exported program keeps the mode, device and batch size of its tracing: therefore eval mode, the CPU, and two
     # pictures with a signature that leaves their number open
@@ -133,8 +125,6 @@ def _served(client: MlflowClient, run_id: str, tags: dict[str, str]) -> str | No
 
 def fetch(model: str, folder: Path) -> Path | None:
     """Downloads an MLflow model, by any form of its URI, to `folder`, and returns its model.pt; None if it has none."""
-    import mlflow
-
     # the whole model, since not every form of a model's URI can be followed by a path
     file = Path(mlflow.artifacts.download_artifacts(model, dst_path=str(folder))) / WEIGHTS
     return file if file.is_file() else None
@@ -150,8 +140,6 @@ def beats(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
 
 def _champion(client: MlflowClient, name: str) -> dict[str, Any] | None:
     """The tags of the present champion; None if there is none."""
-    from mlflow.exceptions import MlflowException
-
     try:
         version = client.get_model_version_by_alias(name, "champion")
     except MlflowException as error:

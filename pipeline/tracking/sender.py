@@ -17,30 +17,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from pipeline.runtime import child, redaction
-from pipeline.tracking import begin, database, journal, registry
+import mlflow
+from mlflow import MlflowClient
+
+from pipeline.runtime import redaction
+from pipeline.tracking import begin, database, journal
 from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.description import Wanted
 from pipeline.tracking.journal import Journal, Reader, Record
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from pipeline.tracking.watch import Watch
-
-ENVIRONMENT = {
-    # no telemetry
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # an exported program keeps its device, here the CPU; on a machine with a GPU, MLflow would try the GPU
-    "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu",
-    # no retries by MLflow: after a failure the last steps are requested before anything is sent again
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-}
-"""Variables that mlflow reads when it is imported."""
+from pipeline.tracking.watch import Watch
 
 PAUSE = 1.0
 """Seconds between two readings of the journal."""
@@ -103,8 +90,6 @@ class Sender:
 
 
 def _client(uri: str) -> MlflowClient:
-    import mlflow
-
     _hush()
     file = database.path(uri)
     if file is not None:
@@ -114,7 +99,7 @@ def _client(uri: str) -> MlflowClient:
         # otherwise MLflow writes the current folder, unquoted, into the SQL that creates its unused first experiment
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (file.parent / "mlruns").as_uri()
     mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient(uri)
+    return MlflowClient(uri)
 
 
 def _hush() -> None:
@@ -189,7 +174,7 @@ class Program:
         assert self.sender is not None
         ending = {reader.about["run_id"] for reader in journal.pending(Path(root)) if reader.ended}
         with _named_errors(self.sender.public):
-            return begin.begin(self.sender.client, begin.Wanted(**wanted), ending)
+            return begin.begin(self.sender.client, Wanted(**wanted), ending)
 
     def _follow(self, folder: str, system: bool) -> None:
         """Sends the stage's own journal from now on, with system metrics."""
@@ -198,8 +183,6 @@ class Program:
             return  # it has ended, and was sent with the journals of earlier stages
         own = self.sender.follow(Path(folder))
         if system:
-            from pipeline.tracking.watch import Watch
-
             with _named_errors(self.sender.public):
                 self.watch = Watch(own.run_id, Journal(Path(folder)), own.next_system_step())
             own.before_end = self.watch.stop
@@ -218,6 +201,8 @@ class Program:
 
     def _weights(self, uri: str, public: str, model: str, folder: str) -> str:
         """Downloads the model.pt of an MLflow model to `folder`, and returns its path."""
+        from pipeline.tracking import registry  # it imports torch
+
         with _named_errors(public):
             _client(uri)
             file = registry.fetch(model, Path(folder))
@@ -226,11 +211,9 @@ class Program:
         return str(file)
 
 
-def main() -> None:
-    """Runs the process."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    _answers.append(child.answers())
+def main(answers: BinaryIO) -> None:
+    """Runs the process. `answers`: the stream for answers."""
+    _answers.append(answers)
     # MLflow prints each run's address with its password
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = redaction.Redacted(sys.stderr)
