@@ -2,7 +2,7 @@
 
 Nothing here decides a byte, and none of it becomes a stage's param or dep. The classes of the sections are in modules that
 take up to two seconds to import. Therefore a section that passed is noted in work/checked, by a hash of its values and of
-all code: only the first stage after a change imports them.
+its code: only the first stage after a change imports them, and torch only after a change of what is said in `CODE`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,16 @@ KINDS = {
     "report": "pipeline.report:Report",
 }
 """Section of params.yaml → module and name of its class, or of a tuple of classes that it may have."""
+
+PACKAGE = Path(__file__).parent
+
+ALEXNET = PACKAGE.with_name("alexnet")
+
+WITH_TORCH = ("model", "start", "augmentation", "learning")
+"""Sections whose modules import torch."""
+
+CODE = (ALEXNET, PACKAGE / "training", PACKAGE / "runtime", Path(__file__))
+"""The code that decides whether these pass."""
 
 KEPT = 200
 """Most notes of sections that passed; more than a study has variants."""
@@ -83,7 +93,8 @@ def _params(faults: list[str]) -> tuple[Mapping[str, Any], NetworkSize | None]:
     except params.ParamsError as error:
         faults.append(str(error))
         return {}, None
-    problems, good, code, network = list[str](), dict[str, Any](), _code(), None
+    problems, good, network = list[str](), dict[str, Any](), None
+    all_code, code_of_torch = _code(PACKAGE, ALEXNET), _code(*CODE)
     for name in [*KINDS, *(name for name in document if name not in KINDS)]:
         if name not in KINDS:
             problems.append(f"{params.PARAMS}: unknown section '{name}'{params.nearest(name, KINDS)}")
@@ -91,7 +102,7 @@ def _params(faults: list[str]) -> tuple[Mapping[str, Any], NetworkSize | None]:
             problems.append(f"{params.PARAMS}: section '{name}' is missing{params.nearest(name, document)}")
         else:
             try:
-                size = _checked(name, document[name], code)
+                size = _checked(name, document[name], code_of_torch if name in WITH_TORCH else all_code)
                 good[name], network = document[name], size or network
             except params.ParamsError as error:
                 problems += str(error).splitlines()
@@ -113,11 +124,12 @@ def _checked(name: str, section: Any, code: str) -> NetworkSize | None:
     return network
 
 
-def _code() -> str:
-    """sha256 of all code in pipeline/ and alexnet/: a note holds while it does not change."""
-    digest, here = hashlib.sha256(), Path(__file__).parent
-    for file in sorted([*here.rglob("*.py"), *here.with_name("alexnet").glob("*.py")]):
-        digest.update(file.read_bytes())
+def _code(*places: Path) -> str:
+    """sha256 of the code in these folders and files: a note holds while it does not change."""
+    digest = hashlib.sha256()
+    for place in places:
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

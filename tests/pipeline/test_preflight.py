@@ -268,6 +268,36 @@ def test_only_the_first_stage_after_a_change_imports_what_takes_long(here: Path)
     assert check(f"{here}/heavy{os.pathsep}{ROOT}").stderr == "imported\n"
 
 
+def test_an_edit_of_code_asks_only_for_the_sections_that_it_can_change(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("pipeline", "alexnet"):
+        shutil.copytree(ROOT / folder, here / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(preflight, "PACKAGE", here / "pipeline")
+    monkeypatch.setattr(preflight, "ALEXNET", here / "alexnet")
+    monkeypatch.setattr(preflight, "CODE", tuple(here / place.relative_to(ROOT) for place in preflight.CODE))
+    preflight.check("download")
+    asked, kind = list[str](), preflight._kind
+    monkeypatch.setattr(preflight, "_kind", lambda name: asked.append(name) or kind(name))
+
+    def edited(file: str) -> list[str]:
+        asked.clear()
+        with (here / file).open("a") as handle:
+            handle.write("# edited\n")
+        preflight.check("download")
+        return list(asked)
+
+    without_torch = [name for name in preflight.KINDS if name not in preflight.WITH_TORCH]
+    assert edited("pipeline/report.py") == without_torch
+    for file in ("alexnet/network.py", "pipeline/training/spec.py", "pipeline/runtime/params.py"):
+        assert edited(file) == list(preflight.KINDS)
+    code = "import sys; from importlib import import_module as load; [load(name) for name in sys.argv[1:]]; "
+    modules = [preflight.KINDS[name].split(":")[0] for name in without_torch]
+    subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)", *modules], check=True, cwd=ROOT, timeout=60
+    )
+
+
 def test_notes_of_what_was_found_good_do_not_heap_up(here: Path) -> None:
     folder = here / "work/checked"
     folder.mkdir(parents=True)
