@@ -53,6 +53,7 @@ NOTES = {
     "asyncssh": "EPL is the choice: the package is used as it is, and not given on",
     "certifi": "MPL binds its own files, which are used as they are",
     "grandalf": "EPL is the choice: DVC imports it to draw `dvc dag`, and it is not given on",
+    "hypothesis": "MPL binds its own files, which are used as they are",
     "orjson": "MPL binds its own files, which are used as they are",
     "pathspec": "MPL binds its own files, which are used as they are",
     "pygit2": "the exception lets any program link it, whatever its licence",

@@ -322,5 +322,5 @@ def test_what_runs_dvc_here_says_where_its_pickles_lie_without_make(tmp_path: Pa
 @pytest.mark.parametrize("module", [experiments, workspace, ensemble, recipe])
 def test_every_module_that_runs_or_reads_dvc_says_where_first(module: ModuleType) -> None:
     text = inspect.getsource(module)
-    uses = re.findall(r"import dvc\.api|\[\"dvc\", |return \[dvc", text)
+    uses = re.findall(r"dvc\.api\.(?:open|read)\b|\[\"dvc\", |return \[dvc", text)
     assert len(uses) == len(re.findall(r"\bkeep_here\(\)\n", text)) > 0
