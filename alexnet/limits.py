@@ -28,9 +28,6 @@ STRIP = 2**20
 MAX_BYTES = 2**29
 """Most bytes of a file: 80 million uncompressed pixels of 3 × 16 bits have 480 million."""
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the formats that it may open. None of them starts a program (as EPS does) or follows a path."""
-
 FAST_JPEG = (10, 2)
 """Memory for a JPEG that `codec` decodes, as in `COST`."""
 

@@ -20,7 +20,7 @@ from PIL import (
 )
 from torch import Tensor
 
-from alexnet import limits
+from alexnet import formats, limits
 from alexnet.codec import decode_jpeg, encode_jpeg
 from alexnet.limits import FRAMES, jpeg_segments
 
@@ -61,7 +61,7 @@ class Undecodable(ValueError):  # noqa: N818 - the name is the verdict on the by
 
 
 def decode(data: bytes) -> Tensor:
-    """Decodes a file in one of `limits.FORMATS` to uint8 3×H×W in red, green, blue.
+    """Decodes a file in one of `formats.TAKEN` to uint8 3×H×W in red, green, blue.
 
     Decoding takes at most `limits.MEMORY` (1 GiB) and about ten seconds; a file whose header claims more is refused
     before it is decoded. EXIF rotation is not applied, but a TIFF's orientation tag is; colour profiles are ignored. Grey
@@ -71,6 +71,7 @@ def decode(data: bytes) -> Tensor:
     if not data:
         raise Undecodable("the file is empty")
     _refuse(limits.of_file(data))
+    _refuse(formats.refused(data))
     pixels = PPM.match(data)
     if pixels is not None:
         width, height = int(pixels[1]), int(pixels[2])
@@ -119,7 +120,7 @@ def _decode_with_pillow(data: bytes) -> Tensor:
 
 
 def _opened(data: bytes) -> Image.Image:
-    return Image.open(limits.Counted(_without_remarks(data)), formats=limits.FORMATS)
+    return Image.open(limits.Counted(_without_remarks(data)), formats=formats.TAKEN)
 
 
 def _without_remarks(data: bytes) -> bytes:

@@ -7,10 +7,13 @@ import hashlib
 import os
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from alexnet import formats
 from pipeline.archives import bounds
 from pipeline.archives.contents import Archive, ByteRange
 from pipeline.archives.leftovers import is_leftover
@@ -19,11 +22,20 @@ from pipeline.archives.tars import CHUNK, members, open_hashed
 from pipeline.runtime import files
 from pipeline.runtime.progress import Progress
 
-ENDINGS = frozenset((".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""Extensions, in any case, of files that are indexed as pictures. Whether a file can be decoded, `resize` finds out."""
+ENDINGS = frozenset(
+    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
+)
+"""Extensions, in any case, of files that are indexed as pictures. Whether a file can be decoded, `resize` finds out. Of a
+file with any other name, the first bytes decide whether it is a picture: reading them takes time."""
+
+RAW = frozenset((".arw", ".cr2", ".dng", ".nef", ".nrw", ".orf", ".pef", ".rw2", ".sr2", ".srw"))
+"""Extensions of raw photographs. Their first bytes are a TIFF's, but what that TIFF holds is a thumbnail."""
 
 READERS = 8
-"""Threads that hash files; they mostly wait for the disk or the network."""
+"""Threads that read files; they mostly wait for the disk or the network."""
+
+MANY = 10_000
+"""Files from which on reading their first bytes shows its progress: it takes more than a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +50,8 @@ class Tree:
     """The tars that hold the files; empty if each file is an archive by itself."""
     origins: tuple[Archive, ...] = ()
     """The original archives that the tars were repacked from."""
+    _formats: dict[ByteRange, str] = field(default_factory=dict, compare=False, repr=False)
+    """The formats by first bytes, of those files that were looked at; a folder's tree shares them with the whole tree."""
 
     def read(self, path: str) -> bytes:
         """Reads a small file; `ValueError` if it has more than `bounds.SMALL` bytes."""
@@ -58,20 +72,41 @@ class Tree:
         )
 
     def pictures(self) -> tuple[list[str], list[str]]:
-        """The paths of the pictures, without hidden and system files and folders, and at most one line that counts the rest."""
+        """The paths of the pictures, without hidden and system files and folders, and at most one line that counts the rest.
+
+        A picture is what is called one (`ENDINGS`), or begins as one.
+        """
         kept, others = [], Counter[str]()
-        for path in self.files:
-            name = path.rpartition("/")[2]
+        self._look(path for path in self.files if not is_leftover(path) and _ending(path).lower() not in ENDINGS | RAW)
+        for path, part in self.files.items():
             if is_leftover(path):
                 others["hidden or the system's"] += 1
-            elif (ending := PurePosixPath(name).suffix).lower() in ENDINGS:
+            elif (ending := _ending(path)).lower() in ENDINGS or self._formats.get(part):
                 kept.append(path)
             else:
                 others[ending or "no ending"] += 1
         if not others:
             return kept, []
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
-        return kept, [f"{self.where}: {others.total():,} files that are no pictures by their names ({kinds})"]
+        return kept, [f"{self.where}: {others.total():,} files that are no pictures ({kinds})"]
+
+    def _look(self, paths: Iterable[str]) -> None:
+        """Reads the first bytes of the files that were not looked at yet."""
+        parts = [part for part in map(self.files.__getitem__, paths) if part not in self._formats]
+        with ExitStack() as stack:
+            readers = stack.enter_context(ThreadPoolExecutor(READERS))
+            progress = Progress("download: first bytes", len(parts), "files")
+            if len(parts) >= MANY:
+                stack.enter_context(progress)
+            for part, format_ in zip(parts, readers.map(self._format, parts), strict=True):
+                self._formats[part] = format_
+                progress.add(1)
+
+    def _format(self, part: ByteRange) -> str:
+        if not part.length:
+            return ""
+        with files.opened(self.where.root / part.archive) as file:
+            return formats.recognized(file.read_at(min(part.length, formats.HEAD), part.offset))
 
     def archives(self, names: list[str]) -> list[Archive]:
         """The archives with these names, with their checksums: the tars, or single files, which are read for that."""
@@ -92,6 +127,10 @@ class Tree:
                 crc32 = zlib.crc32(part, crc32)
                 length += len(part)
         return Archive(name=name, bytes=length, sha256=sha256.hexdigest(), md5=None, crc32=crc32)
+
+
+def _ending(path: str) -> str:
+    return PurePosixPath(path.rpartition("/")[2]).suffix
 
 
 def of_folder(folder: StorePath) -> Tree:

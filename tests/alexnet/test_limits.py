@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet import limits
+from alexnet import formats, limits
 from alexnet.dataset import resize
 from alexnet.pictures import Undecodable, decode, describe
 from tests.alexnet.test_pictures import RGB, saved
@@ -151,10 +151,10 @@ def test_a_file_longer_than_any_picture_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_no_other_plugin_of_pillow_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """EPS would start Ghostscript; what is not in the list is not even loaded."""
-    for name in set(Image.OPEN) - {*limits.FORMATS, "MPO"}:
+    for name in set(Image.OPEN) - {*formats.TAKEN, "MPO"}:
         monkeypatch.delitem(Image.OPEN, name)
     monkeypatch.setattr(Image, "init", lambda: pytest.fail("all plugins were loaded"))
-    for kind in limits.FORMATS:
+    for kind in formats.TAKEN:
         assert decode(saved(RGB, kind)).shape == (3, 60, 81)
         assert describe(saved(RGB, kind))[0].startswith(kind)
     with pytest.raises(Undecodable, match="no known format"):

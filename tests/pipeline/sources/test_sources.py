@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import download
-from pipeline.archives import published, tars, tree
+from pipeline.archives import published, repacked, tars, tree
 from pipeline.archives.class_folders import UnlabelledPicture
 from pipeline.archives.contents import Archive, Contents
 from pipeline.archives.store import StorePath
@@ -405,11 +405,64 @@ def test_what_a_desktop_leaves_is_no_class_and_no_picture_and_is_counted(store: 
     assert rows(found, store) == layout.rows
     assert found.classes == before.classes
     said = "\n".join(found.notes)
-    hidden = re.search(
-        r"my/pets/train: (\d+) files that are no pictures by their names \(.*?(\d+) hidden or the system's", said
-    )
+    hidden = re.search(r"my/pets/train: (\d+) files that are no pictures \(.*?(\d+) hidden or the system's", said)
     assert hidden, said
     assert int(hidden[2]) == 3  # two of the layout's
+
+
+NAMES = ("a.JFIF", "b", "c.pgm", "d.avif", "e.jpg.1", "F.PNM", "ein Bild.", "deep/er/UPPER", "g.txt", "h.jpg?w=3")
+"""Names that pictures have: of Firefox, of a camera's export, of wget, of nobody."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_decide_what_is_a_picture_whatever_it_is_called(store: Path, name: str) -> None:
+    layout = layouts.imagefolder(store)
+    added = {
+        f"train/Cat/{name}": jpeg(77, 40),
+        "train/ümlaut/a.html": b"<html>",
+        "train/ümlaut/b.nef": b"MM\0*\0\0\0\x08",
+    }
+    layouts.write(added, store / "my/pets")
+    found = contents(store, layout.section)
+    more = rows(found, store).keys() - layout.rows.keys()
+    assert [rows(found, store)[each] for each in more] == [("train", "Cat", jpeg(77, 40))]
+    assert any(
+        "pets/train: 4 files that are no pictures (2 hidden or the system's, 1 .html, 1 .nef)" in note
+        for note in found.notes
+    )
+
+
+def test_what_is_called_a_picture_is_indexed_whatever_its_bytes(store: Path) -> None:
+    layout = layouts.imagefolder(store)
+    odd = {f"train/Cat/odd{number}{ending}": b"x" for number, ending in enumerate((".jpg", ".AVIF", ".jfif", ".pgm"))}
+    layouts.write({**odd, "train/Cat/empty.jpg": b"", "train/Cat/empty": b""}, store / "my/pets")
+    found = rows(contents(store, layout.section), store)
+    assert len(found) == len(layout.rows) + 5  # `resize` rejects them, so that they are counted
+
+
+@pytest.mark.parametrize("packed", [layouts.imagenette, layouts.tiny_imagenet], ids=["tar.gz", "zip"])
+def test_so_do_they_in_archives(store: Path, packed: Callable[[Path], Layout]) -> None:
+    layout = packed(store)
+    (file,) = (store / layout.section["name"]).iterdir()
+    kept = repacked.untar(file) if file.suffix == ".tgz" else repacked.unzip(file)
+    files = {
+        name.replace("_0.JPEG", "_0").replace("0.JPEG", "0.Jfif") if "train" in name else name: data
+        for name, data in kept
+    }
+    file.write_bytes(gzip.compress(layouts.tar(files)) if file.suffix == ".tgz" else layouts.zipped(files))
+    assert rows(contents(store, layout.section), store) == layout.rows
+
+
+def test_a_file_s_first_bytes_are_read_once_and_only_if_its_name_says_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = layouts.imagefolder(store)
+    layouts.write({"train/Cat/x": jpeg(1, 40)}, store / "my/pets")
+    read: list[str] = []
+    look = tree.Tree._format
+    monkeypatch.setattr(tree.Tree, "_format", lambda self, part: read.append(part.archive) or look(self, part))
+    contents(store, layout.section)
+    assert sorted(read) == ["my/pets/train/Cat/x", "my/pets/val/Cat/notes.txt"]
 
 
 def packed_by_a_mac(data: bytes) -> bytes:
@@ -614,9 +667,9 @@ def test_settings_that_cannot_be_are_refused(store: Path, changes: dict[str, Any
 def test_what_is_left_out_of_a_folder_is_counted(store: Path) -> None:
     found = contents(store, layouts.imagefolder(store).section)
     notes = "\n".join(found.notes)
-    assert "pets/train: 2 files that are no pictures by their names (2 hidden or the system's)" in notes
+    assert "pets/train: 2 files that are no pictures (2 hidden or the system's)" in notes
     assert "pets/train: 1 pictures that lie in no class folder" in notes
-    assert "pets/val: 1 files that are no pictures by their names (1 .txt)" in notes
+    assert "pets/val: 1 files that are no pictures (1 .txt)" in notes
     assert len(found.notes) == 3
     assert contents(store, layouts.kaggle(store).section).notes == (
         f"{store}/kaggle/ILSVRC/Data/CLS-LOC/test: 1 pictures that lie in no class folder",
