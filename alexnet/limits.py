@@ -2,6 +2,8 @@
 
 Decoding a picture takes at most `MEMORY`, including the file itself, and about ten seconds of one core. A file whose
 header claims more is refused before it is decoded: each function here returns the reason, or "" to accept the file.
+What counts is the memory that the file's format takes for so many pixels, not their number: a photograph of 108 megapixels
+is accepted as a JPEG, which is decoded row by row, and refused as a WEBP, which is unpacked whole.
 """
 
 from __future__ import annotations
@@ -11,9 +13,6 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-
-MAX_PIXELS = 80_000_000
-"""Most pixels that a picture may claim. The largest pictures of ILSVRC-2012 have some 60 million."""
 
 MAX_SIDE = 65_535
 """Most pixels along a side, JPEG's own limit. A picture of 80 million rows of one pixel would take gigabytes for its rows
@@ -26,10 +25,11 @@ STRIP = 2**20
 """Pixels that are converted at a time."""
 
 MAX_BYTES = 2**29
-"""Most bytes of a file: 80 million uncompressed pixels of 3 × 16 bits have 480 million."""
+"""Most bytes of a file: 89 million uncompressed pixels of 3 × 16 bits have as many."""
 
-FAST_JPEG = (10, 2)
-"""Memory for a JPEG that `codec` decodes, as in `COST`."""
+FAST_JPEG = (4, 2)
+"""Memory for a JPEG of one scan that `codec` decodes, measured, as in `COST`; one of several scans takes its coefficients
+besides."""
 
 COST = {
     "BMP": (8, 1),
@@ -50,7 +50,7 @@ READS = 3_000_000
 PARTS = 10_000
 """Most segments of a JPEG; a photograph has some 20."""
 
-SCANS = 100 * MAX_PIXELS
+SCANS = 8_000_000_000
 """Most pixels in all scans of a JPEG together. A progressive one has some 10 scans, each over all pixels."""
 
 TEXT_PIXELS, TEXT_REMARKS = 4_000_000, 1000
@@ -60,7 +60,7 @@ megabyte."""
 TAG_VALUES = 2**18
 """Most numbers in one tag of a TIFF, each a Python object. Three separate planes of 65,535 rows have 196,605."""
 
-TILE = MAX_PIXELS // 2
+TILE = 40_000_000
 """Most pixels in a tile of a TIFF, which may be larger than the picture and take up to 12 bytes a pixel."""
 
 MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
@@ -104,8 +104,6 @@ def of_size(width: int, height: int, cost: tuple[int, int], data: bytes) -> str:
 
     `cost`: bytes of memory per pixel, and per byte of `data`, the file.
     """
-    if width * height > MAX_PIXELS:
-        return f"too many pixels: it claims {width} x {height}, more than {MAX_PIXELS:,}"
     if max(width, height) > MAX_SIDE:
         return f"too many pixels: it claims {width} x {height}, a side of more than {MAX_SIDE:,}"
     a_pixel, a_byte = cost
@@ -130,7 +128,7 @@ class Jpeg:
 
 def jpeg(data: bytes) -> Jpeg:
     """Reads a JPEG's header and counts its scans: a scan of a hundred bytes costs a pass over all pixels."""
-    header, sequential, parts = Jpeg(), False, 0
+    header, sequential, all_scans, parts = Jpeg(), False, "", 0
     for marker, start, end in jpeg_segments(data):
         parts += 1
         if marker in ARITHMETIC:
@@ -138,12 +136,24 @@ def jpeg(data: bytes) -> Jpeg:
         if marker in FRAMES and end - start >= 6:
             height, width = (int.from_bytes(data[start + at : start + at + 2]) for at in (1, 3))
             header = Jpeg(data[start + 5], height, width, of_size(width, height, FAST_JPEG, data))
-            sequential = marker <= 0xC1
+            a_pixel, a_byte = FAST_JPEG[0] + _coefficients(data[start:end]), FAST_JPEG[1]
+            sequential, all_scans = marker <= 0xC1, of_size(width, height, (a_pixel, a_byte), data)
         elif marker == SCAN and header.components and not header.reason:
             in_scan = int.from_bytes(data[start : start + 1])
-            alone = sequential and in_scan >= header.components  # the decoder stops after this scan
-            return header if alone else replace(header, reason=_scans(data, end, header.height * header.width))
+            if sequential and in_scan >= header.components:
+                return header  # the decoder stops after this scan
+            return replace(header, reason=all_scans or _scans(data, end, header.height * header.width))
     return header if parts < PARTS else Jpeg(reason=f"too many parts: more than {PARTS:,}")
+
+
+def _coefficients(frame: bytes) -> int:
+    """Bytes per pixel of the coefficients, two bytes each, which a decoder keeps until the last scan. `frame`: its header."""
+    components = frame[5]
+    factors = [(each >> 4, each & 15) for each in frame[7 : 6 + 3 * components : 3]]
+    if len(factors) < components or not all(across and down for across, down in factors):
+        return 2 * components  # no decoder takes it; this is the most that there could be
+    whole = max(across for across, _ in factors) * max(down for _, down in factors)
+    return -(-2 * sum(across * down for across, down in factors) // whole)
 
 
 def _scans(data: bytes, first: int, pixels: int) -> str:

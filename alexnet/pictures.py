@@ -60,6 +60,10 @@ class Undecodable(ValueError):  # noqa: N818 - the name is the verdict on the by
     """The bytes cannot be decoded to a picture. The message is the reason; its part before the colon is the category."""
 
 
+class TooManyPixels(Undecodable):
+    """The picture has more pixels than the caller allows."""
+
+
 def decode(data: bytes) -> Tensor:
     """Decodes a file in one of `formats.TAKEN` to uint8 3×H×W in red, green, blue.
 
@@ -67,6 +71,14 @@ def decode(data: bytes) -> Tensor:
     before it is decoded. EXIF rotation is not applied, but a TIFF's orientation tag is; colour profiles are ignored. Grey
     becomes three equal channels, transparency is dropped, samples of 12 and 16 bits keep their upper 8, and an animation gives
     its first frame. Raises `Undecodable` with the reason.
+    """
+    return decode_with_warning(data)[0]
+
+
+def decode_with_warning(data: bytes, max_pixels: int | None = None) -> tuple[Tensor, str]:
+    """Decodes like `decode`, and says what is damaged: `codec.decode_jpeg`'s warning about a grey or coloured JPEG, else "".
+
+    A picture of more than `max_pixels` raises `TooManyPixels` before it is decoded; None: only memory is limited.
     """
     if not data:
         raise Undecodable("the file is empty")
@@ -77,15 +89,19 @@ def decode(data: bytes) -> Tensor:
         width, height = int(pixels[1]), int(pixels[2])
         _refuse(limits.of_size(width, height, FAST_PPM, data))
         if len(data) == pixels.end() + 3 * width * height:
-            return _pixels(data, pixels.end(), height, width)
+            _check_pixels(width, height, max_pixels)
+            return _pixels(data, pixels.end(), height, width), ""
     jpeg = limits.jpeg(data)
     _refuse(jpeg.reason)
     if jpeg.components in (1, 3):
+        _check_pixels(jpeg.width, jpeg.height, max_pixels)
         try:
-            return decode_jpeg(data)[0]
-        except ValueError:
-            pass  # Pillow reads more kinds of JPEG, and says plainly what is wrong with the others
-    return _decode_with_pillow(data)
+            return decode_jpeg(data)
+        except ValueError as error:
+            # Pillow reads more kinds of JPEG, and says plainly what is wrong with the others, but takes more memory
+            if reason := limits.of_size(jpeg.width, jpeg.height, limits.COST["JPEG"], data):
+                raise Undecodable(f"{reason}; with less memory it does not decode: {error}") from None
+    return _decode_with_pillow(data, max_pixels), ""
 
 
 def _pixels(data: bytes, first: int, height: int, width: int) -> Tensor:
@@ -98,7 +114,12 @@ def _refuse(reason: str) -> None:
         raise Undecodable(reason)
 
 
-def _decode_with_pillow(data: bytes) -> Tensor:
+def _check_pixels(width: int, height: int, max_pixels: int | None) -> None:
+    if max_pixels is not None and width * height > max_pixels:
+        raise TooManyPixels(f"too many pixels: {width} x {height}, more than {max_pixels:,}")
+
+
+def _decode_with_pillow(data: bytes, max_pixels: int | None) -> Tensor:
     for check in (limits.of_ppm, limits.of_webp, limits.of_tiff):
         _refuse(check(data))
     with warnings.catch_warnings():
@@ -106,6 +127,7 @@ def _decode_with_pillow(data: bytes) -> Tensor:
         try:
             with _opened(data) as picture:
                 _refuse(limits.of_size(*picture.size, limits.COST[str(picture.format)], data))
+                _check_pixels(*picture.size, max_pixels)
                 return torch.from_numpy(_rgb(picture)).permute(2, 0, 1)
         except Undecodable:
             raise
@@ -114,7 +136,7 @@ def _decode_with_pillow(data: bytes) -> Tensor:
                 f"no known format of pictures: {len(data)} bytes, the first are {data[:8].hex(' ')}"
             ) from None
         except Image.DecompressionBombError:
-            raise Undecodable(f"too many pixels: it claims more than {limits.MAX_PIXELS:,}") from None
+            raise Undecodable("too large: it claims more pixels than Pillow decodes") from None
         except Exception as error:  # a broken file can raise anything in Pillow's parsers
             raise Undecodable(f"damaged: {str(error) or type(error).__name__}") from None
 

@@ -64,7 +64,15 @@ from pipeline.shards.tables import Shard, Synset
 ROOT = Path(__file__).resolve().parents[1]
 
 SECTION = Resize(
-    side=256, fit="crop", filter="bilinear", quality=95, shuffle_seed=0, images_per_shard=1000, max_rejected=0.0
+    side=256,
+    fit="crop",
+    filter="bilinear",
+    quality=95,
+    shuffle_seed=0,
+    images_per_shard=1000,
+    max_rejected=0.0,
+    max_megapixels=200.0,
+    damaged="keep",
 )
 CLASSES = 1000
 LAYOUTS = ("in two archives", "a file each")
@@ -203,7 +211,7 @@ def driver() -> dict[str, float | str]:
 
 def _nothing(task: Task) -> FinishedShard:
     shard = Shard(file=task.file, rows=task.rows.num_rows, bytes=0, sha256="0" * 64)
-    return FinishedShard(shard=shard, rejected=[], census=resize.Census())
+    return FinishedShard(shard=shard, rejected=[], damaged=[], census=resize.Census())
 
 
 def worker() -> dict[str, float | str]:

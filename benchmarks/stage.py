@@ -70,6 +70,8 @@ SECTION = Resize(
     shuffle_seed=0,
     images_per_shard=1000,
     max_rejected=0.0,
+    max_megapixels=200.0,
+    damaged="keep",
 )
 WARM = 20
 """Pictures per process before the timing."""

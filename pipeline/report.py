@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 OUT = Path("report")
 HISTORY = Path("data/history/epochs.csv")
 REJECTED = artifacts.SHARDS / "rejected.parquet"
+DAMAGED = artifacts.SHARDS / "damaged.parquet"
 PICTURES = artifacts.SHARDS / "pictures.json"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -73,7 +74,7 @@ LONGEST = 120
 """Most characters of a name on the page."""
 
 LISTED = 20
-"""Most rows of the tables of rejected pictures and of hard classes."""
+"""Most rows of the tables of rejected pictures, of damaged ones, and of hard classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,9 +231,9 @@ def random_rows(name: str, number: int, seed: int, use: int) -> list[dict[str, A
     return rows
 
 
-def rejected_pictures() -> list[dict[str, Any]]:
-    """The rows of rejected.parquet, sorted by id."""
-    rows: list[dict[str, Any]] = tables.parse(digests.read(REJECTED, "resize"), REJECTED).sort_by("id").to_pylist()
+def listed_pictures(file: Path) -> list[dict[str, Any]]:
+    """The rows of rejected.parquet or damaged.parquet, sorted by id."""
+    rows: list[dict[str, Any]] = tables.parse(digests.read(file, "resize"), file).sort_by("id").to_pylist()
     return rows
 
 
@@ -288,7 +289,7 @@ def render(
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["name"] = lambda name: cut(name, LONGEST)
     environment.filters["shown"] = shown
-    rejected = rejected_pictures()
+    rejected, damaged = listed_pictures(REJECTED), listed_pictures(DAMAGED)
     hardest = hard_classes(EVALUATION / "per_class.csv")
     contest = "ILSVRC-2010" if sections.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"
     paper_split, least = TESTED[contest]
@@ -304,6 +305,7 @@ def render(
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         hardest=hardest[:LISTED],
         rejected=rejected[:LISTED],
+        damaged=damaged[:LISTED],
         census=Census.read(PICTURES),
         ranked=ranked,
         parameters={name: description.words(section) for name, section in sections.items()},

@@ -2,14 +2,15 @@
 
 Run:    dvc repro resize
 Reads:  data/index/, the archives in the data store
-Writes: data/shards/: the shards, manifest.json, rejected.parquet, pictures.json, and SHA256SUMS over all; with shards or
-        storage in machine.yaml, the shards go to that folder, and the other files to both
+Writes: data/shards/: the shards, manifest.json, rejected.parquet, damaged.parquet, pictures.json, and SHA256SUMS over all;
+        with shards or storage in machine.yaml, the shards go to that folder, and the other files to both
 Takes:  resize
 Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on each CPU
 
 One Ray task makes one shard. Finished shards are kept in work/ until the stage is done, so that a stopped stage resumes.
-A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed. pictures.json counts
-formats, sizes and orientations of the original pictures.
+A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed. A picture that is kept
+though it is damaged is listed in damaged.parquet with the decoder's warning. pictures.json counts formats, sizes,
+orientations and damage of the original pictures.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import importlib.metadata
 import itertools
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +37,17 @@ from pipeline.archives.reader import in_archive_order
 from pipeline.runtime import cluster, digests, files, machines, params, stage
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
+from pipeline.runtime.printing import say
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
 from pipeline.shards.artifacts import SHARDS, elsewhere, prepared, stored
 from pipeline.shards.census import Census
 from pipeline.shards.index import INDEX, Index, check_store, read_index
+from pipeline.shards.rejected import DAMAGED, MEGAPIXELS, check_rejected, first_of
 from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 1
 """Increase this when a change of code changes a shard's bytes: shards of older code in work/ are then not reused."""
@@ -72,7 +78,13 @@ class Resize:
     """The most indexed pictures in a shard; a worker that dies loses the work on one shard. Each picture takes some 30 kB of
     the worker's memory."""
     max_rejected: float
-    """The largest fraction (0 to 1) of the indexed pictures that may fail to decode; above it the stage fails."""
+    """The largest fraction (0 to 1) of the indexed pictures that may be rejected; above it the stage fails."""
+    max_megapixels: float
+    """Pictures of more million pixels are rejected. Each is decoded within 1 GiB (alexnet/limits.py), whatever stands here:
+    a JPEG has room for 250 megapixels if it is not progressive, and for 100 if it is; a PNG for 130, a WEBP for 40."""
+    damaged: Literal["keep", "reject"]
+    """What becomes of a grey or coloured JPEG that the decoder warns about: its coded data are damaged, such as by zeros in
+    the middle of the file, and what lies behind may be noise. keep: stored as decoded, and counted. reject: rejected."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.side <= MOST_PIXELS:
@@ -87,6 +99,8 @@ class Resize:
             raise ValueError(f"images_per_shard has to be at least 1, is {self.images_per_shard}")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected has to be a fraction, 0 to 1, is {self.max_rejected}")
+        if not self.max_megapixels > 0:
+            raise ValueError(f"max_megapixels has to be above 0, is {self.max_megapixels}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,11 +122,13 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedShard:
-    """A finished shard, its rejected pictures, and its counts."""
+    """A finished shard, its rejected and its damaged pictures, and its counts."""
 
     shard: Shard
     rejected: list[dict[str, Any]]
     """Rows of `tables.REJECTED`."""
+    damaged: list[dict[str, Any]]
+    """Rows of `tables.REJECTED` about kept pictures; the reason is the decoder's warning."""
     census: Census
     """Counts over the shard's pictures, including the rejected ones."""
 
@@ -129,8 +145,8 @@ def run() -> None:
     with cluster.connected(machine):
         done = make(tasks, section, index, machine)
     census = publish(done, section, index, folder, machine)
-    for line in census.lines():
-        print(f"resize: {line}")
+    damaged = [row for shard in done.values() for row in shard.damaged]
+    say(*(f"resize: {line}" for line in [*census.lines(), *first_of(damaged)]))
 
 
 def key(section: Resize, index: Index) -> str:
@@ -204,39 +220,13 @@ def make(tasks: list[Task], section: Resize, index: Index, machine: Machine) -> 
     return {task.file: done[task.file] for task in tasks}
 
 
-def check_rejected(rejected: list[dict[str, Any]], index: Index, share: float) -> None:
-    """`ValueError`, with the first of them, if more pictures are rejected than `share` of the indexed ones.
-
-    A share above 0 allows at least one picture.
-    """
-    indexed = index.rows.num_rows
-    allowed = max(1, int(share * indexed)) if share else 0
-    if len(rejected) <= allowed:
-        return
-    first = sorted(rejected, key=lambda row: str(row["id"]))[:5]
-    lines = [f"  {row['id']} in {row['archive']} at byte {row['offset']}: {row['reason']}" for row in first]
-    raise ValueError(
-        f"{len(rejected)} or more of {indexed} pictures do not decode; params.yaml: resize: max_rejected: {share} "
-        f"allows {allowed}. {_advice(index)}, or raise it. The first are:\n" + "\n".join(lines)
-    )
-
-
-def _advice(index: Index) -> str:
-    """How to get pictures that decode, by the kind of source."""
-    if index.drawn:
-        return "The sample has a truncated picture on purpose: draw more of them (source.train_images)"
-    if pc.all(pc.equal(index.rows["length"], index.rows["archive_bytes"])).as_py():
-        return "Replace or remove these files"
-    return "Fetch the archives again"
-
-
 def make_shard(task: Task) -> FinishedShard:
     """Makes a shard, unless it exists whole. Runs in a worker; Ray may run it more than once, or twice at the same time."""
     done = task.folder / "done" / f"{task.file}.json"
     made = read_finished(task, done)
     if made is not None:
         return made
-    pictures, rejected, census = convert(task)
+    pictures, rejected, damaged, census = convert(task)
     rows = task.rows.num_rows - len(rejected)
     group = RAW_GROUP if task.section.quality == "raw" else GROUP
     with files.atomic(task.folder / "shards" / task.file) as partial:
@@ -245,7 +235,7 @@ def make_shard(task: Task) -> FinishedShard:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shard = Shard(file=task.file, rows=rows, bytes=partial.stat().st_size, sha256=digest)
     # written last: this file marks the shard as finished
-    made = FinishedShard(shard=shard, rejected=rejected, census=census)
+    made = FinishedShard(shard=shard, rejected=rejected, damaged=damaged, census=census)
     with files.atomic(done) as partial:
         partial.write_text(digests.stamped(json.dumps(dataclasses.asdict(made), indent=1)))
     return made
@@ -256,7 +246,10 @@ def read_finished(task: Task, done: AnyPath) -> FinishedShard | None:
     try:
         facts = json.loads(digests.unstamped(done))
         made = FinishedShard(
-            shard=Shard(**facts["shard"]), rejected=facts["rejected"], census=Census(**facts["census"])
+            shard=Shard(**facts["shard"]),
+            rejected=facts["rejected"],
+            damaged=facts["damaged"],
+            census=Census(**facts["census"]),
         )
         with (task.folder / "shards" / task.file).open("rb") as file:
             return made if hashlib.file_digest(file, "sha256").hexdigest() == made.shard.sha256 else None
@@ -264,29 +257,32 @@ def read_finished(task: Task, done: AnyPath) -> FinishedShard | None:
         return None
 
 
-def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
-    """Decodes and resizes a shard's pictures: rows of `tables.IMAGES` in the task's order, rejected rows, and the census."""
+def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]], Census]:
+    """Decodes and resizes a shard's pictures: rows of `tables.IMAGES` in the task's order, rejected and damaged rows, census."""
     import torch
 
     from alexnet.dataset import resize
-    from alexnet.pictures import Undecodable, decode, describe, encode
+    from alexnet.pictures import Undecodable, describe, encode
 
     torch.set_num_threads(1)  # the tasks run in parallel, one on each core
     rows = task.rows.to_pylist()
     pictures: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
+    warnings: dict[int, str] = {}
     census = Census()
     ending = "ppm" if task.section.quality == "raw" else "jpg"
     for number, data in in_archive_order(rows, task.store):
         row = rows[number]
         try:
-            picture_CHW = decode(data)
+            picture_CHW, warning = accept(data, task.section)
         except Undecodable as error:
             reasons[number] = str(error)
             census.reject(reasons[number])
             continue
+        if warning:
+            warnings[number] = warning
         _, height, width = picture_CHW.shape
-        census.keep(*describe(data), len(data), width, height, task.section.side)
+        census.keep(*describe(data), len(data), width, height, task.section.side, damaged=bool(warning))
         small_CHW = resize(picture_CHW, task.section.side, task.section.filter, task.section.fit)
         pictures[number] = {
             "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.{ending}"},
@@ -299,7 +295,23 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], Census]:
         }
     assert len(pictures) + len(reasons) == census.indexed == len(rows), (len(pictures), len(reasons), len(rows))
     kept = pa.Table.from_pylist([pictures[number] for number in sorted(pictures)], schema=tables.IMAGES)
-    return kept, [{**rows[number], "reason": reasons[number]} for number in sorted(reasons)], census
+    rejected, damaged = (
+        [{**rows[number], "reason": why[number]} for number in sorted(why)] for why in (reasons, warnings)
+    )
+    return kept, rejected, damaged, census
+
+
+def accept(data: bytes, section: Resize) -> tuple[Tensor, str]:
+    """Decodes a picture, uint8 3×H×W, and the decoder's warning or "". `Undecodable` if the section rejects it, with the key."""
+    from alexnet.pictures import TooManyPixels, Undecodable, decode_with_warning
+
+    try:
+        picture_CHW, warning = decode_with_warning(data, int(1e6 * section.max_megapixels))
+    except TooManyPixels as error:
+        raise Undecodable(f"{error} ({MEGAPIXELS}: {section.max_megapixels:g})") from None
+    if warning and section.damaged == "reject":
+        raise Undecodable(f"damaged: {warning} ({DAMAGED}: reject)")
+    return picture_CHW, warning
 
 
 def publish(done: dict[str, FinishedShard], section: Resize, index: Index, folder: AnyPath, machine: Machine) -> Census:
@@ -318,29 +330,33 @@ def publish(done: dict[str, FinishedShard], section: Resize, index: Index, folde
     census = sum((made.census for made in done.values()), Census())
     assert kept + manifest.rejected == manifest.indexed, (kept, manifest.rejected, manifest.indexed)
     assert (census.kept, census.indexed) == (kept, manifest.indexed), (census, kept, manifest.indexed)
+    assert census.damaged == sum(len(made.damaged) for made in done.values()), census
     shards = folder / "shards"
     for name, _ in files.listed(shards):
         if name not in done:
             files.discard(shards / name)
     rejected = [row for made in done.values() for row in made.rejected]
-    _write_small(rejected, manifest, census, shards)
+    damaged = [row for made in done.values() for row in made.damaged]
+    lists = {"rejected.parquet": rejected, "damaged.parquet": damaged}
+    _write_small(lists, manifest, census, shards)
     root = elsewhere(machine)
     if root is None:
         files.put(shards, SHARDS, MANIFEST)
     else:
         files.put(shards, stored(root, manifest), MANIFEST)
         with files.atomic(SHARDS) as made:
-            _write_small(rejected, manifest, census, made)
+            _write_small(lists, manifest, census, made)
     _prepare(manifest, machine)
     files.discard(folder)
     files.discard(stage.WORK / "resize")
     return census
 
 
-def _write_small(rejected: list[dict[str, Any]], manifest: Manifest, census: Census, folder: AnyPath) -> None:
-    rows = sorted(rejected, key=lambda row: str(row["id"]))
-    with files.atomic(folder / "rejected.parquet") as made:
-        tables.write(pa.Table.from_pylist(rows, schema=tables.REJECTED), tables.REJECTED, made)
+def _write_small(lists: dict[str, list[dict[str, Any]]], manifest: Manifest, census: Census, folder: AnyPath) -> None:
+    for name, unsorted in lists.items():
+        rows = sorted(unsorted, key=lambda row: str(row["id"]))
+        with files.atomic(folder / name) as made:
+            tables.write(pa.Table.from_pylist(rows, schema=tables.REJECTED), tables.REJECTED, made)
     for name, text in (("pictures.json", census.to_json()), (MANIFEST, manifest.to_json())):
         with files.atomic(folder / name) as made:
             made.write_text(text)

@@ -1,4 +1,4 @@
-"""Counts over the source's picture files: formats, sizes, orientations, and the reasons why some were rejected."""
+"""Counts over the source's picture files: formats, sizes, orientations, damage, and the reasons why some were rejected."""
 
 from __future__ import annotations
 
@@ -26,17 +26,22 @@ class Census:
     """Kept pictures with an EXIF orientation other than 1, by that number. Orientations are not applied."""
     smaller: int = 0
     """Kept pictures whose shorter side is less than the stored side, so that they were enlarged."""
+    damaged: int = 0
+    """Kept pictures about whose coded data the JPEG decoder warned."""
     file_bytes: int = 0
     """Total size of the kept pictures' original files."""
     pixels: int = 0
     """Total pixels of the kept pictures' originals."""
 
-    def keep(self, kind: str, orientation: int, file_bytes: int, width: int, height: int, side: int) -> None:
+    def keep(
+        self, kind: str, orientation: int, file_bytes: int, width: int, height: int, side: int, *, damaged: bool = False
+    ) -> None:
         """Counts a kept picture, stored with `side` pixels; `kind` and `orientation` are from `pictures.describe`."""
         _count(self.formats, kind)
         if orientation != 1:
             _count(self.orientations, str(orientation))
         self.smaller += min(width, height) < side
+        self.damaged += damaged
         self.file_bytes += file_bytes
         self.pixels += width * height
 
@@ -50,6 +55,7 @@ class Census:
             rejected=dict(Counter(self.rejected) + Counter(other.rejected)),
             orientations=dict(Counter(self.orientations) + Counter(other.orientations)),
             smaller=self.smaller + other.smaller,
+            damaged=self.damaged + other.damaged,
             file_bytes=self.file_bytes + other.file_bytes,
             pixels=self.pixels + other.pixels,
         )
@@ -76,6 +82,8 @@ class Census:
             said.append(f"{self.smaller:,} are smaller than the stored size, and were enlarged")
         if self.orientations:
             said.append(f"{sum(self.orientations.values()):,} have an EXIF orientation, which is not applied")
+        if self.damaged:
+            said.append(f"damaged, kept: {self.damaged:,}; damaged.parquet lists them")
         return said
 
     def to_json(self) -> str:
@@ -97,7 +105,7 @@ class Census:
                     raise ValueError(
                         f"{file}: {name}.{kind}: has to be 1 or more, is {count}. {digests.again('resize')}"
                     )
-        for name in ("smaller", "file_bytes", "pixels"):
+        for name in ("smaller", "damaged", "file_bytes", "pixels"):
             if (count := getattr(found, name)) < 0:
                 raise ValueError(f"{file}: {name}: has to be 0 or more, is {count}. {digests.again('resize')}")
         return found

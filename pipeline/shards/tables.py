@@ -106,7 +106,7 @@ class Manifest:
     indexed: int
     """Pictures in the index."""
     rejected: int
-    """Pictures of the index that could not be decoded."""
+    """Pictures of the index that were rejected."""
     drawn: bool
     """Whether the pictures were drawn by a program rather than photographed."""
 

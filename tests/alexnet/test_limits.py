@@ -196,10 +196,13 @@ def test_ordinary_oddities_are_still_read() -> None:
 
 def largest() -> Iterator[tuple[str, bytes]]:
     """What takes most of all that is taken."""
-    side = 8944
+    side = 11_570
     yield "PNG, 16 bits", png(side, side, 16, 6)
     yield "PNG, black and white", png(side, side, 1, 0)
-    yield "JPEG, progressive", saved(Image.new("RGB", (side, side)), "JPEG", progressive=True, subsampling=0)
+    for wide, how in ((16_300, {}), (16_300, {"subsampling": 0}), (12_300, {"progressive": True})):
+        yield f"JPEG, {how}", saved(Image.new("RGB", (wide, wide)), "JPEG", **how)
+    yield "JPEG, grey", saved(Image.new("L", (16_300, 16_300)), "JPEG")
+    yield "JPEG, progressive", saved(Image.new("RGB", (10_300, 10_300)), "JPEG", progressive=True, subsampling=0)
     yield "JPEG, CMYK", saved(Image.new("CMYK", (8000, 8000)), "JPEG", progressive=True)
     yield "GIF", saved(Image.new("P", (side, side)), "GIF")
     yield "WEBP", saved(Image.new("RGBA", (6500, 6500)), "WEBP", lossless=True, method=0)
@@ -231,7 +234,7 @@ def test_no_picture_takes_more_memory_or_time_than_is_said() -> None:
         program = [sys.executable, "-W", "ignore", "-c", MEASURE]
         done = subprocess.run(program, input=data, capture_output=True, check=True, cwd=ROOT, timeout=200)
         memory, seconds = json.loads(done.stdout)
-        assert memory < limits.MEMORY, (name, memory)
+        assert limits.MEMORY / 4 < memory < limits.MEMORY, (name, memory)
         assert seconds < 30, (name, seconds)  # ten where nothing else runs
 
 

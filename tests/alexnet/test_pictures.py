@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexnet.limits import MAX_PIXELS
-from alexnet.pictures import Undecodable, decode, describe, encode
+from alexnet import limits
+from alexnet.pictures import TooManyPixels, Undecodable, decode, decode_with_warning, describe, encode
 
 
 def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -183,9 +183,9 @@ def png_claiming(width: int, height: int) -> bytes:
     )
 
 
-def jpeg_claiming(width: int, height: int) -> bytes:
-    data = bytearray(AS_PILLOW["4:2:0"])
-    frame = data.index(b"\xff\xc0")
+def jpeg_claiming(width: int, height: int, of: bytes = AS_PILLOW["4:2:0"]) -> bytes:
+    data = bytearray(of)
+    frame = data.index(b"\xff\xc2" if b"\xff\xc2" in data else b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
     return bytes(data)
 
@@ -196,9 +196,13 @@ def jpeg_claiming(width: int, height: int) -> bytes:
         (b"", "empty"),
         (b"<html>not found</html>", "no known format.*22 bytes, the first are 3c 68"),
         (b"\xff\xd8\xff", "no known format"),
-        (png_claiming(9000, 9000), "too many pixels: it claims 9000 x 9000, more than 80,000,000"),
-        (png_claiming(100_000, 100_000), "too many pixels: it claims more than 80,000,000"),
-        (jpeg_claiming(65000, 65000), "too many pixels: it claims 65000 x 65000"),
+        (png_claiming(12_000, 12_000), "too large: 12000 x 12000 in 45 bytes of this format take 1,152,000,045"),
+        (png_claiming(100_000, 100_000), "too large: it claims more pixels than Pillow decodes"),
+        (jpeg_claiming(65000, 65000), "too large: 65000 x 65000 in "),
+        (
+            jpeg_claiming(12_000, 9_000)[:-700],
+            "too large: .*; with less memory it does not decode: Premature end of JPEG",
+        ),
         (saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "pixels without a known range: of mode F"),
         (AS_PILLOW["4:2:0"][:-700], "damaged: .*truncated"),
         (AS_PILLOW["PNG"][:-700], "damaged: .*truncated"),
@@ -209,9 +213,34 @@ def test_refuses_with_the_reason(data: bytes, reason: str) -> None:
         decode(data)
 
 
-def test_no_pixel_more_than_allowed() -> None:
-    """The largest photographs of ILSVRC-2012 pass."""
-    assert 9331 * 6530 < MAX_PIXELS < Image.MAX_IMAGE_PIXELS  # type: ignore[operator]
+@pytest.mark.parametrize(
+    ("width", "height", "how", "taken"),
+    [
+        (9331, 6530, {"progressive": True, "subsampling": 0}, True),  # the largest of ILSVRC-2012 has so many pixels
+        (12_000, 9_000, {}, True),  # a telephone's
+        (12_000, 9_000, {"progressive": True}, True),
+        (12_000, 9_000, {"progressive": True, "subsampling": 0}, False),
+        (16_320, 12_240, {}, True),
+        (16_320, 12_240, {"progressive": True}, False),
+        (18_000, 15_000, {}, False),
+    ],
+)
+def test_a_jpeg_has_as_many_pixels_as_its_decoder_has_memory_for(
+    width: int, height: int, how: dict[str, Any], taken: bool
+) -> None:
+    data = jpeg_claiming(width, height, saved(RGB, "JPEG", **how))
+    reason = limits.jpeg(data).reason
+    assert reason == "" if taken else reason.startswith(f"too large: {width} x {height} in ")
+
+
+@pytest.mark.slow
+def test_a_photograph_of_108_megapixels_is_decoded_unless_fewer_are_allowed() -> None:
+    data = saved(Image.new("RGB", (12_000, 9_000), (9, 200, 90)), "JPEG")
+    picture_CHW = decode(data)
+    assert picture_CHW.shape == (3, 9_000, 12_000)
+    np.testing.assert_array_equal(picture_CHW[:, :8, :8], decode(saved(Image.new("RGB", (8, 8), (9, 200, 90)), "JPEG")))
+    with pytest.raises(TooManyPixels, match=r"^too many pixels: 12000 x 9000, more than 107,999,999$"):
+        decode_with_warning(data, 107_999_999)
 
 
 def test_every_cut_and_every_scratch_is_a_reason_or_a_picture() -> None:

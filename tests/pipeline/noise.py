@@ -74,10 +74,9 @@ def world(folder: Path) -> Manifest:
     manifest = Manifest(side=256, classes=CLASSES, shards=made, indexed=indexed, rejected=1, drawn=True)
     (folder / "data/shards/manifest.json").write_text(manifest.to_json())
     lost = dict.fromkeys(("id", "split", "wnid", "archive"), "x") | {"label": 0, "offset": 0, "length": 1}
-    lost["reason"] = "<b>cut short</b>"
-    tables.write(
-        pa.Table.from_pylist([lost], schema=tables.REJECTED), tables.REJECTED, folder / "data/shards/rejected.parquet"
-    )
+    for name, reason in (("rejected", "<b>cut short</b>"), ("damaged", "<i>bad code</i>")):
+        row, file = lost | {"reason": reason}, folder / f"data/shards/{name}.parquet"
+        tables.write(pa.Table.from_pylist([row], schema=tables.REJECTED), tables.REJECTED, file)
     digests.seal(folder / "data/shards")
     with (folder / "data/model.pt").open("wb") as handle:
         save(handle)

@@ -32,6 +32,7 @@ CENSUS = Census(
     rejected={"damaged": 1},
     orientations={"6": 3, "8": 1},
     smaller=17,
+    damaged=1,
     file_bytes=24,
     pixels=24,
 )
@@ -152,6 +153,7 @@ def test_what_is_quoted_is_escaped(here: Manifest) -> None:
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "&lt;b&gt;cut short&lt;/b&gt;" in text  # the reason of the rejected picture
+    assert "&lt;i&gt;bad code&lt;/i&gt;" in text  # the warning about the damaged one
 
 
 def test_what_the_pictures_were_is_a_table_that_adds_up(here: Manifest) -> None:
@@ -164,13 +166,17 @@ def test_what_the_pictures_were_is_a_table_that_adds_up(here: Manifest) -> None:
         ("GIF &lt;palette&gt;", "2"),
         ("JPEG grey", "1"),
         ("rejected: damaged", "1"),
+        ("damaged, kept (counted above by their format)", "1"),
     ]
-    assert sum(int(count) for _, count in cells[1:]) == CENSUS.indexed == here.indexed
+    assert sum(int(count) for _, count in cells[1:-1]) == CENSUS.indexed == here.indexed
     assert "17 had a shorter side of less than 256 pixels" in text
     assert re.search(
         r"4 have an EXIF orientation other than 1\n\(3 with orientation 6, 1 with orientation 8\), which was not applied",
         text,
     )
+    rejected, kept = re.findall(r"<p>(1 .*?):</p>\s*<table>.*?</table>", text, re.DOTALL)
+    assert rejected == "1 of 25 pictures were rejected"
+    assert kept.startswith("1 JPEGs have damaged data and were kept; <code>resize.damaged: reject</code> rejects them")
 
 
 def test_parameters_are_printed_by_section(here: Manifest) -> None:
@@ -300,7 +306,8 @@ def test_any_other_byte_of_what_the_page_shows_is_refused(here: Manifest) -> Non
         (report.HISTORY, lambda: str(report.history(report.HISTORY))),
         (report.EVALUATION / "confusion.csv", lambda: report.confusion(Path("data/evaluation/confusion.csv"), classes)),
         (report.EVALUATION / "per_class.csv", lambda: report.hard_classes(Path("data/evaluation/per_class.csv"))),
-        (report.REJECTED, report.rejected_pictures),
+        (report.REJECTED, lambda: report.listed_pictures(report.REJECTED)),
+        (report.DAMAGED, lambda: report.listed_pictures(report.DAMAGED)),
         (report.PICTURES, lambda: Census.read(report.PICTURES)),
         (report.EVALUATION / "neighbours.parquet", lambda: report.random_rows("neighbours.parquet", 2, 0, 1)),
         (report.EVALUATION / "predictions.parquet", lambda: report.random_rows("predictions.parquet", 2, 0, 0)),

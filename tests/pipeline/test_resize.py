@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,14 +34,22 @@ from pipeline.archives import reader
 from pipeline.resize import Resize
 from pipeline.runtime import digests, files, params
 from pipeline.runtime.machines import Machine
-from pipeline.shards import artifacts, tables
+from pipeline.shards import artifacts, rejected, tables
 from pipeline.shards.census import Census
 from pipeline.shards.tables import Manifest, Synset
 from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
 SECTION = Resize(
-    side=32, fit="crop", filter="bilinear", quality=95, shuffle_seed=3, images_per_shard=8, max_rejected=0.2
+    side=32,
+    fit="crop",
+    filter="bilinear",
+    quality=95,
+    shuffle_seed=3,
+    images_per_shard=8,
+    max_rejected=0.2,
+    max_megapixels=200.0,
+    damaged="keep",
 )
 PARAMS = """source:
   kind: none
@@ -52,6 +61,8 @@ resize:
   images_per_shard: 8
   fit: crop
   max_rejected: 0.2
+  max_megapixels: 200
+  damaged: keep
 """
 
 
@@ -66,8 +77,14 @@ def drawn(seed: int, height: int = 40, width: int = 50) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def with_zeros(data: bytes) -> bytes:
+    """A JPEG with zeros in the middle."""
+    middle = len(data) * 2 // 3
+    return data[: middle - 40] + bytes(80) + data[middle + 40 :]
+
+
 def pictures() -> dict[str, bytes]:
-    """Thirty files by id; three of them cannot be decoded."""
+    """Thirty files by id; three of them cannot be decoded, and one is damaged."""
     exif = Image.Exif()
     exif[0x0112] = 6
     odd = [
@@ -82,11 +99,14 @@ def pictures() -> dict[str, bytes]:
         file(drawn(6))[:-300],
     ]
     usual = [file(drawn(seed, 40 + seed, 90 - seed)) for seed in range(len(odd), 30)]
-    return {f"{CLASSES[place % 2].wnid}_{place}": data for place, data in enumerate(odd + usual)}
+    usual[0] = with_zeros(usual[0])
+    named = {f"{CLASSES[place % 2].wnid}_{place}": data for place, data in enumerate(odd + usual)}
+    return {f"{name}\x1b[2J" if data == usual[0] else name: data for name, data in named.items()}
 
 
 FORMATS = {"JPEG colour": 24, "JPEG grey": 1, "JPEG CMYK": 1, "PNG colour": 1}
 REASONS = {"the file is empty": 1, "no known format of pictures": 1, "damaged": 1}
+DAMAGED = "n01443537_9\x1b[2J"
 REJECTED = {"n01440764_6": "empty", "n01443537_7": "no known format", "n01440764_8": "truncated"}
 
 
@@ -204,6 +224,7 @@ def test_what_the_pictures_were_is_counted_each_once(made: Path) -> None:
     assert census.kept + 3 == census.indexed == 30
     assert census.orientations == {"6": 1}
     assert census.smaller == 2  # 9 x 500 and 1 x 1
+    assert census.damaged == 1
     kept = rows_of(made / "data/shards")
     assert census.pixels == sum(row["width"] * row["height"] for row in kept)
     assert census.file_bytes == sum(len(pictures()[row["id"]]) for row in kept)
@@ -213,12 +234,56 @@ def test_the_stage_says_what_the_pictures_were(
     copy: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resize.run()
-    said = capsys.readouterr().out.splitlines()
+    *said, first = capsys.readouterr().out.splitlines()
     assert said == [f"resize: {line}" for line in Census.read(copy / "data/shards/pictures.json").lines()]
+    assert said[-1] == "resize: damaged, kept: 1; damaged.parquet lists them"
+    assert re.fullmatch(r"resize:   n01443537_9\\x1b\[2J in \S+\.tar at byte \d+: Corrupt JPEG data: [\w: ]+", first)
     assert said[:2] == [
         "resize: 30 pictures: 24 JPEG colour, 1 JPEG CMYK, 1 JPEG grey, 1 PNG colour",
         "resize: rejected: 1 damaged, 1 no known format of pictures, 1 the file is empty",
     ]
+
+
+def test_a_damaged_picture_is_kept_and_listed_with_the_decoder_s_warning(made: Path) -> None:
+    assert DAMAGED in {row["id"] for row in rows_of(made / "data/shards")}
+    (row,) = tables.read(made / "data/shards/damaged.parquet").to_pylist()
+    assert (row["id"], row["label"]) == (DAMAGED, 1)
+    assert row["reason"].startswith("Corrupt JPEG data: ")
+
+
+def test_or_is_rejected_with_the_key_and_counted_in_the_budget(copy: Path) -> None:
+    manifest = alone(copy, dataclasses.replace(SECTION, damaged="reject"))
+    assert manifest.rejected == 4
+    reasons = {row["id"]: row["reason"] for row in tables.read(copy / "data/shards/rejected.parquet").to_pylist()}
+    assert reasons.keys() == {*REJECTED, DAMAGED}
+    assert re.fullmatch(r"damaged: Corrupt JPEG data: .* \(resize\.damaged: reject\)", reasons[DAMAGED])
+    assert tables.read(copy / "data/shards/damaged.parquet").num_rows == 0
+    census = Census.read(copy / "data/shards/pictures.json")
+    assert (census.rejected["damaged"], census.damaged) == (2, 0)
+
+
+def test_pictures_of_more_megapixels_are_rejected_with_the_key(copy: Path) -> None:
+    """Whether a codec, Pillow or nothing decodes them; one of exactly so many pixels is taken."""
+    allowed = 40 * 50
+    larger = {name for name, data in pictures().items() if name not in REJECTED and pixels(data) > allowed}
+    assert {pixels(data) == allowed for name, data in pictures().items() if name not in REJECTED} == {True, False}
+    assert 0 < len(larger) < 27
+    alone(copy, dataclasses.replace(SECTION, max_megapixels=allowed / 1e6))
+    reasons = {row["id"]: row["reason"] for row in tables.read(copy / "data/shards/rejected.parquet").to_pylist()}
+    assert reasons.keys() == {*REJECTED} | larger
+    for name in larger:
+        said = r"too many pixels: \d+ x \d+, more than 2,000 \(resize\.max_megapixels: 0\.002\)"
+        assert re.fullmatch(said, reasons[name])
+    ppm = b"P6\n50 41\n255\n" + bytes(3 * 50 * 41)
+    for data in (ppm, file(drawn(0, 41, 50), "PNG"), file(drawn(0, 41, 50)), file(drawn(0, 41, 50).convert("CMYK"))):
+        with pytest.raises(Undecodable, match="too many pixels: 50 x 41, more than 2,049"):
+            resize.accept(data, dataclasses.replace(SECTION, max_megapixels=0.002049))
+        assert resize.accept(data, dataclasses.replace(SECTION, max_megapixels=0.00205))[0].shape == (3, 41, 50)
+
+
+def pixels(data: bytes) -> int:
+    width, height = Image.open(io.BytesIO(data)).size
+    return width * height
 
 
 def test_raw_shards_hold_the_pixels_that_jpegs_were_made_of(copy: Path, made: Path) -> None:
@@ -378,6 +443,8 @@ def test_the_key_knows_what_decides_the_bytes(copy: Path) -> None:
         {"quality": "raw"},
         {"shuffle_seed": 4},
         {"images_per_shard": 7},
+        {"max_megapixels": 80.0},
+        {"damaged": "reject"},
     ):
         assert resize.key(dataclasses.replace(SECTION, **change), index) != key
     for archive in index.archives["name"].to_pylist():
@@ -391,7 +458,7 @@ def test_the_key_knows_what_decides_the_bytes(copy: Path) -> None:
 def test_too_many_rejected_stop_the_stage_with_the_first_of_them(copy: Path, ray_session: None) -> None:
     (copy / "params.yaml").write_text(PARAMS.replace("max_rejected: 0.2", "max_rejected: 0.0"))
     first = r"  n0144\d+_\d in deep/train\.tar at byte \d+: .*(empty|truncated|no known)"
-    message = rf"[123] or more of 30 pictures do not decode; .*max_rejected: 0\.0 allows 0\..*\n{first}"
+    message = rf"[123] or more of 30 pictures are rejected; .*max_rejected: 0\.0 allows 0\..*\n{first}"
     with pytest.raises(ValueError, match=message):
         resize.run()
     assert not (copy / "data/shards").exists()
@@ -412,9 +479,9 @@ REJECTED_ROW = {"id": "a", "archive": "x.tar", "offset": 3, "reason": "damaged"}
 def test_the_allowed_fraction_is_of_the_indexed_and_never_less_than_one_picture(
     share: float, indexed: int, allowed: int
 ) -> None:
-    resize.check_rejected([REJECTED_ROW] * allowed, index_of(indexed), share)  # type: ignore[arg-type]
+    rejected.check_rejected([REJECTED_ROW] * allowed, index_of(indexed), share)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"^{allowed + 1} or more of {indexed} .* allows {allowed}\. "):
-        resize.check_rejected([REJECTED_ROW] * (allowed + 1), index_of(indexed), share)  # type: ignore[arg-type]
+        rejected.check_rejected([REJECTED_ROW] * (allowed + 1), index_of(indexed), share)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +496,21 @@ def test_what_to_do_about_rejected_pictures_depends_on_the_source(kind: dict[str
     with pytest.raises(
         ValueError, match=rf"allows 1\. {advice}, or raise it\. The first are:\n  a in x\.tar at byte 3: damaged"
     ):
-        resize.check_rejected([REJECTED_ROW] * 2, index_of(60, **kind), 0.01)  # type: ignore[arg-type]
+        rejected.check_rejected([REJECTED_ROW] * 2, index_of(60, **kind), 0.01)  # type: ignore[arg-type]
+
+
+def test_where_parameters_reject_most_of_them_the_advice_names_these() -> None:
+    large, damaged = (
+        REJECTED_ROW | {"reason": f"too many pixels: 9 x 9 ({rejected.MEGAPIXELS}: 80)"},
+        REJECTED_ROW | {"reason": f"damaged: bad code ({rejected.DAMAGED}: reject)"},
+    )
+    for rows, advice in (
+        ([large, large, REJECTED_ROW], r"Change resize\.max_megapixels, or raise it\."),
+        ([large, damaged, REJECTED_ROW], r"Change resize\.damaged and resize\.max_megapixels, or raise it\."),
+        ([large, REJECTED_ROW, REJECTED_ROW], r"Fetch the archives again, or raise it\."),
+    ):
+        with pytest.raises(ValueError, match=advice):
+            rejected.check_rejected(rows, index_of(60), 0.01)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["gone", "cut"])
@@ -567,6 +648,7 @@ def test_an_index_that_is_not_there_says_what_to_run(copy: Path) -> None:
         {"shuffle_seed": -1},
         {"images_per_shard": 0},
         {"max_rejected": 1.5},
+        {"max_megapixels": 0.0},
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
@@ -595,7 +677,7 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     assert contents(artifacts.locate(manifest, machine)) == contents(made / "data/shards")
     small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(artifacts.SHARDS)}
     assert contents(artifacts.SHARDS) == small
-    assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet", "SHA256SUMS"}
+    assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet", "damaged.parquet", "SHA256SUMS"}
     assert list((storage / "shards/work").iterdir()) == []
     files.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
     with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force --single-item mean"):

@@ -39,6 +39,8 @@ RESIZE = {
     "shuffle_seed": 3,
     "images_per_shard": 4,
     "max_rejected": 0.0,
+    "max_megapixels": 200.0,
+    "damaged": "keep",
 }
 
 

@@ -29,7 +29,15 @@ from tests.pipeline.flips import unsaid
 SIDE = 16
 
 RESIZE = Resize(
-    side=256, fit="crop", filter="bilinear", quality=95, shuffle_seed=0, images_per_shard=5000, max_rejected=0.0
+    side=256,
+    fit="crop",
+    filter="bilinear",
+    quality=95,
+    shuffle_seed=0,
+    images_per_shard=5000,
+    max_rejected=0.0,
+    max_megapixels=200.0,
+    damaged="keep",
 )
 
 

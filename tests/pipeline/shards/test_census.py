@@ -20,7 +20,7 @@ def counted(pictures: list[bytes], side: int = 25) -> Census:
     census = Census()
     for data in pictures:
         height, width = decode(data).shape[1:]
-        census.keep(*describe(data), len(data), width, height, side)
+        census.keep(*describe(data), len(data), width, height, side, damaged=len(data) % 2 == 0)
     return census
 
 
@@ -36,6 +36,7 @@ def test_counts_are_the_same_in_any_order_and_parting() -> None:
     assert forwards.formats == {kind: len(all_of_it) for kind, all_of_it in KINDS.items()}
     assert forwards.rejected == {"the file is empty": 1, "damaged": 2}
     assert (forwards.kept, forwards.indexed) == (len(parts), len(parts) + 3)
+    assert 0 < forwards.damaged == sum(part.damaged for part in parts) < len(parts)
 
 
 @pytest.mark.parametrize(("side", "smaller"), [(19, 0), (20, 0), (21, 3)])
@@ -53,6 +54,7 @@ def test_the_lines_say_the_counts() -> None:
         rejected={"damaged": 1},
         orientations={"6": 2, "8": 1},
         smaller=7,
+        damaged=1200,
         file_bytes=2010 * 110_000,
         pixels=2010 * 190_000,
     )
@@ -62,6 +64,7 @@ def test_the_lines_say_the_counts() -> None:
         "originals have 110 kB and 0.19 megapixels on average",
         "7 are smaller than the stored size, and were enlarged",
         "3 have an EXIF orientation, which is not applied",
+        "damaged, kept: 1,200; damaged.parquet lists them",
     ]
     assert Census().lines() == ["0 pictures: none kept"]
 
@@ -88,6 +91,7 @@ def test_what_was_written_is_read_and_any_other_byte_is_refused(file: Path) -> N
         ({"formats": {"JPEG": "3"}}, r"formats\.JPEG: .*integer \(found '3'\)"),
         ({"formats": {"JPEG": 0}}, r"formats\.JPEG: has to be 1 or more, is 0"),
         ({"smaller": -1}, "smaller: has to be 0 or more, is -1"),
+        ({"damaged": -1}, "damaged: has to be 0 or more, is -1"),
         ({"pixels": True}, r"pixels: .*integer \(found True\)"),
         ({"pixels": float("inf")}, "Infinity is no number"),
         ({"colour": 3}, "colour: unknown key"),
