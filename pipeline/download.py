@@ -98,7 +98,7 @@ def write(contents: Contents, folder: Path) -> None:
 
 
 def summary(name: str, contents: Contents) -> list[str]:
-    """Lines for the user: the numbers of pictures, classes and bytes, and what was left out."""
+    """Lines for the user: the numbers of pictures, classes and bytes, what was done, and what was left out."""
     counted = pc.value_counts(contents.pictures["split"]).to_pylist()
     splits = " + ".join(f"{split['counts']:,} {split['values']}" for split in counted)
     megabytes = (pc.sum(contents.archives["bytes"]).as_py() or 0) / 1e6
@@ -107,4 +107,8 @@ def summary(name: str, contents: Contents) -> list[str]:
     line = (
         f"{name}: {splits} pictures of {len(contents.classes)} classes in {megabytes:,.1f} MB of {files:,} files{drawn}"
     )
-    return [line, *(f"{name}: left out: {note}" for note in contents.notes)]
+    return [
+        line,
+        *(f"{name}: {remark}" for remark in contents.remarks),
+        *(f"{name}: left out: {note}" for note in contents.notes),
+    ]

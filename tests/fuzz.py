@@ -253,16 +253,29 @@ def _answer(data: bytes, whole: bytes, folder: Path) -> object:
 
 
 def _lists(_: Path) -> list[bytes]:
-    return [b"ImageId,PredictionString\nv1,n1 1 2 3 4\nv2,n2 5 6 7 8 n1 1 2 3 4\n" * 3]
+    return [b"ImageId,PredictionString\nv1,n1 1 2 3 4\nv2,n2 5 6 7 8 n1 1 2 3 4\n"]
 
 
 def _list(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.archives import tree
-    from pipeline.archives.store import StorePath
-    from pipeline.sources import imagefolder
+    return _flat(_written(folder / "set/LOC_val_solution.csv", data))
 
-    _written(folder / "set" / imagefolder.SOLUTION, data)
-    return imagefolder._validation_pictures(tree.of_folder(StorePath(folder) / "set"), "val")
+
+def _lines(_: Path) -> list[bytes]:
+    spaced = b'\xef\xbb\xbfpicture label\r\nval/v1.jpg n1\r\n"v2" "n2"\r\n'
+    return [b"v2.jpg\t1\nv1.jpg\t0\n", b"n1\nn2\n", spaced, "v1 n1\nv2 n2".encode("utf-16")]
+
+
+def _line(data: bytes, _: bytes, folder: Path) -> object:
+    return _flat(_written(folder / "set/val.txt", data))
+
+
+def _flat(file: Path) -> object:
+    from pipeline.archives import label_files, tree
+    from pipeline.archives.store import StorePath
+
+    for name in ("v1.jpg", "v2.jpg"):
+        _written(file.parent / "val" / name, b"x")
+    return label_files.find(tree.of_folder(StorePath(file.parent.parent) / "set"), "val", ["n1", "n2"], None).wnids
 
 
 KINDS = {
@@ -284,6 +297,7 @@ KINDS = {
         Kind("history", _histories, _history, sealed=True),
         Kind("confusion", _answers, _answer, sealed=True),
         Kind("csv", _lists, _list),
+        Kind("labels", _lines, _line),
     )
 }
 

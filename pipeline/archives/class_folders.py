@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -73,6 +73,7 @@ def contents(
     notes: list[str],
     *,
     short_names: bool = False,
+    remarks: Sequence[str] = (),
 ) -> Contents:
     """The contents of a data set with these pictures of a tree.
 
@@ -90,7 +91,7 @@ def contents(
         Picture.at(tree.files[each.path], name, each.split, each.wnid)
         for name, each in zip(names, ordered, strict=True)
     )
-    return gather(rows, tree.archives, words, tree.where.root, classes, notes=notes)
+    return gather(rows, tree.archives, words, tree.where.root, classes, notes=notes, remarks=remarks)
 
 
 def _names(paths: list[str], short: bool) -> list[str]:

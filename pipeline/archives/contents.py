@@ -85,6 +85,8 @@ class Contents:
     """Whether the pictures are synthetic, drawn by a program; false: photographs."""
     notes: tuple[str, ...]
     """Lines for the user on what was left out."""
+    remarks: tuple[str, ...] = ()
+    """Lines for the user on what was done, such as from which file labels were taken."""
 
 
 def gather(
@@ -96,6 +98,7 @@ def gather(
     *,
     drawn: bool = False,
     notes: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> Contents:
     """Collects a source's contents: the pictures of the chosen classes, with their labels.
 
@@ -119,11 +122,21 @@ def gather(
     rows = rows.append_column("label", labels.cast(pa.int64())).filter(pc.is_valid(labels))
     rows = rows.select(tables.INDEX.names).combine_chunks()
     if not pc.any(pc.equal(rows["split"], "val")).as_py():
-        raise ValueError(f"{store}: no validation picture of these classes was found")
+        why = "; ".join([*notes, *left_out][:3])
+        raise ValueError(
+            f"{store}: no validation picture of these classes was found" + (f". Left out: {why}" if why else "")
+        )
     hashed = tables.collect(archives(pc.unique(rows["archive"]).to_pylist()), _HASHED)
     rows = _with_checksums(rows, hashed, store)
     listed = hashed.select(tables.ARCHIVES.names)
-    return Contents(classes=taken, pictures=rows, archives=listed, drawn=drawn, notes=(*notes, *left_out))
+    return Contents(
+        classes=taken,
+        pictures=rows,
+        archives=listed,
+        drawn=drawn,
+        notes=(*notes, *left_out),
+        remarks=tuple(remarks),
+    )
 
 
 _HASHED = tables.ARCHIVES.append(tables.INDEX.field("crc32"))
@@ -155,13 +168,13 @@ def _refuse_repeated_ids(rows: pa.Table, store: AnyPath) -> None:
     )
 
 
-def check_folder(folder: str) -> None:
-    """`ValueError` unless `folder` is a relative path inside the data store."""
+def check_folder(folder: str, key: str = "folder") -> None:
+    """`ValueError` unless `folder`, the value of `key`, is a relative path inside the data store."""
     path = PurePosixPath(folder)
     if folder != str(path) or path.is_absolute() or not path.parts or {"..", "~"} & set(path.parts):
         raise ValueError(
-            f"folder has to be the name of a folder in the data store, is '{folder}'. Where that lies is no parameter "
-            "but the machine's: make a link, such as ln -s /data/cats data/store/cats, and say cats"
+            f"{key} has to be the name of a {'folder' if key == 'folder' else 'file'} in the data store, is '{folder}'. Where "
+            "that lies is no parameter but the machine's: make a link, such as ln -s /data/cats data/store/cats, and say cats"
         )
 
 

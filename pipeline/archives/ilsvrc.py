@@ -151,9 +151,14 @@ def official(folder: StorePath, year: Year, classes: Choice) -> Contents:
 def devkit(file: AnyPath, year: Year) -> Devkit:
     """Reads the devkit's archive: the classes, and the ground truth of the validation pictures."""
     parts = _unpack(file, (META, year.truth), year)
-    numbers, classes, train_images = _synsets(file, parts[META], f"ILSVRC{year.number}_ID")
+    return parse_devkit(file, parts[META], parts[year.truth], year)
+
+
+def parse_devkit(where: object, meta: bytes, truth: bytes, year: Year) -> Devkit:
+    """The devkit's contents, from the bytes of its `meta.mat` and of its ground truth; `where` names it in errors."""
+    numbers, classes, train_images = _synsets(where, meta, f"ILSVRC{year.number}_ID")
     wnids = {number: synset.wnid for number, synset in zip(numbers, classes, strict=True)}
-    val_wnids = _truth(parts[year.truth], f"{file}: {year.truth}", wnids)
+    val_wnids = _truth(truth, f"{where}: {year.truth}", wnids)
     return Devkit(classes=classes, train_images=train_images, wnids=wnids, val_wnids=val_wnids)
 
 
@@ -180,7 +185,7 @@ def _unpack(file: AnyPath, wanted: tuple[str, ...], year: Year) -> dict[str, byt
     return parts
 
 
-def _synsets(file: AnyPath, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
+def _synsets(file: object, meta: bytes, field: str) -> tuple[list[int], tuple[Synset, ...], tuple[int, ...]]:
     """The low-level synsets in the order of their WordNet ids: their numbers, themselves, their training pictures."""
     try:
         rows = sorted(

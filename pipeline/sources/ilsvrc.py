@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.archives import ilsvrc
+from pipeline.archives import ilsvrc, tree
 from pipeline.archives.contents import Choice, Contents, check_choice
 from pipeline.archives.ilsvrc import Year
 from pipeline.archives.store import StorePath
@@ -77,6 +77,22 @@ class Ilsvrc:
     def contents(self, store: AnyPath) -> Contents:
         """The contents of the archives in the store's folder `<name>/`; with `complete`, missing ones are fetched first."""
         folder, year = StorePath(store) / self.name, YEARS[self.name]
+        _refuse_unpacked(folder, year)
         if self.complete:
             return ilsvrc.official(folder, year, self.classes)
         return ilsvrc.contents(folder, year, self.classes, complete=False)
+
+
+def _refuse_unpacked(folder: StorePath, year: Year) -> None:
+    """`ValueError` if the folder has folders of pictures in place of the archive of training pictures."""
+    if (folder / year.train).path.is_file() or not folder.path.is_dir():
+        return
+    unpacked = tree.of_folder(folder)
+    paths, _ = unpacked.pictures()
+    tops = sorted({path.partition("/")[0] for path in paths if "/" in path})
+    if tops:
+        raise ValueError(
+            f"{folder}: has no {year.train}, but {len(paths):,} pictures in folders ({', '.join(tops[:3])}): it is unpacked, "
+            f"and ilsvrc{year.number} reads the archives alone. imagefolder reads train/CLASS/ and val/. Set params.yaml: "
+            f"source: {{name: imagefolder, folder: {folder.inside}, classes: all, val_share: 0.0, seed: 0}}"
+        )

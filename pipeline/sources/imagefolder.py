@@ -1,22 +1,22 @@
-"""A folder of class folders, read in place; also Kaggle's copy of ILSVRC-2012 (§2).
+"""A folder of class folders, read in place; also ILSVRC-2012 unpacked, and Kaggle's copy of it (§2).
 
 The folder holds `train/CLASS/...` and `val/CLASS/...`, optionally `test/CLASS/...`, under any of the names in `SPLITS`; or
-only class folders, of which a share is held out. Kaggle's `ILSVRC/Data/CLS-LOC` has its validation pictures in one folder, and
-their classes in `LOC_val_solution.csv`.
+only class folders, of which a share is held out. The validation pictures may lie flat in one folder, as ILSVRC-2012 unpacks
+them: `label_files` finds their labels. Kaggle's `ILSVRC/Data/CLS-LOC` is such a tree.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.archives import class_folders, tree
+from pipeline.archives import class_folders, label_files, tree
 from pipeline.archives.class_folders import UnlabelledPicture
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
+from pipeline.archives.label_files import Labels
 from pipeline.archives.store import StorePath
 from pipeline.archives.tree import Tree
 from pipeline.runtime.paths import AnyPath
@@ -36,7 +36,6 @@ SPLITS = {
 NOUNS = {"train": "training", "val": "validation", "test": "test"}
 
 KAGGLE = "ILSVRC/Data/CLS-LOC"
-SOLUTION = "LOC_val_solution.csv"
 MAPPING = "LOC_synset_mapping.txt"
 
 
@@ -53,9 +52,14 @@ class ImageFolder:
     """Share (0 to 1) of each class's training pictures to hold out as `val`; 0 if there is a validation folder."""
     seed: int
     """Seed of the choice of the pictures held out."""
+    val_labels: str = "auto"
+    """auto: if the validation pictures lie flat, their labels are found beside them by usual names. Otherwise the path in the
+    data store of the file with the labels, or of the devkit's folder. It has a default since recorded files lack it."""
 
     def __post_init__(self) -> None:
         check_folder(self.folder)
+        if self.val_labels != "auto":
+            check_folder(self.val_labels, "val_labels")
         check_choice(self.classes)
         if not 0 <= self.val_share < 1:
             raise ValueError(f"val_share has to be at least 0 and below 1, is {self.val_share}")
@@ -63,20 +67,42 @@ class ImageFolder:
     def contents(self, store: AnyPath) -> Contents:
         """The contents of the folder; `ValueError` or `FileNotFoundError` if it cannot be used."""
         root = tree.of_folder(StorePath(store) / self.folder)
-        kaggle = any(path.startswith(f"{KAGGLE}/") for path in root.files)
-        base = f"{KAGGLE}/" if kaggle else ""
+        base = _base(root)
+        above = f"{base}/" if base else ""
         notes: list[str] = []
         pictures: list[UnlabelledPicture] = []
-        data = root.under(KAGGLE) if kaggle else root
+        labels = None
+        data = root.under(base) if base else root
         splits = self._splits(data)
         for folder, split in splits.items():
-            path = (base + folder).rstrip("/")
-            pictures += _validation_pictures(root, path) if split == "val" else ()
+            path = (above + folder).rstrip("/")
+            if split == "val":
+                path, labels = self._labels(root, path, {picture.wnid for picture in pictures})
+                pictures += _labelled(root, path, labels, pictures)
             pictures += class_folders.find_pictures(root, path, split, notes, listed=pictures)
         notes += _beside(data, splits)
         return class_folders.contents(
-            root, self._with_held_out(pictures), _words(root), self.classes, notes, short_names=kaggle
+            root,
+            self._with_held_out(pictures),
+            {**(labels.words if labels else {}), **_words(root, base)},
+            self.classes,
+            notes,
+            short_names=bool(base),
+            remarks=[f"the labels of {path} are those of {labels.file}"] if labels else [],
         )
+
+    def _labels(self, root: Tree, top: str, classes: set[str]) -> tuple[str, Labels | None]:
+        """The folder of the validation pictures, and their labels if they lie flat in it, in no class folders."""
+        given = None if self.val_labels == "auto" else StorePath(root.where.root) / self.val_labels
+        flat = label_files.flat_folder(root, top, classes)
+        if flat is not None:
+            return flat, label_files.find(root, flat, classes, given)
+        if given is not None:
+            raise ValueError(
+                f"{root.where / top}: has class folders, which label its pictures, so params.yaml: source.val_labels has to be "
+                f"auto, is {self.val_labels}"
+            )
+        return top, None
 
     def _splits(self, base: Tree) -> dict[str, str]:
         """Folder → split; the folder "" is the data set's own."""
@@ -89,6 +115,10 @@ class ImageFolder:
             )
         if "train" not in folders:
             _check_classes(base)
+        if "val" not in folders and self.val_labels != "auto":
+            raise ValueError(
+                f"{base.where}: has no validation folder, so params.yaml: source.val_labels has to be auto, is {self.val_labels}"
+            )
         if "val" not in folders and not self.val_share:
             has = f"has {folders['train']}/, but none of" if "train" in folders else "has none of"
             names = ", ".join(f"{name}/" for name, split in SPLITS.items() if split == "val")
@@ -170,37 +200,31 @@ def _some(folders: Iterable[str]) -> str:
     return ", ".join(f"{name}/" for name in names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
-def _validation_pictures(root: Tree, top: str) -> list[UnlabelledPicture]:
-    """Kaggle's validation pictures, which are all in one folder; empty if Kaggle's list of them is missing."""
-    lists = [path for path in (SOLUTION, f"{top}/{SOLUTION}", f"{KAGGLE}/{SOLUTION}") if path in root.files]
-    if not lists:
-        return []
-    found = []
-    for line, row in enumerate(_lines(root, lists[0]), start=1):
-        if row == ["ImageId", "PredictionString"]:
-            continue
-        match row:
-            case [name, boxes] if boxes.split():
-                path = f"{top}/{name}.JPEG"
-                if path in root.files:
-                    found.append(UnlabelledPicture(path=path, split="val", wnid=boxes.split()[0]))
-            case _:
-                raise ValueError(
-                    f"{root.where / lists[0]}: line {line} is {','.join(row)!r}, not a picture and its class"
-                )
-    return sorted(found, key=lambda picture: picture.path)
+def _labelled(root: Tree, top: str, labels: Labels | None, trained: list[UnlabelledPicture]) -> list[UnlabelledPicture]:
+    """The pictures that lie flat in the validation folder; of those beside class folders, the ones that Kaggle lists."""
+    if labels is not None:
+        wnids = dict(labels.wnids)
+    else:
+        wnids = label_files.listed_by_kaggle(root, top, {picture.wnid for picture in trained})
+    return [UnlabelledPicture(path=path, split="val", wnid=wnids[path]) for path in sorted(wnids)]
 
 
-def _lines(root: Tree, path: str) -> list[list[str]]:
-    try:
-        return list(csv.reader(io.StringIO(root.read(path).decode("utf-8", "replace"), newline="")))
-    except csv.Error as error:
-        raise ValueError(f"{root.where / path}: no list of pictures and their classes ({error})") from None
+def _base(root: Tree) -> str:
+    """The folder with the splits, in Kaggle's layout, also where it is pointed at from above or inside; else empty."""
+    if any(path.startswith(f"{KAGGLE}/") for path in root.files):
+        return KAGGLE
+    if not _split_folders(root):
+        found = (re.match(r"((?:[^/]+/)*CLS-LOC)/train/[^/]+/", path) for path in root.files)
+        return next((match.group(1) for match in found if match), "")
+    return ""
 
 
-def _words(root: Tree) -> dict[str, str]:
-    """WordNet id → words, from Kaggle's list; empty if that is missing."""
-    if MAPPING not in root.files:
+def _words(root: Tree, base: str) -> dict[str, str]:
+    """WordNet id → words, from Kaggle's list, in a folder above `base` or the tree's own; empty if that is missing."""
+    parts = base.split("/") if base else []
+    above = ("/".join([*parts[:count], MAPPING]) for count in range(len(parts) + 1))
+    path = next((path for path in above if path in root.files), None)
+    if path is None:
         return {}
-    lines = root.read(MAPPING).decode("utf-8", "replace").splitlines()
+    lines = root.read(path).decode("utf-8", "replace").splitlines()
     return {wnid: words for wnid, _, words in (line.partition(" ") for line in lines) if words}

@@ -177,6 +177,34 @@ def kaggle(store: Path) -> Layout:
     return layout
 
 
+def unpacked(store: Path) -> Layout:
+    """Makes ILSVRC-2012 as people unpack it: class folders, the validation pictures flat, the devkit beside them."""
+    layout = Layout({"name": "imagefolder", "folder": "imagenet", "classes": "all", "val_share": 0.0, "seed": 0})
+    files = {
+        f"train/{wnid}/{wnid}_{number}.JPEG": layout.add(f"train/{wnid}/{wnid}_{number}", "train", wnid)
+        for wnid in WNIDS
+        for number in range(TRAIN)
+    }
+    shown = [WNIDS[(5 * place) % len(WNIDS)] for place in range(VAL * len(WNIDS))]
+    for number, wnid in enumerate(shown, start=1):
+        name = f"val/ILSVRC2012_val_{number:08}"
+        files[f"{name}.JPEG"] = layout.add(name, "val", wnid)
+    files["ILSVRC2012_devkit_t12.tar.gz"] = gzip.compress(tar(devkit(shown)))
+    write(files, store / "imagenet")
+    return layout
+
+
+def devkit(shown: list[str]) -> dict[str, bytes]:
+    """Makes the files of a devkit of 2012 for validation pictures of these classes, whose numbers are not in their order."""
+    number = {wnid: 1 + (place + 1) % len(WNIDS) for place, wnid in enumerate(WNIDS)}
+    return {
+        "ILSVRC2012_devkit_t12/data/meta.mat": meta(2012, {wnid: (number[wnid], TRAIN) for wnid in WNIDS}),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "".join(
+            f"{number[wnid]}\n" for wnid in shown
+        ).encode(),
+    }
+
+
 def imagenette(store: Path) -> Layout:
     """Makes fast.ai's archive."""
     layout = Layout({"name": "imagenette", "size": 160, "classes": "all", "complete": False})
@@ -289,6 +317,7 @@ ALL: dict[str, Callable[[Path], Layout]] = {
     "synsets": synsets,
     "imagefolder": imagefolder,
     "imagefolder, Kaggle's": kaggle,
+    "imagefolder, unpacked": unpacked,
     "imagenette": imagenette,
     "huggingface": huggingface,
     "tiny_imagenet": tiny_imagenet,

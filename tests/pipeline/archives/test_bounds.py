@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import loadmat
 
-from pipeline.archives import apart, bounds, ilsvrc, matlab, repacked, tars, tree
+from pipeline.archives import apart, bounds, ilsvrc, label_files, matlab, repacked, tars, tree
 from pipeline.archives.apart import Apart
 from pipeline.archives.store import StorePath
 from pipeline.runtime import web
-from pipeline.sources import cifar10, huggingface, imagefolder
+from pipeline.sources import cifar10, huggingface
 from tests import fuzz
 from tests.pipeline import layouts
 from tests.pipeline.archives.test_ilsvrc import meta
@@ -293,9 +293,10 @@ def test_no_damage_of_a_meta_mat_crashes_or_is_another_error() -> None:
 
 
 def test_a_list_of_kaggle_s_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
+    (tmp_path / "set/val").mkdir(parents=True)
+    (tmp_path / "set/val/a.JPEG").write_bytes(b"x")
     (tmp_path / "set/LOC_val_solution.csv").write_bytes(b'ImageId,PredictionString\n"' + b"x" * 200_000)
     with pytest.raises(
         ValueError, match=r"LOC_val_solution\.csv: no list of pictures and their classes \(field larger"
     ):
-        imagefolder._validation_pictures(tree.of_folder(StorePath(tmp_path) / "set"), "val")
+        label_files.find(tree.of_folder(StorePath(tmp_path) / "set"), "val", ["cat", "dog"], None)
