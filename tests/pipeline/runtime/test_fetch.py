@@ -434,7 +434,12 @@ def test_no_message_shows_a_password_or_a_signature(
 
 @pytest.mark.parametrize(
     "elsewhere",
-    ["htps://host/x?Policy=hidden-one", "http://host:port/x?Policy=hidden-one", "http://me:hidden-one@host:port/x"],
+    [
+        "htps://host/x?Policy=hidden-one",
+        "http://host:port/x?Policy=hidden-one",
+        "http://me:hidden-one@host:port/x",
+        "htps://me:hidden-one@host/x",
+    ],
 )
 def test_a_library_s_words_on_a_redirect_show_no_login_and_no_query(
     server: Server, place: Path, elsewhere: str

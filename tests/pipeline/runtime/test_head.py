@@ -123,7 +123,7 @@ def test_a_machine_that_sleeps_or_has_no_more_files_loses_no_head(
     monkeypatch.setattr(head, "_refusal", knock)
     thread = threading.Thread(target=head._watch, args=("x:1", over))
     thread.start()
-    while len(knocks) < 40:
+    while len(knocks) < 40 and thread.is_alive():
         over.wait(0.01)
     over.set()
     thread.join()
