@@ -161,10 +161,11 @@ def _hubs(folder: Path) -> list[bytes]:
 
 
 def _hub(data: bytes, _: bytes, folder: Path) -> object:
-    from pipeline.sources import huggingface
+    from pipeline.archives import parquet
 
     file = _written(folder / "train-00000-of-00001.parquet", data)
-    return list(huggingface._labelled(file)), list(huggingface._pictures(file, split="train"))
+    columns = parquet.Columns()
+    return list(parquet.labelled(file, columns, "train")), list(parquet.pictures(file, columns, "train"))
 
 
 def _manifests(folder: Path) -> list[bytes]:

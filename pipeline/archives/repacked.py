@@ -35,12 +35,13 @@ Members = Iterator[tuple[str, bytes]]
 """Name and bytes of each file in an archive."""
 
 
-def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members]) -> Tree:
+def tree_of(file: StorePath, origin: Archive, unpack: Callable[[Path], Members], variant: str = "") -> Tree:
     """The files of an archive, in its repacked tar, which is made first if it is missing or damaged.
 
-    `origin`: the archive's checksums. `unpack` yields name and bytes of each file in the archive.
+    `origin`: the archive's checksums. `unpack` yields name and bytes of each file in the archive. `variant`: the end of the
+    tar's name, where one archive can be unpacked in several ways.
     """
-    tar = StorePath(file.root) / FOLDER / f"{file.path.name}-{origin.sha256[:16]}.tar"
+    tar = StorePath(file.root) / FOLDER / f"{file.path.name}-{origin.sha256[:16]}{variant}.tar"
     target = tar.path
     record = target.with_name(target.name + ".sha256")
     with files.locked(target):

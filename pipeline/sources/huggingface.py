@@ -1,4 +1,4 @@
-"""Parquet files from Hugging Face's Hub, such as ILSVRC/imagenet-1k: pictures in the column `image`, classes in `label`.
+"""Parquet files of labelled pictures, from Hugging Face's Hub, such as ILSVRC/imagenet-1k, or of one's own.
 
 A picture in a compressed column is not a range of bytes, and reading one picture means reading its row group. So each file
 is repacked once, a picture at a time, into a tar in the data store. Pictures without a label, such as imagenet-1k's test
@@ -7,59 +7,59 @@ split, are left out. The files are read in a separate process with limited memor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from pipeline.archives import bounds, class_folders, published, repacked
+from pipeline.archives import class_folders, parquet, published, repacked
 from pipeline.archives.apart import Apart
+from pipeline.archives.class_folders import UnlabelledPicture
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
+from pipeline.archives.leftovers import is_leftover
+from pipeline.archives.parquet import Columns
 from pipeline.archives.store import StorePath
 from pipeline.archives.tars import hash_file
 from pipeline.archives.tree import Tree
 from pipeline.runtime import files
 from pipeline.runtime.fetch import Remote, fetch
-from pipeline.runtime.paths import AnyPath, S3Path
+from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.web import listing
-from pipeline.shards import tables
 
-SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
-"""First word of a file's name → split."""
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "val",
+    "valid": "val",
+    "val": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Word in a file's name, or name of a folder above it, in upper or lower case → split. The file's own name comes first."""
 
 COUNTS = {"ILSVRC/imagenet-1k": {"train": 1_281_167, "val": 50_000}}
 """Data set → split → number of pictures."""
 
-LABELS = "labels.json"
-"""The file in each tar that holds each class's words."""
-
-ROWS, BUFFER = 1, 2**20
-"""Rows in memory at a time, one because all rows may refer to the same large value; and bytes of read buffer."""
-
 PAGES = 10_000
 """The most pages of a file list from the Hub, each of up to a thousand files."""
 
-MOST_ROWS, GROUP = 2**26, 2**31
-"""The most rows of a file, and unpacked bytes of a row group; imagenet-1k's row groups have 100 rows and 15 MB."""
+EXAMPLE = "train-00000-of-00294.parquet"
 
-AGAIN = "Fetch it again"
-
-_FILE = re.compile(r"([a-z]+)-([0-9]{5})-of-([0-9]{5})\.parquet")
-_WNID = re.compile(r"(.+)_(n[0-9]{8})")
+_SHARD = re.compile(r"(?P<kind>[^/]+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?:-[0-9a-f]{16})?\.parquet")
+"""A shard's name as the Hub writes it; at the end, in some years, with a hash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HuggingFace:
-    """params.yaml, `source:` with `name: huggingface`."""
+    """params.yaml, `source:` with `name: huggingface`. The keys with a default may be missing."""
 
     name: Literal["huggingface"]
     dataset: str
@@ -71,82 +71,191 @@ class HuggingFace:
     complete: bool
     """Whether every file that the names count, and every picture of imagenet-1k, must be present. Missing files are fetched,
     with the token in `HF_TOKEN`. false: the files in the store are used."""
+    config: str = ""
+    """The folder of the data set whose files are used, where it has several configurations; "" for all files."""
+    image_column: str = ""
+    """The column of pictures; "" for `image` or `img`, or the only one that the schema's metadata call an Image."""
+    label_column: str = ""
+    """The column of classes; "" for `label` or `labels`, or the only one that the schema's metadata call a ClassLabel."""
+    val_share: float = 0.0
+    """Share (0 to 1) of each class's training pictures to hold out as `val`; 0 if there are validation files."""
+    seed: int = 0
+    """Seed of the choice of the pictures held out."""
 
     def __post_init__(self) -> None:
         check_folder(self.dataset)
+        if self.config:
+            check_folder(self.config)
         check_choice(self.classes)
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share has to be at least 0 and below 1, is {self.val_share}")
 
     def contents(self, store: AnyPath) -> Contents:
         """The contents of the Parquet files in the store; with `complete`, missing files are fetched first."""
         folder = StorePath(store) / self.name / self.dataset
+        folder = folder / self.config if self.config else folder
         if self.complete:
             self._fetch(folder.path)
-        found = sorted(
-            (file for file in folder.files("*.parquet") if _split(file.path)), key=lambda file: file.path.name
-        )
-        if not found:
+        notes: list[str] = []
+        splits = _splits(_present(folder.path), folder, notes)
+        if not splits:
             raise FileNotFoundError(
-                f"{folder}: holds no file like train-00000-of-00294.parquet. If they lie elsewhere, link their folder: "
+                f"{folder}: holds no file like {EXAMPLE}. If they lie elsewhere, link their folder: "
                 f"ln -s /where/they/are {folder}"
             )
-        notes: list[str] = []
-        trees = []
-        with Apart() as apart:
-            for file in found:
-                [labelled] = apart.items(_labelled, file.path)
-                if labelled:
-                    unpack = partial(apart.items, _pictures, more=(_split(file.path),))
-                    trees.append(repacked.tree_of(file, hash_file(file), unpack))
-                else:
-                    notes.append(f"{file}: its pictures have no labels")
-        whole = _join(trees, folder)
-        words = {wnid: word for tree in trees for wnid, word in json.loads(tree.read(LABELS)).items()}
-        pictures = [
-            picture
-            for split in ("train", "val", "test")
-            for picture in class_folders.find_pictures(whole, split, split, notes)
-        ]
+        trees = self._trees({folder / str(path): split for path, split in splits.items()}, notes)
+        whole, words = _join(trees, folder)
+        pictures = [_picture(path) for path in whole.files]
         if self.complete:
             published.check_complete(folder, pictures, COUNTS.get(self.dataset, {}))
+        pictures = self._with_held_out(pictures, folder)
         return class_folders.contents(whole, pictures, words, self.classes, notes, short_names=True)
+
+    def _trees(self, splits: Mapping[StorePath, str], notes: list[str]) -> list[Tree]:
+        """The repacked files, and lines that count what was left out of them."""
+        columns = Columns(image=self.image_column, label=self.label_column)
+        chosen = json.dumps([self.image_column, self.label_column])
+        variant = f"-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}" if any(json.loads(chosen)) else ""
+        trees = []
+        with Apart() as apart:
+            for file, split in splits.items():
+                [labelled] = apart.items(parquet.labelled, file.path, more=(columns, split))
+                if not labelled:
+                    notes.append(f"{file}: its pictures have no labels")
+                    continue
+                unpack = partial(apart.items, parquet.pictures, more=(columns, split))
+                trees.append(repacked.tree_of(file, hash_file(file), unpack, variant))
+                if unlabelled := _json(trees[-1], parquet.UNLABELLED, 0):
+                    notes.append(f"{file}: {unlabelled:,} pictures without a label")
+        return trees
+
+    def _with_held_out(self, pictures: list[UnlabelledPicture], folder: StorePath) -> list[UnlabelledPicture]:
+        """The pictures, after the share `val_share` of the training pictures was moved to `val`."""
+        has = any(picture.split == "val" for picture in pictures)
+        if has and self.val_share:
+            raise ValueError(
+                f"{folder}: has validation pictures, so params.yaml: source.val_share has to be 0, is {self.val_share}"
+            )
+        if not has and not self.val_share:
+            raise ValueError(
+                f"{folder}: has no labelled validation pictures, in files like {EXAMPLE.replace('train', 'validation')}. To hold "
+                "out a part of the training pictures instead, set params.yaml: source.val_share: 0.1"
+            )
+        train = [picture for picture in pictures if picture.split == "train"]
+        others = [picture for picture in pictures if picture.split != "train"]
+        return [*class_folders.hold_out(train, self.val_share, self.seed), *others]
 
     def _fetch(self, folder: AnyPath) -> None:
         """Fetches the missing files of the data set; asks the Hub only if a file is missing."""
-        present = {path.name for path in folder.rglob("*.parquet")}
-        if present and not _missing(present):
+        present = _present(folder)
+        if present and not self._incomplete(present):
             return
         token = os.environ.get("HF_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        listed = dict(self._listed(hub, headers))
+        where = f"{hub}: {self.dataset} at {self.revision}"
+        _check_one_configuration(listed, where)
+        # the test split of imagenet-1k has no labels
+        unwanted = ("test",) if self.dataset in COUNTS else ()
+        wanted = [path for path, split in _by_split(listed).items() if split and split not in unwanted]
+        if not wanted:
+            raise ValueError(f"{where} has no files like {EXAMPLE}")
+        known = {_place(path) for path in present}
+        missing = [path for path in wanted if _place(path) not in known]
+        if missing:
+            first = files.on_disk(folder / str(_place(missing[0])))
+            first.parent.mkdir(parents=True, exist_ok=True)
+            files.check_room(first, sum(_bytes(listed[path]) or 0 for path in missing))
+        for path in missing:
+            file = PurePosixPath(self.config) / path
+            url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(file))}"
+            sha256 = (listed[path].get("lfs") or {}).get("oid")
+            fetch(Remote(url=url, bytes=_bytes(listed[path]), sha256=sha256), folder / str(_place(path)), headers)
+
+    def _listed(self, hub: str, headers: Mapping[str, str]) -> Iterator[tuple[PurePosixPath, dict[str, Any]]]:
+        """Yields the Parquet files of the configuration on the Hub: path below its folder, and the Hub's entry."""
         page: str | None = (
             f"{hub}/api/datasets/{quote(self.dataset)}/tree/{quote(self.revision, safe='')}?recursive=true"
         )
-        found = 0
         for _ in range(PAGES):
             if not page:
-                break
+                return
             entries, page = listing(page, headers)
-            listed = [(entry, PurePosixPath(str(entry.get("path", "")))) for entry in entries]
-            # the test split of imagenet-1k has no labels
-            wanted = [(entry, path) for entry, path in listed if _split(path) not in _unwanted(self.dataset)]
-            found += len(wanted)
-            missing = [(entry, path) for entry, path in wanted if path.name not in present]
-            if missing:
-                first = files.on_disk(folder / missing[0][1].name)
-                first.parent.mkdir(parents=True, exist_ok=True)
-                files.check_room(first, sum(_bytes(entry) or 0 for entry, _ in missing))
-            for entry, path in missing:
-                url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(path))}"
-                sha256 = (entry.get("lfs") or {}).get("oid")
-                fetch(Remote(url=url, bytes=_bytes(entry), sha256=sha256), folder / path.name, headers)
+            for entry in entries:
+                path = PurePosixPath(str(entry.get("path", "")))
+                if path.suffix == ".parquet" and path.is_relative_to(self.config) and ".." not in path.parts:
+                    yield path.relative_to(self.config), entry
         if page:
             raise ValueError(f"{hub}: {self.dataset} at {self.revision}: a list of more than {PAGES} pages")
-        if not found:
-            raise ValueError(f"{hub}: {self.dataset} at {self.revision} has no files like train-00000-of-00294.parquet")
+
+    def _incomplete(self, present: Collection[PurePosixPath]) -> bool:
+        """Whether a shard is missing (a name tells how many its split has), but for a test split's; or a whole split."""
+        splits = _by_split(present)
+        wanted = {"train"} if self.val_share else {"train", "val"}
+        shards = [(match, splits[path]) for path in present if (match := _SHARD.fullmatch(path.name)) and splits[path]]
+        numbers: dict[tuple[str, str], set[int]] = {}
+        for match, split in shards:
+            if split != "test":
+                numbers.setdefault((match["kind"], match["count"]), set()).add(int(match["number"]))
+        some = any(found < set(range(int(count))) for (_, count), found in numbers.items())
+        return some or not wanted <= set(splits.values())
 
 
-def _unwanted(dataset: str) -> tuple[str, ...]:
-    return ("", "test") if dataset in COUNTS else ("",)
+def _present(folder: AnyPath) -> list[PurePosixPath]:
+    """The Parquet files below a folder, by relative path, without hidden files and folders."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path, _ in files.listed(folder) if path.endswith(".parquet")]
+    return [PurePosixPath(path) for path in paths if not is_leftover(path)]
+
+
+def _by_split(paths: Iterable[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """File → split, or "" if its name says none; all are `train` if no name says any, as in the library `datasets`."""
+    splits = {path: _split(path) for path in paths}
+    return splits if any(splits.values()) else dict.fromkeys(splits, "train")
+
+
+def _split(path: PurePosixPath) -> str:
+    words = [*re.split(r"[^a-z]+", path.stem.lower()), *(part.lower() for part in reversed(path.parts[:-1]))]
+    return next((SPLITS[word] for word in words if word in SPLITS), "")
+
+
+def _splits(present: Collection[PurePosixPath], folder: StorePath, notes: list[str]) -> dict[PurePosixPath, str]:
+    """File → split; `ValueError` if a shard is there twice. A line in `notes` counts the files whose names say no split."""
+    splits = _by_split(present)
+    seen: dict[tuple[str, int], PurePosixPath] = {}
+    for path in sorted(path for path, split in splits.items() if split):
+        if match := _SHARD.fullmatch(path.name):
+            first = seen.setdefault((match["kind"], int(match["number"])), path)
+            if first != path:
+                raise ValueError(
+                    f"{folder}: {first} and {path} are the same shard, of two versions or configurations of the set. Remove one "
+                    "version, or name the configuration's folder in params.yaml: source.config"
+                )
+    if others := sorted(path for path, split in splits.items() if not split):
+        notes.append(f"{folder}: {len(others):,} Parquet files whose names say no split, such as {others[0]}")
+    return {path: splits[path] for path in sorted(splits, key=lambda path: (path.name, path)) if splits[path]}
+
+
+def _place(path: PurePosixPath) -> PurePosixPath:
+    """A file's place below the set's folder: shards lie there side by side."""
+    return PurePosixPath(path.name) if _SHARD.fullmatch(path.name) else path
+
+
+def _check_one_configuration(paths: Iterable[PurePosixPath], where: str) -> None:
+    """`ValueError` if the files lie in several folders, apart from the splits' folders."""
+    found = Counter(
+        "/".join(part for part in path.parent.parts if part.lower() not in SPLITS)
+        for path, split in _by_split(paths).items()
+        if split
+    )
+    if len(found) > 1:
+        some = ", ".join(f"{folder or '.'}/ ({count:,} files)" for folder, count in sorted(found.items())[:5])
+        raise ValueError(
+            f"{where} has Parquet files in several folders, as if of several configurations: {some}. Say which is meant in "
+            f"params.yaml: source.config: {max(found)}"
+        )
 
 
 def _bytes(entry: dict[str, Any]) -> int | None:
@@ -155,112 +264,35 @@ def _bytes(entry: dict[str, Any]) -> int | None:
     return size if isinstance(size, int) and size >= 0 else None
 
 
-def _split(file: PurePath | S3Path) -> str:
-    """The split of a file, from its name; "" for a file that is not part of a data set."""
-    name = _FILE.fullmatch(file.name)
-    return SPLITS.get(name.group(1), "") if name else ""
+def _picture(path: str) -> UnlabelledPicture:
+    """The picture at a path of a repacked file, SPLIT/CLASS/NAME."""
+    split, wnid, _ = path.split("/", 2)
+    return UnlabelledPicture(path=path, split=split, wnid=wnid)
 
 
-def _labelled(file: AnyPath) -> Iterator[bool]:
-    """Yields one value: whether the file has labels."""
-    with tables.readable(file, AGAIN) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
-        _check(parquet, file, "label")
-        labels = parquet.iter_batches(MOST_ROWS // 2**10, columns=["label"], use_threads=False)
-        yield any(pc.any(pc.greater_equal(batch["label"], 0)).as_py() for batch in labels)
+def _json(tree: Tree, path: str, otherwise: Any) -> Any:
+    return json.loads(tree.read(path)) if path in tree.files else otherwise
 
 
-def _missing(present: set[str]) -> list[str]:
-    """The missing files (a name tells how many its split has), without a test split's; and splits without any file."""
-    found = [match for match in map(_FILE.fullmatch, sorted(present)) if match and SPLITS.get(match.group(1))]
-    kinds = {(match.group(1), match.group(3)) for match in found}
-    wanted = [f"{kind}-{number:05}-of-{count}.parquet" for kind, count in sorted(kinds) for number in range(int(count))]
-    missing = [name for name in wanted if name not in present and not name.startswith("test-")]
-    splits = {SPLITS[kind] for kind, _ in kinds}
-    return missing + [split for split in ("train", "val") if split not in splits]
-
-
-def _pictures(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
-    """Yields the labelled pictures of a Parquet file as SPLIT/CLASS/NAME, and at last `LABELS` with the classes' words."""
+def _join(trees: list[Tree], folder: StorePath) -> tuple[Tree, dict[str, str]]:
+    """The pictures of all repacked files, and class → words."""
     words: dict[str, str] = {}
-    labels: dict[str, int] = {}
-    row = 0
-    with tables.readable(file, AGAIN) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
-        _check(parquet, file, "image", "label")
-        names = _label_names(parquet.schema_arrow, file)
-        for batch in parquet.iter_batches(ROWS, columns=["image", "label"], use_threads=False):
-            bounds.check_member(batch.nbytes, f"row {row}", file)
-            for picture in batch.to_pylist():
-                label = picture["label"]
-                if label is not None and label >= 0:
-                    if picture["image"] is None:
-                        raise ValueError(f"{file}: row {row} has a label and no picture. {AGAIN}")
-                    if label >= len(names):
-                        raise ValueError(f"{file}: row {row} has the label {label}, of {len(names)} names")
-                    name, wnid = _name(picture["image"]["path"], f"{file.stem}-{row:06}", names[label])
-                    _check_class_name(wnid, label, labels.setdefault(wnid, label), names, file)
-                    words[wnid] = names[label]
-                    yield f"{split}/{wnid}/{name}", picture["image"]["bytes"]
-                row += 1
-    yield LABELS, json.dumps(words, sort_keys=True, ensure_ascii=False).encode()
-
-
-def _check_class_name(wnid: str, label: int, first: int, names: list[str], file: Path) -> None:
-    """`ValueError` if a class's name cannot name a folder, is not valid text, or is also the name of another class."""
-    if names[label].encode("utf-8", "replace").decode() != names[label]:
-        raise ValueError(f"{file}: label {label}: the name {names[label][:80]!a} is no Unicode text. Rename that class")
-    if wnid in ("", ".", ".."):
-        raise ValueError(
-            f"{file}: label {label} is called {names[label]!r}, which names no folder. Give it another name"
-        )
-    if first != label:
-        raise ValueError(
-            f"{file}: labels {first} and {label}, {names[first][:80]!r} and {names[label][:80]!r}, would both be the class "
-            f"{wnid[:80]!r}. Give one of them another name"
-        )
-
-
-def _check(parquet: pq.ParquetFile, file: AnyPath, *columns: str) -> None:
-    """`ValueError` if a column is missing, or if the file claims more than `MOST_ROWS` rows or `GROUP` bytes a row group."""
-    known, kinds = parquet.metadata, {field.name: field.type for field in parquet.schema_arrow}
-    if not kinds.keys() >= set(columns) or ("image" in columns and not {"bytes", "path"} <= _fields(kinds["image"])):
-        raise ValueError(f"{file}: no pictures and labels: its columns are {', '.join(kinds)[:200]}. {AGAIN}")
-    if not 0 <= known.num_rows <= MOST_ROWS:
-        raise ValueError(f"{file}: claims {known.num_rows:,} rows, more than {MOST_ROWS:,}. Fetch it again")
-    for group in range(known.num_row_groups):
-        claimed = known.row_group(group).total_byte_size
-        if not 0 <= claimed <= GROUP:
-            raise ValueError(f"{file}: row group {group} claims {claimed:,} bytes, more than {GROUP:,}. Fetch it again")
-
-
-def _fields(kind: pa.DataType) -> set[str]:
-    return {kind.field(number).name for number in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
-
-
-def _label_names(schema: pa.Schema, file: Path) -> list[str]:
-    """The classes' names, which Hugging Face writes into the schema's metadata."""
-    try:
-        features: dict[str, Any] = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features["label"]["names"]]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{file}: has no column 'label' whose classes are named in Hugging Face's way") from None
-
-
-def _name(path: str | None, otherwise: str, word: str) -> tuple[str, str]:
-    """A picture's file name, and its class: the WordNet id at the end of `path` if there is one, else `word`."""
-    given = PurePosixPath(path or f"{otherwise}.jpg")
-    ending = given.suffix or ".jpg"
-    if match := _WNID.fullmatch(given.stem):
-        return match.group(1) + ending, match.group(2)
-    return f"{otherwise}{ending}", re.sub(r"[/\0]", "_", word)
-
-
-def _join(trees: list[Tree], folder: StorePath) -> Tree:
-    files = {path: part for tree in trees for path, part in tree.files.items() if path != LABELS}
-    if len(files) != sum(len(tree.files) - 1 for tree in trees):
-        raise ValueError(f"{folder}: a picture is in two files. Are they of one version of the set?")
-    return Tree(
+    found: dict[str, Any] = {}
+    for tree in trees:
+        own = _json(tree, parquet.WORDS, {})
+        parquet.same_classes(own, words, tree.where)
+        words |= own
+        pictures = {path: part for path, part in tree.files.items() if "/" in path}
+        if twice := found.keys() & pictures.keys():
+            raise ValueError(
+                f"{folder}: {min(twice)} is in two files. Are they of one version of the set? If of two configurations, name the "
+                "folder of one in params.yaml: source.config"
+            )
+        found |= pictures
+    whole = Tree(
         where=folder,
-        files=dict(sorted(files.items())),
+        files=dict(sorted(found.items())),
         tars=tuple(tar for tree in trees for tar in tree.tars),
         origins=tuple(origin for tree in trees for origin in tree.origins),
     )
+    return whole, words

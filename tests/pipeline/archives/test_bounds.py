@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import loadmat
 
-from pipeline.archives import apart, bounds, ilsvrc, label_files, matlab, repacked, tars, tree
+from pipeline.archives import apart, bounds, ilsvrc, label_files, matlab, parquet, repacked, tars, tree
 from pipeline.archives.apart import Apart
+from pipeline.archives.parquet import Columns
 from pipeline.archives.store import StorePath
 from pipeline.runtime import web
 from pipeline.sources import cifar10, huggingface
@@ -172,10 +173,10 @@ def test_a_parquet_file_that_claims_too_much_is_refused(
     tmp_path: Path, limit: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pq.write_table(pa.table({"label": list(range(9))}), tmp_path / "a.parquet")
-    assert list(huggingface._labelled(tmp_path / "a.parquet")) == [True]
-    monkeypatch.setattr(huggingface, limit, 8)
+    assert list(parquet.labelled(tmp_path / "a.parquet", Columns(), "train")) == [True]
+    monkeypatch.setattr(parquet, limit, 8)
     with pytest.raises(ValueError, match=said):
-        list(huggingface._labelled(tmp_path / "a.parquet"))
+        list(parquet.labelled(tmp_path / "a.parquet", Columns(), "train"))
 
 
 HUB = huggingface.HuggingFace(name="huggingface", dataset="a/b", revision="main", classes="all", complete=False)
@@ -204,12 +205,12 @@ def many_columns() -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["a large picture", "many labels in a row", "many columns"])
+@pytest.mark.parametrize("case", ["a large picture", "a large label", "many columns"])
 def test_a_parquet_file_of_the_hub_that_unpacks_to_more_than_the_limit_is_refused(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = 2**26 if case == "a large picture" else 1
-    row = pa.array([[0] * 2**23] + [[]] * 15) if case == "many labels in a row" else None
+    row = pa.array(["x" * 2**26] + ["x"] * 15) if case == "a large label" else None
     file = of_hub(tmp_path, pa.array([bytes(large)]), row)
     if case == "many columns":
         file.write_bytes(many_columns())
@@ -229,7 +230,9 @@ def test_pictures_that_are_all_one_large_one_are_unpacked_one_by_one(
     file = of_hub(tmp_path, pa.array([bytes(2**23)]))
     monkeypatch.setattr(apart, "LIMIT", 2**26)  # half of them at once are more
     with Apart() as process:
-        assert len([*process.items(huggingface._pictures, file, ("train",))]) == 17  # and the words of the classes
+        assert (
+            len([*process.items(parquet.pictures, file, (Columns(), "train"))]) == 18
+        )  # with the two files that follow
 
 
 @pytest.mark.slow
