@@ -7,7 +7,6 @@ $NETRC, mirrors from machine.yaml.
 from __future__ import annotations
 
 import email.utils
-import json
 import re
 import sys
 import threading
@@ -15,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -60,17 +59,16 @@ class Failure(Exception):  # noqa: N818 - always caught, and retried
         self.wait = wait
 
 
-def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, str | None]:
-    """Requests a JSON list of objects; returns it and the address of the next page or None.
+def page(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, Mapping[str, str], bytes]:
+    """Requests a short document, such as a list in JSON; returns status, headers and body, also of a refusal.
 
-    Raises `ValueError` if the response is not such a list, or the next page is on another server; `OSError` after `TRIES`
-    failures.
+    Raises `ValueError` if the body has more than `LISTING` bytes; `OSError` after `TRIES` failures.
     """
     url = mirrored(url)
 
-    def once() -> tuple[Any, str | None]:
+    def once() -> tuple[int, Mapping[str, str], bytes]:
         end = time.monotonic() + ANSWER
-        with answered(session, url) as answer:
+        with answered(session, url, refusing=False) as answer:
             body = bytearray()
             try:
                 while piece := answer.raw.read1(CHUNK, decode_content=False):
@@ -81,27 +79,11 @@ def listing(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, st
                         raise Failure(f"broke off after {len(body):,} bytes in {ANSWER:,.0f} s, which is too slow")
             except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
                 raise Failure(f"broke off ({type(error).__name__})") from None
-            try:
-                entries = json.loads(body)
-            except (ValueError, RecursionError):
-                entries = None
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise ValueError(f"{shown(url)}: answers with something else than a list")
-            return entries, _next(url, answer.links.get("next", {}).get("url"))
+            return answer.status_code, answer.headers, bytes(body)
 
     with requests.Session() as session:
         session.headers.update(headers or {})
         return patiently(url, once)
-
-
-def _next(url: str, page: str | None) -> str | None:
-    """The address of the next page; `ValueError` if it is on another server, which would receive the login."""
-    if page is None:
-        return None
-    page = urljoin(url, page)
-    if urlsplit(page)[:2] != urlsplit(url)[:2]:
-        raise ValueError(f"{shown(url)}: the next page is said to be at {shown(page)}, another server")
-    return page
 
 
 def mirrored(url: str) -> str:
@@ -156,10 +138,12 @@ def _in_time(url: str, ask: Callable[[], T]) -> T:
 
 
 @contextmanager
-def answered(session: requests.Session, url: str, ask: Mapping[str, str] | None = None) -> Iterator[requests.Response]:
+def answered(
+    session: requests.Session, url: str, ask: Mapping[str, str] | None = None, *, refusing: bool = True
+) -> Iterator[requests.Response]:
     """Requests `url` with the headers `ask`; yields the response.
 
-    Raises `Failure` if another try may succeed, `ValueError` if the server refuses.
+    Raises `Failure` if another try may succeed; with `refusing`, `ValueError` if the server refuses.
     """
     try:
         headers = {"Accept-Encoding": "identity", **(ask or {})}
@@ -174,12 +158,12 @@ def answered(session: requests.Session, url: str, ask: Mapping[str, str] | None 
         status = f"answered {answer.status_code} {answer.reason}"
         if answer.status_code in AGAIN:
             raise Failure(status, _seconds(answer.headers.get("Retry-After", "")))
-        if answer.status_code in (401, 403):
+        if refusing and answer.status_code in (401, 403):
             raise ValueError(
                 f"{shown(url)}: {status}: it wants a login, or refuses yours. Put one into ~/.netrc, or for the Hub into "
                 "HF_TOKEN, and see that the set's terms are accepted; or fetch the file with a browser"
             )
-        if answer.status_code >= 400 and answer.status_code != 416:
+        if refusing and answer.status_code >= 400 and answer.status_code != 416:
             raise ValueError(f"{shown(url)}: {status}. If it has moved, machine.yaml: mirrors can say where to")
         yield answer
 

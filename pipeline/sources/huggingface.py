@@ -12,12 +12,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal
-from urllib.parse import quote
 
 from pipeline.archives import class_folders, parquet, published, repacked
 from pipeline.archives.apart import Apart
@@ -28,10 +27,9 @@ from pipeline.archives.parquet import Columns
 from pipeline.archives.store import StorePath
 from pipeline.archives.tars import hash_file
 from pipeline.archives.tree import Tree
-from pipeline.runtime import files
-from pipeline.runtime.fetch import Remote, fetch
+from pipeline.runtime import files, web
+from pipeline.runtime.fetch import fetch
 from pipeline.runtime.paths import AnyPath
-from pipeline.runtime.web import listing
 
 SPLITS = {
     "train": "train",
@@ -48,8 +46,8 @@ SPLITS = {
 COUNTS = {"ILSVRC/imagenet-1k": {"train": 1_281_167, "val": 50_000}}
 """Data set → split → number of pictures."""
 
-PAGES = 10_000
-"""The most pages of a file list from the Hub, each of up to a thousand files."""
+HUB = "https://huggingface.co"
+"""The Hub's address; `HF_ENDPOINT` may name a mirror."""
 
 EXAMPLE = "train-00000-of-00294.parquet"
 
@@ -150,11 +148,17 @@ class HuggingFace:
         present = _present(folder)
         if present and not self._incomplete(present):
             return
+        from pipeline.archives import hub  # it takes half a second, and most sources need none
+
         token = os.environ.get("HF_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        listed = dict(self._listed(hub, headers))
-        where = f"{hub}: {self.dataset} at {self.revision}"
+        address = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+        found = hub.listed(address, self.dataset, self.revision, self.config, token)
+        listed = {
+            PurePosixPath(path).relative_to(self.config): remote
+            for path, remote in found
+            if _is_inside(path, self.config)
+        }
+        where = f"{web.shown(address)}: {self.dataset} at {self.revision}"
         _check_one_configuration(listed, where)
         # the test split of imagenet-1k has no labels
         unwanted = ("test",) if self.dataset in COUNTS else ()
@@ -166,28 +170,10 @@ class HuggingFace:
         if missing:
             first = files.on_disk(folder / str(_place(missing[0])))
             first.parent.mkdir(parents=True, exist_ok=True)
-            files.check_room(first, sum(_bytes(listed[path]) or 0 for path in missing))
+            files.check_room(first, sum(listed[path].bytes or 0 for path in missing))
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         for path in missing:
-            file = PurePosixPath(self.config) / path
-            url = f"{hub}/datasets/{quote(self.dataset)}/resolve/{quote(self.revision, safe='')}/{quote(str(file))}"
-            sha256 = (listed[path].get("lfs") or {}).get("oid")
-            fetch(Remote(url=url, bytes=_bytes(listed[path]), sha256=sha256), folder / str(_place(path)), headers)
-
-    def _listed(self, hub: str, headers: Mapping[str, str]) -> Iterator[tuple[PurePosixPath, dict[str, Any]]]:
-        """Yields the Parquet files of the configuration on the Hub: path below its folder, and the Hub's entry."""
-        page: str | None = (
-            f"{hub}/api/datasets/{quote(self.dataset)}/tree/{quote(self.revision, safe='')}?recursive=true"
-        )
-        for _ in range(PAGES):
-            if not page:
-                return
-            entries, page = listing(page, headers)
-            for entry in entries:
-                path = PurePosixPath(str(entry.get("path", "")))
-                if path.suffix == ".parquet" and path.is_relative_to(self.config) and ".." not in path.parts:
-                    yield path.relative_to(self.config), entry
-        if page:
-            raise ValueError(f"{hub}: {self.dataset} at {self.revision}: a list of more than {PAGES} pages")
+            fetch(listed[path], folder / str(_place(path)), headers)
 
     def _incomplete(self, present: Collection[PurePosixPath]) -> bool:
         """Whether a shard is missing (a name tells how many its split has), but for a test split's; or a whole split."""
@@ -258,10 +244,10 @@ def _check_one_configuration(paths: Iterable[PurePosixPath], where: str) -> None
         )
 
 
-def _bytes(entry: dict[str, Any]) -> int | None:
-    """A file's size in bytes from the Hub's list; None if the list has no valid size."""
-    size = entry.get("size")
-    return size if isinstance(size, int) and size >= 0 else None
+def _is_inside(path: str, folder: str) -> bool:
+    """Whether a path that the Hub names is below the folder, and no path out of it."""
+    parts = PurePosixPath(path)
+    return parts.is_relative_to(folder) and not parts.is_absolute() and ".." not in parts.parts
 
 
 def _picture(path: str) -> UnlabelledPicture:

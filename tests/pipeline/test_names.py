@@ -406,23 +406,25 @@ def test_a_name_is_quoted_in_the_address_that_it_is_fetched_from(
 ) -> None:
     asked: list[str] = []
 
-    def listing(url: str, headers: Any) -> tuple[list[dict[str, str]], None]:
+    def page(url: str, headers: Any) -> tuple[int, dict[str, str], bytes]:
         asked.append(url)
-        return [{"path": "a?b#c%20 d/train-00000-of-00001.parquet"}], None
+        path = "c d/a?b#c%20 d/train-00000-of-00001.parquet"
+        return 200, {}, json.dumps([{"type": "file", "path": path, "size": 1, "oid": "1"}]).encode()
 
-    monkeypatch.setattr(huggingface, "listing", listing)
+    monkeypatch.setattr(web, "page", page)
     monkeypatch.setattr(huggingface, "fetch", lambda remote, file, headers: asked.append(remote.url))
     section = huggingface.HuggingFace(
-        name="huggingface", dataset="me/a?b#c d%", revision="r/1?", classes="all", complete=True
+        name="huggingface", dataset="me/a", revision="r/1?", classes="all", complete=True, config="c d"
     )
     section._fetch(tmp_path)
     for url in asked:
         parts = web.urlsplit(url)
         assert parts.fragment == ""
-        assert parts.query in ("", "recursive=true")
-        assert "me/a%3Fb%23c%20d%25/" in parts.path
+        assert "recursive=true" in parts.query or not parts.query
+        assert "/me/a/" in parts.path
         assert "r%2F1%3F" in parts.path
-    assert asked[1].endswith("/a%3Fb%23c%2520%20d/train-00000-of-00001.parquet")
+    assert asked[0].partition("?")[0].endswith("/tree/r%2F1%3F/c%20d")
+    assert asked[1].endswith("/c%20d/a%3Fb%23c%2520%20d/train-00000-of-00001.parquet")
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_files_of_the_hub_that_do_not_fit_together_are_refused_before_the_first(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     names = [f"train-{number:05}-of-00004.parquet" for number in range(4)]
-    listed = [{"path": f"data/{name}", "size": len(DATA)} for name in names]
+    listed = [{"type": "file", "path": f"data/{name}", "size": len(DATA), "oid": "1"} for name in names]
     server.files["/api/datasets/me/pets/tree/main"] = File(json.dumps(listed).encode())
     section = huggingface.HuggingFace(
         name="huggingface", dataset="me/pets", revision="main", classes="all", complete=True

@@ -15,9 +15,8 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +28,10 @@ from pipeline.archives import apart, bounds, ilsvrc, label_files, matlab, parque
 from pipeline.archives.apart import Apart
 from pipeline.archives.parquet import Columns
 from pipeline.archives.store import StorePath
-from pipeline.runtime import web
 from pipeline.sources import cifar10, huggingface
 from tests import fuzz
 from tests.pipeline import layouts
 from tests.pipeline.archives.test_ilsvrc import meta
-from tests.pipeline.server import File, Server, serving
 
 
 def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, size: int | None = None) -> bytes:
@@ -245,36 +242,6 @@ def test_what_ends_the_process_that_unpacks_is_said_and_the_stage_lives() -> Non
             list(process.items(operator.truediv, 1, (0,)))
         for file in (Path("x"), Path("y")):
             assert list(process.items(itertools.repeat, file, (2,))) == [file, file]
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("ALEXNET_MACHINE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    with serving() as state:
-        yield state
-
-
-@pytest.mark.parametrize(
-    ("answer", "headers", "said"),
-    [
-        (b"[" + b" " * 2000 + b"]", {}, "answers with more than 1,000 bytes"),
-        (b'{"error": 1}', {}, "something else than a list"),
-        (b"[1]", {}, "something else than a list"),
-        (b"[" * 900, {}, "something else than a list"),
-        (b"[]", {"Link": '<https://elsewhere.example/2>; rel="next"'}, "another server"),
-    ],
-)
-def test_a_list_that_is_none_is_refused(
-    server: Server, answer: bytes, headers: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web, "LISTING", 1000)
-    server.files["/list"] = File(answer, headers=headers)
-    with pytest.raises(ValueError, match=said):
-        web.listing(f"{server.url}/list", {"Authorization": "Bearer mine"})
-    server.files["/list"] = File(json.dumps([{"path": "a"}]).encode(), headers={"Link": '</2>; rel="next"'})
-    assert web.listing(f"{server.url}/list") == ([{"path": "a"}], f"{server.url}/2")
 
 
 def test_meta_mat_is_read_as_scipy_reads_it() -> None:

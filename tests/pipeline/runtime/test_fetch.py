@@ -351,7 +351,7 @@ def test_a_list_that_drips_is_given_up(server: Server, hasty: None) -> None:
     with pytest.raises(
         OSError, match=r"/list: broke off after [0-9]+ bytes in 0 s, which is too slow\. Gave up after 8"
     ):
-        web.listing(f"{server.url}/list")
+        web.page(f"{server.url}/list")
 
 
 def test_a_file_of_unknown_length_needs_a_checksum(server: Server, place: Path) -> None:

@@ -286,16 +286,23 @@ def test_all_test_pictures_of_2010_have_to_be_there(store: Path, monkeypatch: py
     assert rows(contents(store, section), store) == layout.rows
 
 
+def hub_entry(path: str, data: bytes) -> dict[str, Any]:
+    """A file in the Hub's list of files."""
+    lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    return {"type": "file", "path": path, "size": len(data), "oid": "3", "lfs": lfs, "xetHash": "4"}
+
+
 def hub(server: Server, folder: Path, token: str | None = None) -> dict[str, bytes]:
     """What the Hub answers of the files in a folder, in two pages; each file is signed for elsewhere."""
     files = {f"data/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
-    entries = [{"type": "directory", "path": "data"}, {"type": "file", "path": "README.md", "size": 3}] + [
-        {"type": "file", "path": name, "size": len(data), "lfs": {"oid": hashlib.sha256(data).hexdigest()}}
-        for name, data in files.items()
+    entries = [
+        {"type": "directory", "path": "data", "oid": "1"},
+        {"type": "file", "path": "README.md", "size": 3, "oid": "2"},
+        *(hub_entry(name, data) for name, data in files.items()),
     ]
     wanted = token and f"Bearer {token}"
     tree = "/api/datasets/ILSVRC/imagenet-1k/tree/main"
-    more = {"Link": f'<{server.url}{tree}/more>; rel="next"'}
+    more = {"Link": f'<{server.url}{tree}/more?cursor=1>; rel="next"'}
     server.files[tree] = File(json.dumps(entries[:4]).encode(), headers=more, wanted=wanted)
     server.files[f"{tree}/more"] = File(json.dumps(entries[4:]).encode(), wanted=wanted)
     for name, data in files.items():
@@ -316,7 +323,7 @@ def test_the_hub_s_files_are_fetched_with_the_user_s_token(
     section = layout.section | {"complete": True}
     monkeypatch.setattr(huggingface, "COUNTS", {"ILSVRC/imagenet-1k": {"train": 12, "val": 6}})
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    with pytest.raises(ValueError, match=r"answered 401 .*HF_TOKEN"):
+    with pytest.raises(ValueError, match=r"answered 401: .*HF_TOKEN"):
         contents(store, section)
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert rows(contents(store, section), store) == layout.rows
