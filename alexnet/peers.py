@@ -44,8 +44,10 @@ class Peer(Network):
 
     def _initialized(self, seed: int) -> nn.Module:
         constructor = {"vgg16": models.vgg16, "resnet50": models.resnet50}[self.model.network]
+        with torch.device("cpu"):  # also where the network itself is built without values, on the device `meta`
+            drawn = int(draws.bits(f"first weights of {self.model.network}", seed))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(draws.bits(f"first weights of {self.model.network}", seed)))
+            torch.manual_seed(drawn)
             body: nn.Module = constructor(weights=None, num_classes=self.classes)
         return body
 

@@ -279,6 +279,28 @@ def _flat(file: Path) -> object:
     return label_files.find(tree.of_folder(StorePath(file.parent.parent) / "set"), "val", ["n1", "n2"], None).wnids
 
 
+def _foreigns(_: Path) -> list[bytes]:
+    import torch
+
+    from tests.pipeline.training.test_foreign import REFERENCES, THEIRS, safetensors
+
+    few = {f"module.{name}": tensor.flatten()[:3].clone() for name, tensor in THEIRS.items()}
+    made = [safetensors(few)]
+    for zipped in (True, False):
+        file = io.BytesIO()
+        torch.save(REFERENCES | {"model": few}, file, _use_new_zipfile_serialization=zipped)
+        made.append(file.getvalue())
+    return made
+
+
+def _foreign(data: bytes, _: bytes, __: Path) -> object:
+    from pipeline.training import foreign, naming
+    from tests.pipeline.training.test_foreign import PLAIN
+
+    weights, whose = naming.under_our_names(foreign.state_dict(foreign.read(data, "a.pth"), "a.pth"), PLAIN, "alexnet")
+    return whose, [(name, tensor.shape) for name, tensor in weights.items()]
+
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -299,6 +321,7 @@ KINDS = {
         Kind("confusion", _answers, _answer, sealed=True),
         Kind("csv", _lists, _list),
         Kind("labels", _lines, _line),
+        Kind("weights", _foreigns, _foreign),
     )
 }
 

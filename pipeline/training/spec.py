@@ -22,8 +22,9 @@ class Start:
     """params.yaml, `start:` — first weights that replace the random ones of `model`."""
 
     network: str
-    """none, or a trained network to start from: a model.pt, a run's checkpoint.pt, or an MLflow model as
-    models:/alexnet@champion, models:/alexnet/3, models:/m-… or runs:/…/model. The paper: one trained on Fall 2011 (§6)."""
+    """none, or a trained network to start from: a model.pt, a run's checkpoint.pt, an MLflow model as
+    models:/alexnet@champion, models:/alexnet/3, models:/m-… or runs:/…/model, or another program's file with a state_dict of
+    this shape. The paper: one trained on Fall 2011 (§6)."""
     layers: Literal["fitting"] | tuple[str, ...]
     """The layers to take over from `network`; the others begin with random weights. fitting: all layers of equal shape, the
     last one only if both networks have the same classes."""
