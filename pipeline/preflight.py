@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pipeline import room
 from pipeline.room import NetworkSize
 from pipeline.runtime import added, digests, files, machines, params, stage
 from pipeline.runtime.machines import Machine
+from pipeline.tracking import addresses
 
 if TYPE_CHECKING:
     from alexnet.network import Model
@@ -74,16 +74,11 @@ def _machine(faults: list[str]) -> Machine:
 def _addresses(machine: Machine) -> None:
     """`ValueError` for an impossible address of a cluster or a tracking server."""
     machines.ray_address(machine)
-    if "://" in machine.tracking and not machine.tracking.startswith("sqlite:") and _port(machine.tracking) == 0:
-        raise ValueError(f"machine.yaml: tracking: {machine.tracking}: its port is not a number from 1 to 65535")
-
-
-def _port(address: str) -> int | None:
-    """The port of an address; None if it has none, 0 if it is invalid."""
-    try:
-        return urlsplit(address).port
-    except ValueError:
-        return 0
+    if machine.tracking != "auto":
+        try:
+            addresses.parse(machine.tracking)
+        except ValueError as error:
+            raise ValueError(f"machine.yaml: {error}") from None
 
 
 def _params(faults: list[str]) -> tuple[Mapping[str, Any], NetworkSize | None]:

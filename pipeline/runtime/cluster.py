@@ -16,7 +16,7 @@ import ray
 from ray._private import auto_init_hook, ray_constants
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.runtime import access, edges, head, stage, waiting
+from pipeline.runtime import access, edges, head, short_path, stage, waiting
 from pipeline.runtime.machines import Machine, ray_address
 from pipeline.runtime.silence import LOOK, Silence, nodes
 
@@ -71,18 +71,19 @@ def connected(machine: Machine) -> Iterator[None]:
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     auto_init_hook.enable_auto_connect = False
     address = ray_address(machine)
-    if address is None:
-        _start()
-    else:
-        _join(address)
-    ray._private.worker.print_to_stdstream = _print_message  # Ray's own function prints pages
-    try:
-        with head.watched(ray.get_runtime_context().gcs_address) if address else nullcontext():
-            yield
-    finally:
-        # Ray may delete a job's folder when its driver leaves the cluster, and the stage still runs in it
-        if not in_job():
-            ray.shutdown()
+    with nullcontext() if address else short_path.ray_folder() as folder:
+        if address is None:
+            _start(folder)
+        else:
+            _join(address)
+        ray._private.worker.print_to_stdstream = _print_message  # Ray's own function prints pages
+        try:
+            with head.watched(ray.get_runtime_context().gcs_address) if address else nullcontext():
+                yield
+        finally:
+            # Ray may delete a job's folder when its driver leaves the cluster, and the stage still runs in it
+            if not in_job():
+                ray.shutdown()
 
 
 def _print_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
@@ -114,8 +115,11 @@ def _join(address: str) -> None:
         raise ConnectionError(f"the Ray cluster at {address} cannot be joined from here: {words}") from None
 
 
-def _start() -> None:
-    """Starts a cluster for this driver only: on loopback, with a token in the working copy; it ends with the driver."""
+def _start(folder: str | None) -> None:
+    """Starts a cluster for this driver only: on loopback, with a token in the working copy; it ends with the driver.
+
+    `folder`: Ray's temporary folder; None leaves the choice to Ray.
+    """
     access.keep_private(stage.WORK)
     ray.init(
         address="local",
@@ -123,6 +127,7 @@ def _start() -> None:
         logging_level=logging.WARNING,
         log_to_driver=False,  # only the driver prints
         _node_ip_address="127.0.0.1",
+        _temp_dir=folder,
         object_store_memory=_object_store_bytes(),
     )
 

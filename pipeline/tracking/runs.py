@@ -15,14 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pipeline.runtime import machines, redaction, waiting
 from pipeline.runtime.machines import Machine
-from pipeline.tracking import courier, database, description
+from pipeline.tracking import addresses, courier, database, description
 from pipeline.tracking.courier import Courier, Event
 from pipeline.tracking.description import Pictures
 from pipeline.tracking.journal import Journal, Reader
@@ -194,24 +192,16 @@ def address(machine: Machine) -> str:
     """The tracking URI: machine.yaml's, otherwise `MLFLOW_TRACKING_URI`, otherwise `mlflow.db` in the storage or working copy.
 
     A path in it is made absolute, because MLflow resolves it in the current folder, which differs in Ray's workers. Raises
-    `ValueError` for a folder.
+    `ValueError` if it is no address of a server or a database.
     """
     uri = (
         os.environ.get("MLFLOW_TRACKING_URI")
         if machine.tracking == "auto"
         else redaction.hide_password(machine.tracking)
     )
-    if not uri:
+    if not uri or not uri.strip():
         return database.address(machines.base(machine) / "mlflow.db")
-    file = database.path(uri)
-    if file is not None:
-        return database.address(machines.home() / file)
-    if not urlsplit(uri).scheme or uri.startswith("file:"):
-        raise ValueError(
-            f"tracking: {uri} is a folder, which MLflow {_version()} no longer takes. "
-            "Give a server's address (http://host:5000) or a database (sqlite:////path/mlflow.db)"
-        )
-    return uri
+    return addresses.absolute(addresses.parse(uri), machines.home())
 
 
 def public(uri: str) -> str:
@@ -318,7 +308,3 @@ def _to(uri: str, machine: Machine) -> str:
     """The name of a journal's server; for a database in the working copy its relative path, since the copy may be moved."""
     file, base = database.path(uri), machines.base(machine)
     return public(uri) if file is None or not file.is_relative_to(base) else f"{file.relative_to(base)}"
-
-
-def _version() -> str:
-    return metadata.version("mlflow")

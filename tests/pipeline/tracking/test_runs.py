@@ -116,7 +116,7 @@ def test_address_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert runs.address(MACHINE) == "http://there:5000"
     assert runs.address(Machine(tracking="http://other:5000")) == "http://other:5000"
     for folder in ("./mlruns", "file:///tmp/mlruns"):
-        with pytest.raises(ValueError, match=r"is a folder, which MLflow .* no longer takes. Give a server"):
+        with pytest.raises(ValueError, match=r"is a folder, which MLflow .* no longer takes.*Give a server"):
             runs.address(Machine(tracking=folder))
 
 
