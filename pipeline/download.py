@@ -27,7 +27,7 @@ from pipeline.archives.contents import Contents
 from pipeline.runtime import digests, files, machines, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.printing import say
-from pipeline.shards import tables
+from pipeline.shards import duplicates, tables
 from pipeline.sources.cifar10 import Cifar10
 from pipeline.sources.huggingface import HuggingFace
 from pipeline.sources.ilsvrc import Ilsvrc
@@ -98,7 +98,7 @@ def write(contents: Contents, folder: Path) -> None:
 
 
 def summary(name: str, contents: Contents) -> list[str]:
-    """Lines for the user: the numbers of pictures, classes and bytes, what was done, and what was left out."""
+    """Lines for the user: the numbers of pictures, classes and bytes, what was done, duplicates, and what was left out."""
     counted = pc.value_counts(contents.pictures["split"]).to_pylist()
     splits = " + ".join(f"{split['counts']:,} {split['values']}" for split in counted)
     megabytes = (pc.sum(contents.archives["bytes"]).as_py() or 0) / 1e6
@@ -107,8 +107,11 @@ def summary(name: str, contents: Contents) -> list[str]:
     line = (
         f"{name}: {splits} pictures of {len(contents.classes)} classes in {megabytes:,.1f} MB of {files:,} files{drawn}"
     )
+    alike = duplicates.in_index(contents.pictures)
+    said = [f"{duplicates.words(duplicates.by_split(alike))}. The first of them:"] if alike else []
+    said += [f"  {row['id']} has {row['reason']}" for row in alike[:5]]
     return [
         line,
-        *(f"{name}: {remark}" for remark in contents.remarks),
+        *(f"{name}: {remark}" for remark in [*contents.remarks, *said]),
         *(f"{name}: left out: {note}" for note in contents.notes),
     ]

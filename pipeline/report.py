@@ -34,7 +34,7 @@ from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_
 from pipeline.evaluation.trained import OUT as EVALUATION
 from pipeline.runtime import digests, documents, files, machines, params
 from pipeline.runtime.paths import AnyPath
-from pipeline.shards import artifacts, tables
+from pipeline.shards import artifacts, duplicates, tables
 from pipeline.shards.census import Census, ranked
 from pipeline.shards.tables import Manifest
 from pipeline.tracking import description, runs
@@ -48,6 +48,7 @@ OUT = Path("report")
 HISTORY = Path("data/history/epochs.csv")
 REJECTED = artifacts.SHARDS / "rejected.parquet"
 DAMAGED = artifacts.SHARDS / "damaged.parquet"
+DUPLICATES = artifacts.SHARDS / duplicates.FILE
 PICTURES = artifacts.SHARDS / "pictures.json"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -74,7 +75,7 @@ LONGEST = 120
 """Most characters of a name on the page."""
 
 LISTED = 20
-"""Most rows of the tables of rejected pictures, of damaged ones, and of hard classes."""
+"""Most rows of the tables of rejected pictures, damaged ones, duplicates, and hard classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,7 +233,7 @@ def random_rows(name: str, number: int, seed: int, use: int) -> list[dict[str, A
 
 
 def listed_pictures(file: Path) -> list[dict[str, Any]]:
-    """The rows of rejected.parquet or damaged.parquet, sorted by id."""
+    """The rows of rejected.parquet, damaged.parquet or duplicates.parquet, sorted by id."""
     rows: list[dict[str, Any]] = tables.parse(digests.read(file, "resize"), file).sort_by("id").to_pylist()
     return rows
 
@@ -306,6 +307,8 @@ def render(
         hardest=hardest[:LISTED],
         rejected=rejected[:LISTED],
         damaged=damaged[:LISTED],
+        duplicates=listed_pictures(DUPLICATES)[:LISTED],
+        in_words=duplicates.words,
         census=Census.read(PICTURES),
         ranked=ranked,
         parameters={name: description.words(section) for name, section in sections.items()},

@@ -2,15 +2,15 @@
 
 Run:    dvc repro resize
 Reads:  data/index/, the archives in the data store
-Writes: data/shards/: the shards, manifest.json, rejected.parquet, damaged.parquet, pictures.json, and SHA256SUMS over all;
-        with shards or storage in machine.yaml, the shards go to that folder, and the other files to both
+Writes: data/shards/: the shards, manifest.json, rejected.parquet, damaged.parquet, duplicates.parquet, pictures.json, and
+        SHA256SUMS over all; with shards or storage in machine.yaml, the shards go to that folder, and the other files to both
 Takes:  resize
 Expect: ILSVRC-2012 becomes 1,331,167 rows, 40 GB; some 500 pictures a second on each CPU
 
 One Ray task makes one shard. Finished shards are kept in work/ until the stage is done, so that a stopped stage resumes.
 A picture that cannot be decoded goes to rejected.parquet with the reason: kept + rejected = indexed. A picture that is kept
-though it is damaged is listed in damaged.parquet with the decoder's warning. pictures.json counts formats, sizes,
-orientations and damage of the original pictures.
+though it is damaged is listed in damaged.parquet with the decoder's warning; one of val or test that is also in train, byte for
+byte, in duplicates.parquet. pictures.json counts formats, sizes, orientations, damage and duplicates of the originals.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.printing import say
 from pipeline.runtime.progress import Progress
-from pipeline.shards import tables
+from pipeline.shards import duplicates, tables
 from pipeline.shards.artifacts import SHARDS, elsewhere, prepared, stored
 from pipeline.shards.census import Census
 from pipeline.shards.index import INDEX, Index, check_store, read_index
@@ -144,9 +144,9 @@ def run() -> None:
     tasks = plan(section, index, folder, archives)
     with cluster.connected(machine):
         done = make(tasks, section, index, machine)
-    census = publish(done, section, index, folder, machine)
-    damaged = [row for shard in done.values() for row in shard.damaged]
-    say(*(f"resize: {line}" for line in [*census.lines(), *first_of(damaged)]))
+    census, lists = publish(done, section, index, folder, machine)
+    first = [line for name in ("damaged.parquet", duplicates.FILE) for line in first_of(lists[name])]
+    say(*(f"resize: {line}" for line in [*census.lines(), *first]))
 
 
 def key(section: Resize, index: Index) -> str:
@@ -314,8 +314,13 @@ def accept(data: bytes, section: Resize) -> tuple[Tensor, str]:
     return picture_CHW, warning
 
 
-def publish(done: dict[str, FinishedShard], section: Resize, index: Index, folder: AnyPath, machine: Machine) -> Census:
-    """Moves the finished shards to their place, writes the stage's other files, and removes the unfinished work."""
+def publish(
+    done: dict[str, FinishedShard], section: Resize, index: Index, folder: AnyPath, machine: Machine
+) -> tuple[Census, dict[str, list[dict[str, Any]]]]:
+    """Moves the finished shards to their place, writes the stage's other files, and removes the unfinished work.
+
+    Returns the counts, and the lists of pictures by their files' names.
+    """
     manifest = Manifest(
         side=section.side,
         classes=index.classes,
@@ -335,9 +340,12 @@ def publish(done: dict[str, FinishedShard], section: Resize, index: Index, folde
     for name, _ in files.listed(shards):
         if name not in done:
             files.discard(shards / name)
-    rejected = [row for made in done.values() for row in made.rejected]
-    damaged = [row for made in done.values() for row in made.damaged]
-    lists = {"rejected.parquet": rejected, "damaged.parquet": damaged}
+    lists = {
+        "rejected.parquet": [row for made in done.values() for row in made.rejected],
+        "damaged.parquet": [row for made in done.values() for row in made.damaged],
+        duplicates.FILE: duplicates.in_shards(index.rows, shards, (made.shard for made in done.values())),
+    }
+    census.duplicates = duplicates.by_split(lists[duplicates.FILE])
     _write_small(lists, manifest, census, shards)
     root = elsewhere(machine)
     if root is None:
@@ -349,7 +357,7 @@ def publish(done: dict[str, FinishedShard], section: Resize, index: Index, folde
     _prepare(manifest, machine)
     files.discard(folder)
     files.discard(stage.WORK / "resize")
-    return census
+    return census, lists
 
 
 def _write_small(lists: dict[str, list[dict[str, Any]]], manifest: Manifest, census: Census, folder: AnyPath) -> None:

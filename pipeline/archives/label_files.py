@@ -146,7 +146,10 @@ def _above(root: Tree) -> str:
     # behind a link too: what is linked may be Kaggle's ILSVRC/Data/CLS-LOC
     for folder in list(root.where.path.resolve().parents)[:3]:
         if (folder / SOLUTION).is_file():
-            return f"{folder / SOLUTION} lies above this folder: link {folder} instead, and set source.folder to it. "
+            store = Path(str(root.where.root)).resolve()
+            inside = store in folder.parents
+            do = f"set params.yaml: source.folder: {folder.relative_to(store)}" if inside else f"link {folder} instead"
+            return f"{folder / SOLUTION} lies above this folder: {do}. "
     return ""
 
 

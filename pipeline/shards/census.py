@@ -1,4 +1,4 @@
-"""Counts over the source's picture files: formats, sizes, orientations, damage, and the reasons why some were rejected."""
+"""Counts over the source's picture files: formats, sizes, orientations, damage, duplicates, and reasons of rejection."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Self
 
 from pipeline.runtime import digests, documents
 from pipeline.runtime.paths import AnyPath
+from pipeline.shards import duplicates
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,6 +29,8 @@ class Census:
     """Kept pictures whose shorter side is less than the stored side, so that they were enlarged."""
     damaged: int = 0
     """Kept pictures about whose coded data the JPEG decoder warned."""
+    duplicates: dict[str, int] = field(default_factory=dict)
+    """Kept pictures of val or test whose file has the same bytes as a training picture's, by split."""
     file_bytes: int = 0
     """Total size of the kept pictures' original files."""
     pixels: int = 0
@@ -56,6 +59,7 @@ class Census:
             orientations=dict(Counter(self.orientations) + Counter(other.orientations)),
             smaller=self.smaller + other.smaller,
             damaged=self.damaged + other.damaged,
+            duplicates=dict(Counter(self.duplicates) + Counter(other.duplicates)),
             file_bytes=self.file_bytes + other.file_bytes,
             pixels=self.pixels + other.pixels,
         )
@@ -84,6 +88,8 @@ class Census:
             said.append(f"{sum(self.orientations.values()):,} have an EXIF orientation, which is not applied")
         if self.damaged:
             said.append(f"damaged, kept: {self.damaged:,}; damaged.parquet lists them")
+        if self.duplicates:
+            said.append(f"{duplicates.words(self.duplicates)}; {duplicates.FILE} lists them")
         return said
 
     def to_json(self) -> str:
@@ -99,7 +105,7 @@ class Census:
     def parse(cls, text: bytes | str, file: AnyPath) -> Self:
         """Parses the text of `file`; `ValueError` if it is not a census."""
         found = documents.parse(text, cls, file, "resize")
-        for name in ("formats", "rejected", "orientations"):
+        for name in ("formats", "rejected", "orientations", "duplicates"):
             for kind, count in getattr(found, name).items():
                 if count < 1:
                     raise ValueError(

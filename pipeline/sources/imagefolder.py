@@ -7,7 +7,6 @@ them: `label_files` finds their labels. Kaggle's `ILSVRC/Data/CLS-LOC` is such a
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -213,10 +212,8 @@ def _base(root: Tree) -> str:
     """The folder with the splits, in Kaggle's layout, also where it is pointed at from above or inside; else empty."""
     if any(path.startswith(f"{KAGGLE}/") for path in root.files):
         return KAGGLE
-    if not _split_folders(root):
-        found = (re.match(r"((?:[^/]+/)*CLS-LOC)/train/[^/]+/", path) for path in root.files)
-        return next((match.group(1) for match in found if match), "")
-    return ""
+    inside = next((path for path in root.files if "/CLS-LOC/train/" in f"/{path}"), None)
+    return "" if inside is None or _split_folders(root) else inside[: inside.index("CLS-LOC/train/") + len("CLS-LOC")]
 
 
 def _words(root: Tree, base: str) -> dict[str, str]:

@@ -74,7 +74,8 @@ def world(folder: Path) -> Manifest:
     manifest = Manifest(side=256, classes=CLASSES, shards=made, indexed=indexed, rejected=1, drawn=True)
     (folder / "data/shards/manifest.json").write_text(manifest.to_json())
     lost = dict.fromkeys(("id", "split", "wnid", "archive"), "x") | {"label": 0, "offset": 0, "length": 1}
-    for name, reason in (("rejected", "<b>cut short</b>"), ("damaged", "<i>bad code</i>")):
+    reasons = {"rejected": "<b>cut short</b>", "damaged": "<i>bad code</i>", "duplicates": "the same as <u>y</u>"}
+    for name, reason in reasons.items():
         row, file = lost | {"reason": reason}, folder / f"data/shards/{name}.parquet"
         tables.write(pa.Table.from_pylist([row], schema=tables.REJECTED), tables.REJECTED, file)
     digests.seal(folder / "data/shards")

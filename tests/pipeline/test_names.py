@@ -80,10 +80,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {**dict.fromkeys(("id", "split", "wnid", "archive", "reason"), name), "label": 0, "offset": 0, "length": 1}
         for name in NASTY
     ]
-    for name in ("rejected", "damaged"):
+    for name in ("rejected", "damaged", "duplicates"):
         file = folder / f"data/shards/{name}.parquet"
         tables.write(pa.Table.from_pylist(lost, schema=tables.REJECTED), tables.REJECTED, file)
     census = Census(formats=dict.fromkeys(NASTY, 1), rejected=dict.fromkeys(NASTY, 1), damaged=len(NASTY))
+    census.duplicates = {"val": len(NASTY)}
     (folder / "data/shards/pictures.json").write_text(census.to_json())
     evaluate.seal(folder / "data/evaluation", json.dumps(said))
     digests.seal(folder / "data/shards")

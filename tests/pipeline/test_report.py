@@ -33,6 +33,7 @@ CENSUS = Census(
     orientations={"6": 3, "8": 1},
     smaller=17,
     damaged=1,
+    duplicates={"val": 1200},
     file_bytes=24,
     pixels=24,
 )
@@ -176,6 +177,9 @@ def test_what_the_pictures_were_is_a_table_that_adds_up(here: Manifest) -> None:
     )
     assert "<p>1 of 25 pictures were rejected:</p>" in text
     assert "<p>JPEGs with damaged data, kept: 1; <code>resize.damaged: reject</code> rejects them:</p>\n<table>" in text
+    alike = "Pictures with the same bytes as a training picture: 1,200 val; the network has learned them, so that its error rates"
+    assert f"<p>{alike} are too low. The first of them:</p>\n<table>" in text
+    assert "the same as &lt;u&gt;y&lt;/u&gt;" in text
 
 
 def test_parameters_are_printed_by_section(here: Manifest) -> None:

@@ -677,7 +677,8 @@ def test_in_a_shared_storage_lie_the_shards_and_what_a_job_needs(copy: Path, mad
     assert contents(artifacts.locate(manifest, machine)) == contents(made / "data/shards")
     small = {name: data for name, data in contents(made / "data/shards").items() if name in contents(artifacts.SHARDS)}
     assert contents(artifacts.SHARDS) == small
-    assert small.keys() == {"manifest.json", "pictures.json", "rejected.parquet", "damaged.parquet", "SHA256SUMS"}
+    lists = {f"{name}.parquet" for name in ("rejected", "damaged", "duplicates")}
+    assert small.keys() == {"manifest.json", "pictures.json", "SHA256SUMS"} | lists
     assert list((storage / "shards/work").iterdir()) == []
     files.discard(Path("data"))  # as in a job, which brings code and params.yaml alone
     with pytest.raises(FileNotFoundError, match=r"mean\.npz: not there\. Run: dvc repro --force --single-item mean"):

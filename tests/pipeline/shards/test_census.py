@@ -55,6 +55,7 @@ def test_the_lines_say_the_counts() -> None:
         orientations={"6": 2, "8": 1},
         smaller=7,
         damaged=1200,
+        duplicates={"test": 1, "val": 2000},
         file_bytes=2010 * 110_000,
         pixels=2010 * 190_000,
     )
@@ -65,6 +66,7 @@ def test_the_lines_say_the_counts() -> None:
         "7 are smaller than the stored size, and were enlarged",
         "3 have an EXIF orientation, which is not applied",
         "damaged, kept: 1,200; damaged.parquet lists them",
+        "pictures with the same bytes as a training picture: 2,000 val, 1 test; duplicates.parquet lists them",
     ]
     assert Census().lines() == ["0 pictures: none kept"]
 
@@ -90,6 +92,7 @@ def test_what_was_written_is_read_and_any_other_byte_is_refused(file: Path) -> N
         ({"formats": []}, r"formats: .*object \(found \[\]\)"),
         ({"formats": {"JPEG": "3"}}, r"formats\.JPEG: .*integer \(found '3'\)"),
         ({"formats": {"JPEG": 0}}, r"formats\.JPEG: has to be 1 or more, is 0"),
+        ({"duplicates": {"val": 0}}, r"duplicates\.val: has to be 1 or more, is 0"),
         ({"smaller": -1}, "smaller: has to be 0 or more, is -1"),
         ({"damaged": -1}, "damaged: has to be 0 or more, is -1"),
         ({"pixels": True}, r"pixels: .*integer \(found True\)"),

@@ -6,12 +6,15 @@ import gzip
 import io
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy.io import savemat
 
 from pipeline.archives import label_files, tree
@@ -390,14 +393,12 @@ def test_kaggle_s_tree_is_found_from_above_and_from_inside(store: Path, above: s
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_csv_of_kaggle_s_above_the_folder_is_pointed_at(store: Path, tmp_path: Path, *, linked: bool) -> None:
     layout = layouts.kaggle(store)
-    folder = "kaggle/ILSVRC/Data/CLS-LOC"
+    folder, do = "kaggle/ILSVRC/Data/CLS-LOC", r"set params\.yaml: source\.folder: kaggle\. "
     if linked:
         (store / "kaggle").rename(tmp_path / "kaggle")
         (store / "in").symlink_to(tmp_path / folder)
-        folder = "in"
-    with pytest.raises(
-        ValueError, match=r"lie flat.*/kaggle/LOC_val_solution\.csv lies above this folder: link .*/kaggle "
-    ):
+        folder, do = "in", rf"link {tmp_path}/kaggle instead\. "
+    with pytest.raises(ValueError, match=rf"lie flat.*/kaggle/LOC_val_solution\.csv lies above this folder: {do}"):
         contents(store, layout.section | {"folder": folder})
 
 
@@ -415,33 +416,83 @@ def test_an_unpacked_tree_is_not_for_ilsvrc2012_and_it_says_what_reads_it(store:
     assert rows(contents(store, advice), store) == layout.rows
 
 
-SEPARATORS = (" ", "  ", "\t", ",", ";", ", ", " \t ")
+DRAWN = settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+NAMES = st.text("ab01 é-_.(猫", min_size=1, max_size=9).map(lambda name: f"p{name.strip(' .')}")
+"""Names of pictures without their extension."""
+
+CLASSES = st.sets(st.text("ab0 é-_(猫", max_size=6).map(lambda name: f"c{name.rstrip()}"), min_size=2, max_size=6)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_a_list_in_any_form_is_read_as_it_was_written(tmp_path: Path, seed: int) -> None:
-    """Names and classes of any characters that a file name may have, in any order, quoting, separator and line end."""
-    lots = random.Random(seed)
-    letters = "ab0 é-_.(猫" if seed % 2 else "ab01_-"
-
-    def name() -> str:
-        return "".join(lots.choices(letters, k=lots.randint(1, 9))).strip(" .") or "x"
-
-    classes = sorted({f"c{name()}" for _ in range(lots.randint(2, 6))} | {"c", "d"})
-    labels = {f"p{name()}{lots.choice(('.jpg', '.PNG'))}": lots.choice(classes) for _ in range(lots.randint(1, 20))}
-    labels = {f"{number}{picture}": label for number, (picture, label) in enumerate(labels.items())}
-    labels["zero.jpg"] = classes[0]
-    for picture in labels:
-        layouts.write({picture: b"x"}, tmp_path / "set/val")
-    ranks, quote = lots.random() < 0.4, lots.choice(("", '"', "'"))
-    between = lots.choice(("\t", " \t ") if seed % 2 else SEPARATORS)
-    above, cut = lots.choice(("", "val/", "a/b/")), lots.random() < 0.5
-    text = []
+@pytest.mark.slow
+@DRAWN
+@given(
+    names=st.lists(NAMES, min_size=1, max_size=12, unique=True),
+    classes=CLASSES.map(sorted),
+    ending=st.sampled_from((".jpg", ".PNG", ".JPEG")),
+    form=st.fixed_dictionaries(
+        {
+            "above": st.sampled_from(("", "val/", "a/b/", "C:\\val\\")),
+            "cut": st.booleans(),
+            "quote": st.sampled_from(("", '"', "'")),
+            "between": st.sampled_from(("\t", " \t ", "\t\t")),
+            "ranks": st.booleans(),
+            "head": st.sampled_from(("", "image\tlabel", "filename\tWordNet id")),
+            "end": st.sampled_from(("\n", "\r\n", "\r", "\n\n")),
+            "encoding": st.sampled_from(("utf-8", "utf-8-sig", "utf-16")),
+        }
+    ),
+    lots=st.randoms(use_true_random=False),
+)
+def test_a_list_in_any_form_is_read_as_it_was_written(
+    names: list[str], classes: list[str], ending: str, form: dict[str, Any], lots: random.Random
+) -> None:
+    """In any order, quoting, encoding and line end, with or without folders, extensions and headings."""
+    labels = {f"{name}{ending}": lots.choice(classes) for name in names} | {f"zero{ending}": classes[0]}
+    text = [form["head"]] if form["head"] else []
     for picture, label in lots.sample([*labels.items()], len(labels)):
-        shown = classes.index(label) if ranks else f"{quote}{label}{quote}"
-        text.append(f"{quote}{above}{picture.rpartition('.')[0] if cut else picture}{quote}{between}{shown}")
-    end = lots.choice(("\n", "\r\n"))
-    data = end.join(text + [""] * lots.randint(0, 2)).encode(lots.choice(("utf-8", "utf-8-sig", "utf-16")))
-    layouts.write({"val.txt": data}, tmp_path / "set")
-    found = label_files.find(tree.of_folder(StorePath(tmp_path) / "set"), "val", classes, None)
+        name = picture.removesuffix(ending) if form["cut"] else picture
+        shown = str(classes.index(label)) if form["ranks"] else label
+        text.append(
+            form["between"].join(f"{form['quote']}{part}{form['quote']}" for part in (form["above"] + name, shown))
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        files = {f"val/{picture}": b"x" for picture in labels}
+        layouts.write(files | {"val.txt": form["end"].join(text).encode(form["encoding"])}, Path(folder) / "set")
+        found = label_files.find(tree.of_folder(StorePath(Path(folder)) / "set"), "val", classes, None)
     assert found.wnids == {f"val/{picture}": label for picture, label in labels.items()}
+
+
+@pytest.mark.slow
+@DRAWN
+@given(
+    labels=st.dictionaries(st.from_regex(r"[a-z]{1,3}_?[0-9]{1,4}", fullmatch=True), st.integers(0, 3), min_size=1),
+    between=st.sampled_from((" ", "   ", ",", ", ", ";", " ; ", "\t")),
+    spoil=st.sampled_from(("", "drop", "twice", "strange", "class")),
+    lots=st.randoms(use_true_random=False),
+)
+def test_a_list_is_taken_whole_or_refused_in_one_line(
+    labels: dict[str, int], between: str, spoil: str, lots: random.Random
+) -> None:
+    classes = ["n1", "n2", "n3", "n4"]
+    lines = [f"{name}.jpg{between}{classes[label]}" for name, label in labels.items()]
+    place = lots.randrange(len(lines))
+    name = lines[place].partition(between)[0]
+    if spoil == "drop":
+        del lines[place]
+    elif spoil:
+        new = {"twice": f"{name}{between}n1", "strange": f"ABC{between}n1", "class": f"{name}{between}n9"}[spoil]
+        lines[place : place + (spoil == "class")] = [new]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {f"val/{each}.jpg": b"x" for each in labels} | {"val.txt": "\n".join(lines).encode()}
+        layouts.write(files, Path(folder) / "set")
+        root = tree.of_folder(StorePath(Path(folder)) / "set")
+        if not spoil:
+            found = label_files.find(root, "val", classes, None)
+            assert found.wnids == {f"val/{each}.jpg": classes[label] for each, label in labels.items()}
+            return
+        with pytest.raises(ValueError, match=r"set/val\.txt: ") as caught:
+            label_files.find(root, "val", classes, None)
+    assert "\n" not in str(caught.value)
