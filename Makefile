@@ -17,14 +17,18 @@ FAULTS ?=
 NAME :=
 ON := dvc
 PORT ?= 5000
+# empty in an unpacked zip of the repository
+GIT := $(shell [ -e .git ] && echo .git || git rev-parse --git-dir 2> /dev/null)
 
-.PHONY: help repro test fast lint mutants kills faults fuzz whole study ui audit licences lock clean
+.PHONY: help scm repro test fast lint mutants kills faults fuzz whole study ui audit licences lock clean
 
 help: ## prints this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
 
-repro: .venv/installed ## runs the whole workflow; with RECIPE=paper, SOURCE=ilsvrc2012 or both, as a separate experiment
-	@if [ -n "$(RECIPE)$(SOURCE)" ]; then python -m pipeline.recipe $(RECIPE) $(addprefix --source ,$(SOURCE))
+repro: scm .venv/installed ## runs the whole workflow; with RECIPE=paper, SOURCE=ilsvrc2012 or both, as a separate experiment
+	@if [ -z "$(GIT)" ]; then dvc config --local core.no_scm true
+	elif grep -qs no_scm .dvc/config.local; then dvc config --local --unset core.no_scm; fi
+	if [ -n "$(RECIPE)$(SOURCE)" ]; then python -m pipeline.recipe $(RECIPE) $(addprefix --source ,$(SOURCE))
 	else dvc repro && dvc metrics show; fi
 
 test: lint ## runs lint and all tests, in two processes
@@ -54,7 +58,7 @@ fuzz: .venv/installed ## feeds the readers 20,000 damaged pictures, archives, ta
 whole: .venv/installed ## runs the whole workflow with each recipe at full width, and on a small set from each source
 	@pytest tests/test_whole.py --whole
 
-study: .venv/installed ## NAME=ablations: does the missing runs of a study and prints its table; ONLY="one-column no-dropout"; ON=memory
+study: scm .venv/installed ## NAME=ablations: does the missing runs of a study and prints its table; ONLY="one-column no-dropout"; ON=memory
 	@python -m studies $(NAME) $(ONLY) --on $(ON)
 
 ui: .venv/installed ## serves MLflow's pages at http://127.0.0.1:$(PORT)
@@ -77,6 +81,15 @@ licences: .venv/installed ## writes docs/licences.csv anew: the licences that th
 lock: ## writes requirements.lock anew from pyproject.toml (needs uv)
 	@uv pip compile --generate-hashes --universal --python-version 3.11 --group dev pyproject.toml \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+
+scm: # a zip of the repository has no git: said before anything is installed
+	@if [ -z "$(GIT)" ]; then
+		init="git init && git add -A && git commit -m 'as unpacked'"
+		if [ -n "$(RECIPE)$(SOURCE)" ] || [ "$(filter study,$(MAKECMDGOALS))" ]; then
+			echo "make: this folder has no git, which an experiment of DVC needs. Run: $$init" >&2; exit 1
+		fi
+		echo "make: this folder has no git: the run is recorded as of no commit, and there are no experiments. For both: $$init"
+	fi
 
 clean: ## removes the environment and work in progress, but no archive and no run
 	@rm -rf .venv work

@@ -226,6 +226,49 @@ def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) ->
     assert needy - set(having.split()) == set()
 
 
+@pytest.mark.parametrize("there", ["nothing", "an environment", "git"])
+def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").touch()
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config.local").write_text("[core]\n    no_scm = true\n" if there == "git" else "")
+    if there != "nothing":
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        for name in ("installed", "ready"):
+            (tmp_path / ".venv" / name).touch()
+        for name in (".dvc/site.pth", ".dvc/rwlock.py"):
+            (tmp_path / name).touch()
+            os.utime(tmp_path / name, (0, 0))
+        (tmp_path / ".venv/bin/dvc").write_text('#!/bin/sh\necho "dvc $@"\n')
+        (tmp_path / ".venv/bin/dvc").chmod(0o755)
+    if there == "git":
+        subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+
+    def make(*words: str) -> tuple[int, str]:
+        environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent), "PYTHON": "/nowhere/python"}
+        done = subprocess.run(
+            ["make", *words], cwd=tmp_path, env=environment, check=False, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    code, said = make("repro")
+    if there == "nothing":
+        assert said.startswith("make: this folder has no git: the run is recorded as of no commit")
+        for words in (["repro", "RECIPE=paper"], ["study", "NAME=ablations"]):
+            code, said = make(*words)
+            assert code != 0
+            assert said.startswith(
+                "make: this folder has no git, which an experiment of DVC needs. Run: git init && git add"
+            )
+            assert "python" not in said, "nothing is installed"
+    elif there == "an environment":
+        assert said.splitlines()[1:] == ["dvc config --local core.no_scm true", "dvc repro", "dvc metrics show"]
+    else:
+        assert said.splitlines() == ["dvc config --local --unset core.no_scm", "dvc repro", "dvc metrics show"]
+    assert code == (0 if there != "nothing" else code)
+
+
 def test_it_holds_the_signals_that_stop_a_stage_before_the_first_line_of_the_stage(tmp_path: Path) -> None:
     ready(tmp_path)
     for name in ("pipeline/__init__.py", "pipeline/mean.py", "other.py"):

@@ -43,13 +43,14 @@ pytestmark = pytest.mark.slow
 class Copy:
     """A separate working copy with the files that git tracks and the tiny sample."""
 
-    def __init__(self, folder, changes=TINY):
+    def __init__(self, folder, changes=TINY, lock=False):
         self.folder = folder
         tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in filter(None, tracked.split("\0")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-        (folder / "dvc.lock").unlink(missing_ok=True)
+        if not lock:
+            (folder / "dvc.lock").unlink(missing_ok=True)
         self.change(changes)
         for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "as it is"]):
             self.run("git", *words)
@@ -108,6 +109,45 @@ def test_it_ends_with_errors_a_report_and_nothing_left_to_do(workflow):
     assert "Data and pipelines are up to date" in workflow.run("dvc", "repro")
     assert "Data and pipelines are up to date" in workflow.run("dvc", "status")
     assert workflow.run("git", "status", "--porcelain") == ""
+
+
+SMALLEST = ["-S", "source.seed=4", "-S", "source.train_images=20", "-S", "source.val_images=10"]
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone: dvc.lock is as committed, and nobody can pull the outs that it names."""
+    return Copy(tmp_path, {}, lock=True)
+
+
+@pytest.mark.parametrize("where", [[], ["--temp"], ["--queue"]])
+def test_a_clone_s_first_experiment_ends_well(where, clone):
+    clone.run("dvc", "exp", "run", *where, "--name", "first", "download", *SMALLEST)
+    if where == ["--queue"]:
+        clone.run("dvc", "queue", "start")
+        for _ in range(120):
+            if re.search(r"first .*(Success|Failed)", clone.run("dvc", "queue", "status")):
+                break
+            time.sleep(1)
+        assert re.search(r"first .*Success", clone.run("dvc", "queue", "status")), clone.run(
+            "dvc", "queue", "logs", "first"
+        )
+        clone.run("dvc", "queue", "stop", "--kill")
+    assert "[first]" in clone.run("dvc", "exp", "list")
+    ref = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/first").strip()
+    stages = YAML(typ="safe").load(clone.run("git", "show", f"{ref}:dvc.lock"))["stages"]
+    assert stages["download"]["params"]["params.yaml"]["source"]["seed"] == 4
+    assert "report" in stages, "what did not run is as committed"
+
+
+@pytest.mark.faults
+def test_a_clone_s_first_experiment_of_all_stages_ends_well(clone):
+    flat = {f"{section}.{key}": value for section, values in TINY.items() for key, value in values.items()}
+    changes = [word for key, value in flat.items() for word in ("-S", f"{key}={value}")]
+    clone.run("dvc", "exp", "run", "--name", "first", *changes)
+    assert "[first]" in clone.run("dvc", "exp", "list")
+    assert json.loads((clone.folder / "metrics.json").read_text())["images"] == 12
+    assert "Data and pipelines are up to date" in clone.run("dvc", "status")
 
 
 def test_the_truncated_picture_is_rejected_and_counted(workflow):

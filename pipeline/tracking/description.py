@@ -135,9 +135,9 @@ def _tags(fingerprint: str, stage: str, manifest: Pictures | None, commit: str) 
         "dvc.stage": os.environ.get("DVC_STAGE", ""),
         "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
         "ray.job_id": _ray_job(),
+        "git.commit": commit or "no git",
     }
     if commit:
-        tags["git.commit"] = commit
         tags["git.dirty"] = str(bool(git.output("status", "--porcelain", "--untracked-files=no"))).lower()
     return {name: redaction.redact(value) for name, value in tags.items() if value}
 

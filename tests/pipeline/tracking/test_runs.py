@@ -106,6 +106,14 @@ def test_nested_parameters_become_dotted_words() -> None:
     assert description.words(nested) == {"a.b.c": "1e-05", "a.d": "[1, 2.5]", "e": "word", "f": "null", "g": "true"}
 
 
+def test_a_run_of_no_commit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    tags = description.wanted("http://host:5000", "0123", {}, None, "train", adopt=False).tags
+    assert tags["git.commit"] == "no git"
+    assert "git.dirty" not in tags
+
+
 def test_address_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
