@@ -232,7 +232,7 @@ def test_a_node_that_is_lost_with_none_to_spare_is_waited_for_and_missed_by_name
     assert ran.code == 1, ran.said
     what, last = last_lines(ran)
     assert re.match(
-        r"train: gave up waiting for its workers to begin: .* the cluster has [\d.]+ with 1 CPUs after 36 s", what
+        r"train: gave up waiting for its workers to begin: .* the cluster has [\d.]+ with 1 CPUs after 36 s$", what
     )
     assert re.search(r"The last whole checkpoint is .*, step \d+: dvc repro goes on from there", last)
 
