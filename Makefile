@@ -52,8 +52,9 @@ kills: .venv/installed ## kills every stage again and again and compares the out
 faults: .venv/installed ## runs the tests of docs/faults.md that are slow or need network namespaces; FAULTS="tests/test_network.py": one file
 	@pytest -n 2 --dist loadfile --faults -m faults $(FAULTS)
 
-fuzz: .venv/installed ## feeds the readers 20,000 damaged pictures, archives, tables, networks and lists
+fuzz: .venv/installed ## feeds the readers 20,000 damaged files and 10,000 drawn data sets
 	@python tests/fuzz.py --cases 20000 --seed 0
+	@pytest -q -m slow --hypothesis-profile=fuzz tests/pipeline/sources/test_drawn.py
 
 whole: .venv/installed ## runs the whole workflow with each recipe at full width, and on a small set from each source
 	@pytest tests/test_whole.py --whole

@@ -6,10 +6,18 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline.runtime import cluster
 from pipeline.runtime.machines import Machine
 from tests.pipeline.object_store import CREDENTIALS
+
+# the same cases each time, and no folder of examples in the working copy
+settings.register_profile(
+    "test", derandomize=True, database=None, deadline=None, max_examples=130, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("fuzz", settings.get_profile("test"), max_examples=2_500)
+settings.load_profile("test")
 
 LONGEST = ("test_workflow.py", "test_train.py", "test_sources.py")
 """Test files that take minutes. They run first, so that the other processes stay busy until the end."""

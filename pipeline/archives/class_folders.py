@@ -83,7 +83,10 @@ def contents(
     trained = {picture.wnid for picture in pictures if picture.split == "train"}
     if untrained := [picture for picture in pictures if picture.split == "val" and picture.wnid not in trained]:
         first = untrained[0]
-        raise ValueError(f"{tree.where}: {first.path} is of '{first.wnid}', of which there is no training picture")
+        raise ValueError(
+            f"{tree.where}: {first.path} is of '{first.wnid}', of which there is no training picture. Add training pictures of "
+            f"this class, or remove its validation pictures ({len(untrained):,} are of such classes)"
+        )
     order = ("train", "val", "test")
     ordered = sorted(pictures, key=lambda picture: order.index(picture.split))
     names = _names([picture.path for picture in ordered], short_names)
@@ -91,7 +94,7 @@ def contents(
         Picture.at(tree.files[each.path], name, each.split, each.wnid)
         for name, each in zip(names, ordered, strict=True)
     )
-    return gather(rows, tree.archives, words, tree.where.root, classes, notes=notes, remarks=remarks)
+    return gather(rows, tree.archives, words, tree.where.root, classes, where=tree.where, notes=notes, remarks=remarks)
 
 
 def _names(paths: list[str], short: bool) -> list[str]:

@@ -96,13 +96,15 @@ def gather(
     store: AnyPath,
     classes: Choice = "all",
     *,
+    where: object = None,
     drawn: bool = False,
     notes: Sequence[str] = (),
     remarks: Sequence[str] = (),
 ) -> Contents:
     """Collects a source's contents: the pictures of the chosen classes, with their labels.
 
-    `archives` is called with the names of the pictures' archives after `pictures` is exhausted. Pictures of classes without
+    `archives` is called with the names of the pictures' archives after `pictures` is exhausted. `where` names the set in
+    messages. Pictures of classes without
     a training picture are left out, and counted in the notes. `ValueError` if two pictures have the same id, if fewer than
     two classes have training pictures, or if no validation picture is left.
     """
@@ -110,7 +112,11 @@ def gather(
     _refuse_repeated_ids(rows, store)
     trained = pc.unique(rows["wnid"].filter(pc.equal(rows["split"], "train")))
     if len(trained) < 2:
-        raise ValueError(f"{store}: needs training pictures of at least 2 classes, found {trained.to_pylist()}")
+        found = ", ".join(repr(name) for name in trained.to_pylist()) or "none"
+        raise ValueError(
+            f"{where or store}: needs training pictures of at least 2 classes, found {found}. In folders, each class is a folder "
+            "of pictures, named by the class"
+        )
     left_out = []
     known = pc.is_in(rows["wnid"], value_set=trained)
     for split in ("val", "test"):
@@ -124,7 +130,9 @@ def gather(
     if not pc.any(pc.equal(rows["split"], "val")).as_py():
         why = "; ".join([*notes, *left_out][:3])
         raise ValueError(
-            f"{store}: no validation picture of these classes was found" + (f". Left out: {why}" if why else "")
+            f"{where or store}: no validation picture of these classes was found"
+            + (f". Left out: {why}" if why else "")
+            + ". Add some, or hold out more of the training pictures (source.val_share, where the source has it)"
         )
     hashed = tables.collect(archives(pc.unique(rows["archive"]).to_pylist()), _HASHED)
     rows = _with_checksums(rows, hashed, store)

@@ -115,9 +115,8 @@ def contents(
             notes.append(f"{folder / year.patch}: {len(patches):,} pictures that replace none")
 
     words = {synset.wnid: synset.words for synset in kit.classes}
-    return gather(
-        _with_patches(pictures(), patches), lambda _: archives, words, folder.root, classes, drawn=drawn, notes=notes
-    )
+    found, kept = _with_patches(pictures(), patches), folder.root
+    return gather(found, lambda _: archives, words, kept, classes, where=folder, drawn=drawn, notes=notes)
 
 
 def official(folder: StorePath, year: Year, classes: Choice) -> Contents:

@@ -21,4 +21,4 @@ SYSTEM = frozenset(
 
 def is_leftover(path: str) -> bool:
     """Whether a part of the path is hidden (a leading dot, as in .ipynb_checkpoints or ._cat.jpg) or one of `SYSTEM`."""
-    return any(part.startswith(".") or part.casefold() in SYSTEM for part in path.split("/"))
+    return any(part.startswith(".") or part.casefold() in SYSTEM for part in path.split("/") if part != ".")

@@ -67,9 +67,10 @@ def pictures(file: AnyPath, columns: Columns, split: str) -> Iterator[tuple[str,
     """Yields the labelled pictures of a file as SPLIT/CLASS/NAME, and at last the files `WORDS` and `UNLABELLED`.
 
     A picture without bytes is yielded empty, so that it is counted among those that cannot be decoded. `ValueError` if none
-    has bytes, if a column cannot be found or used, or if two classes would become one.
+    has bytes, if a column cannot be found or used, or if two classes or two pictures would become one.
     """
     classes = _Classes(file)
+    rows: dict[str, int] = {}
     unlabelled = without = row = 0
     path = None
     with _opened(file) as parquet:
@@ -89,6 +90,11 @@ def pictures(file: AnyPath, columns: Columns, split: str) -> Iterator[tuple[str,
                     word = _word(given, names, row, file)
                     name, wnid = _name(path, f"{PurePosixPath(file.name).stem}-{row:06}", word)
                     classes.add(wnid, given, word)
+                    if (first := rows.setdefault(f"{wnid}/{name}", row)) != row:
+                        raise ValueError(
+                            f"{file}: rows {first} and {row} would both be the picture {name[:80]!r} of the class "
+                            f"{wnid[:80]!r}, since their paths are equal. Give each row a path of its own, or none"
+                        )
                     yield f"{split}/{wnid}/{name}", data
                 row += 1
     if without and without == row - unlabelled:

@@ -266,7 +266,7 @@ def _join(trees: list[Tree], folder: StorePath) -> tuple[Tree, dict[str, str]]:
     found: dict[str, Any] = {}
     for tree in trees:
         own = _json(tree, parquet.WORDS, {})
-        parquet.same_classes(own, words, tree.where)
+        parquet.same_classes(own, words, folder.root / tree.origins[0].name)
         words |= own
         pictures = {path: part for path, part in tree.files.items() if "/" in path}
         if twice := found.keys() & pictures.keys():

@@ -7,7 +7,7 @@ them: `label_files` finds their labels. Kaggle's `ILSVRC/Data/CLS-LOC` is such a
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -107,7 +107,10 @@ class ImageFolder:
         """Folder → split; the folder "" is the data set's own."""
         folders = _split_folders(base)
         if "val" in folders and "train" not in folders:
-            raise ValueError(f"{base.where}: has {folders['val']}/ but no train/")
+            raise ValueError(
+                f"{base.where}: has {folders['val']}/ but no train/. Add the folder of the training pictures, or, if "
+                f"{folders['val']} is a class, rename it"
+            )
         if "val" in folders and self.val_share:
             raise ValueError(
                 f"{base.where}: has {folders['val']}/, so params.yaml: source.val_share has to be 0, is {self.val_share}"
@@ -164,6 +167,15 @@ def _check_classes(base: Tree) -> None:
     inside: dict[str, set[str]] = {}
     for top, *below in (path.split("/") for path in paths if "/" in path):
         inside.setdefault(top, set()).add(below[0] if len(below) > 1 else "")
+    if not inside:
+        lie = (
+            f"{len(paths):,} pictures lie directly in it"
+            if paths
+            else f"it has {len(base.files):,} files and no picture"
+        )
+        raise ValueError(
+            f"{base.where}: no folder of pictures; {lie}. Each class has to be a folder, such as {base.where}/cat/1.jpg"
+        )
     if any("" in folders or len(folders) < 2 for folders in inside.values()):
         return
     if len(inside) == 1:
@@ -181,16 +193,13 @@ def _check_classes(base: Tree) -> None:
 
 
 def _beside(base: Tree, splits: dict[str, str]) -> list[str]:
-    """At most one line that counts the pictures beside the splits' folders, which are not used."""
+    """Lines that count what lies beside the splits' folders, which is not used."""
     if "" in splits:
         return []
-    paths, _ = base.pictures()
-    unused = Counter(path.partition("/")[0] for path in paths if "/" in path)
-    for folder in splits:
-        unused.pop(folder, None)
-    if not unused:
-        return []
-    return [f"{base.where}: {unused.total():,} pictures in no split's folder ({_some(unused)})"]
+    rest = {path: part for path, part in base.files.items() if path.partition("/")[0] not in splits}
+    paths, notes = dataclasses.replace(base, files=rest).pictures()
+    unused = {path.rpartition("/")[0].partition("/")[0] or "." for path in paths}
+    return notes + [f"{base.where}: {len(paths):,} pictures in no split's folder ({_some(unused)})"] * bool(paths)
 
 
 def _some(folders: Iterable[str]) -> str:

@@ -58,14 +58,16 @@ class Synsets:
                     alone = _SYNSET_TAR.fullmatch(tar.path.name)
                     parts = [(alone.group(1), 0, file.bytes)] if alone else ilsvrc.synset_tars(file)
                     for wnid, start, length in parts:
-                        ranges = dict(ilsvrc.synset_pictures(file, wnid, start, length))
-                        held_out = random_share(ranges, self.val_share, self.seed)
-                        for name, part in ranges.items():
+                        ranges = list(ilsvrc.synset_pictures(file, wnid, start, length))
+                        held_out = random_share((name for name, _ in ranges), self.val_share, self.seed)
+                        for name, part in ranges:
                             yield Picture.at(part, name, "val" if name in held_out else "train", wnid)
                     archives.append(file.archive())
                     notes.extend(leftovers_note(file))
 
-        return gather(pictures(), lambda _: archives, _words(folder.path), store, self.classes, notes=notes)
+        return gather(
+            pictures(), lambda _: archives, _words(folder.path), store, self.classes, where=folder, notes=notes
+        )
 
 
 def _words(folder: AnyPath) -> dict[str, str]:
