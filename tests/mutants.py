@@ -2,7 +2,7 @@
 
 `make mutants`, or `python tests/mutants.py [--only SUBSTRING]`. tests/mutants.yaml lists the breakages; each has
 
-    file   the file to break, in alexnet/, pipeline/, studies/ or .dvc/
+    file   the file to break, in alexnet/, pipeline/, studies/ or .dvc/, or Makefile, or dvc.yaml
     old    a part of one line, which occurs exactly once
     new    its replacement
     why    the consequence, in a few words
@@ -40,6 +40,10 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGES = ("alexnet", "pipeline", "studies")
+
+FILES = ("Makefile", "dvc.yaml")
+"""Files outside of the packages that can be broken, too."""
+
 LIST = Path(__file__).with_suffix(".yaml")
 
 SHARED = ("numpy", "torch", "torchvision", "pyarrow.parquet", "PIL.Image", "scipy.io", "matplotlib.figure", "pydantic")
@@ -145,8 +149,9 @@ def read() -> list[Mutant]:
 def faults(mutant: Mutant) -> Iterator[str]:
     """The faults of an entry."""
     file = ROOT / mutant.file
-    if not mutant.file.startswith((*(f"{name}/" for name in PACKAGES), ".dvc/")) or not file.is_file():
-        yield f"no file of {', '.join(PACKAGES)} or .dvc"
+    folders = *(f"{name}/" for name in PACKAGES), ".dvc/"
+    if not (mutant.file.startswith(folders) or mutant.file in FILES) or not file.is_file():
+        yield f"no file of {', '.join(PACKAGES)} or .dvc, and neither of {', '.join(FILES)}"
         return
     text = file.read_text()
     if "\n" in mutant.old or mutant.old == mutant.new:
