@@ -82,6 +82,7 @@ def test_a_list_that_is_none_is_refused(
     server: Server, data: bytes, headers: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, "LISTING", 1000)
+    monkeypatch.setattr(web, "TRIES", 1)  # where the other server would be asked
     server.files[TREE] = File(data, headers=headers)
     with pytest.raises(ValueError, match=said) as told:
         listed(server)
