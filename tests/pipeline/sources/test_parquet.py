@@ -195,6 +195,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a name that leads out": ({"label": ["..", "b", "c", "c"]}, r"label '\.\.' is called '\.\.', which names no folder"),
     "an endless name": ({"label": ["x" * 70_000, "b", "c", "c"]}, r"label 'x+ is called 'x{80}', which names no folder"),
+    "equal paths": (
+        {"image": pa.array([{"bytes": b"x", "path": f"x{n}_n0144076{n}.jpg"} for n in (0, 1, 0, 1)], IMAGE)},
+        r"rows 0 and 2 would both be the picture 'x0\.jpg' of the class 'n01440760', since their paths are equal",
+    ),
     "paths that sometimes have a class": (
         {"image": pa.array([{"bytes": b"x", "path": f"x{end}.jpg"} for end in ("", "", "_n01440764", "")], IMAGE)},
         "label 0, 'cat', would be two classes, 'cat' and 'n01440764'",

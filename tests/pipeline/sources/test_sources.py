@@ -509,6 +509,19 @@ def test_members_that_a_mac_packs_beside_the_pictures_are_left_out_and_counted(s
     assert len(left_out) == len(tars), found.notes
 
 
+def test_of_two_members_of_a_synset_s_tar_with_one_name_none_is_lost(store: Path) -> None:
+    layout = layouts.synsets(store)
+    file = sorted((store / "fall11").glob("n*.tar"))[0]
+    with tarfile.open(file, "a") as opened:
+        member = tarfile.TarInfo(f"images/{file.stem}_0.JPEG")
+        member.size = 3
+        opened.addfile(member, io.BytesIO(b"two"))
+    with pytest.raises(
+        ValueError, match=rf"{file.name}: {file.stem}_0 is there twice: at byte \d+ of .* and at byte \d+"
+    ):
+        contents(store, layout.section)
+
+
 SPLITS_OF_PEOPLE = [
     ("Train", "Val", "Test"),
     ("TRAIN", "VAL", "TEST"),
