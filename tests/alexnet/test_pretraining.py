@@ -61,7 +61,7 @@ def test_where_all_is_the_same_nothing_is_clustered():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_made_up_clusters_are_found(seed):
     truth = torch.nn.functional.normalize(normal(6, 40, seed=seed), dim=1)
     lots = torch.Generator().manual_seed(seed)
@@ -125,6 +125,7 @@ def test_a_layer_s_inputs_are_what_it_gets_in_a_whole_pass(layer, normalization)
     assert not getattr(network, layer)._forward_pre_hooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["conv1", "conv2"])
 def test_no_order_of_the_blocks_decides(layer):
     one, other = clustered(layer), clustered(layer, order=[3, 0, 5, 1, 2, 4], size=4)

@@ -87,6 +87,7 @@ def test_it_is_the_maps_weighed_by_mean_slopes_that_differences_give(network: Al
     np.testing.assert_allclose(found[0], expected, rtol=1e-6, atol=1e-6 * expected.max())
 
 
+@pytest.mark.slow
 def test_every_patch_has_the_map_it_has_alone_and_every_class_its_own(network: AlexNet, patches: Tensor) -> None:
     both = grad_cam(network, patches, torch.tensor([3, 1]))
     for row, label in enumerate((3, 1)):

@@ -268,6 +268,7 @@ def test_only_the_first_stage_after_a_change_imports_what_takes_long(here: Path)
     assert check(f"{here}/heavy{os.pathsep}{ROOT}").stderr == "imported\n"
 
 
+@pytest.mark.slow
 def test_an_edit_of_code_asks_only_for_the_sections_that_it_can_change(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
