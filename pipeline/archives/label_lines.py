@@ -1,8 +1,9 @@
 """Text files of lines NAME LABEL: which picture of a folder a name means, and which class a label.
 
 A name may have folders before it, an extension or none, and quotes; tabs, commas, semicolons or spaces separate it from the
-label. A label is the name of a class or, in all lines, its rank among the sorted classes, from 0 as in Caffe's val.txt. A
-file of labels alone is that of the pictures by number, as TensorFlow's list of synsets: line n labels the picture n.
+label; in all lines a box may follow, between tabs. A label is the name of a class or, in all lines, its rank among the sorted
+classes, from 0 as in Caffe's val.txt. A file of labels alone is that of the pictures by number, as TensorFlow's list of
+synsets: line n labels the picture n.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ LONGEST = 4096
 """The most characters of a line."""
 
 _BETWEEN = re.compile(r"\s*[\t,;]\s*|\s+")
+_BOXED = re.compile(r"([^\t]+\t[^\t]+)(?:\t *-?[0-9.]+ *)+")
+"""A line with a box behind the label, as Tiny ImageNet's val_annotations.txt has it."""
+
 _NUMBER = re.compile(r"(?<![0-9])0*([0-9]{1,18})$")
 
 
@@ -78,6 +82,8 @@ def parse(text: str, file: StorePath, flat: FlatFolder) -> list[Entry]:
         raise ValueError(f"{file}: line {long} has more than {LONGEST:,} characters, and is not NAME LABEL")
     if not any(_BETWEEN.search(line) for _, line in lines):
         return list(_numbered(lines, flat))
+    boxed = [_BOXED.fullmatch(line) for _, line in lines]
+    lines = [(number, box[1] if box and all(boxed) else line) for (number, line), box in zip(lines, boxed, strict=True)]
     entries = []
     for number, line in lines:
         entry = _entry(number, line, file, flat)

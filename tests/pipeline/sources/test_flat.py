@@ -78,6 +78,9 @@ TAKEN: dict[str, Callable[[Layout], dict[str, bytes]]] = {
     "WordNet ids by number": lambda layout: {
         "imagenet_2012_validation_synset_labels.txt": lines(layout, "{l}"),
     },
+    "boxes behind the labels": lambda layout: {
+        "val/val_annotations.txt": lines(layout, "{n}.JPEG\t{l}\t0\t32\t44\t62")
+    },
     "a list in UTF-16": lambda layout: {"val.txt": lines(layout, "{n} {l}").decode().encode("utf-16")},
     "two lists that agree": lambda layout: {
         "val.txt": lines(layout, "{n} {r}"),
