@@ -134,7 +134,7 @@ def test_a_loss_that_is_no_number_is_tried_once(folder: Path, begin: Callable[..
     assert ran.code == 1
     assert "trying again" not in ran.said
     what, last = last_lines(ran)
-    assert re.match(r"train: the loss is (nan|inf) in step \d+, at rate .* A smaller learning.rate", what)
+    assert re.match(r"train: the loss is (nan|inf) in step \d+, at rate .* Try a smaller learning\.rate", what)
     assert "checkpoint" in last
 
 
