@@ -35,7 +35,7 @@ def refused(data: bytes) -> str:
     """The reason to refuse a picture of a format that is recognized, but not decoded; "" for any other file.
 
     An AVIF's header does not bound its decoder: a file of 3 kB that claims 64 × 64 pixels took 520 MB, because the coded frame
-    inside had 16,000 × 16,000. A frame of 12 bits may take four times as much, and eight frames may be kept.
+    inside had 16,000 × 16,000 (seen once, by hand). A frame of 12 bits may take four times as much, and eight frames may be kept.
     """
     if recognized(data) == "AVIF":
         return "a format that is not read: AVIF, whose header does not limit the memory to decode it. Convert it to PNG"

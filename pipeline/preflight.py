@@ -20,7 +20,7 @@ from pipeline import room
 from pipeline.room import NetworkSize
 from pipeline.runtime import added, digests, files, machines, params, stage
 from pipeline.runtime.machines import Machine
-from pipeline.tracking import addresses
+from pipeline.tracking import runs
 
 if TYPE_CHECKING:
     from alexnet.network import Model
@@ -74,11 +74,13 @@ def _machine(faults: list[str]) -> Machine:
 def _addresses(machine: Machine) -> None:
     """`ValueError` for an impossible address of a cluster or a tracking server."""
     machines.ray_address(machine)
-    if machine.tracking != "auto":
-        try:
-            addresses.parse(machine.tracking)
-        except ValueError as error:
-            raise ValueError(f"machine.yaml: {error}") from None
+    try:
+        runs.address(machine)
+    except ValueError as error:
+        said = str(error)
+        if machine.tracking == "auto":
+            raise ValueError(f"MLFLOW_TRACKING_URI: {said.removeprefix('tracking: ')}") from None
+        raise ValueError(f"machine.yaml: {said}") from None
 
 
 def _params(faults: list[str]) -> tuple[Mapping[str, Any], NetworkSize | None]:

@@ -244,8 +244,11 @@ def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there
     if there == "git":
         subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
 
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the make that runs these tests: it would say more
+
     def make(*words: str) -> tuple[int, str]:
-        environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent), "PYTHON": "/nowhere/python"}
+        kept = {name: value for name, value in os.environ.items() if name not in outer}
+        environment = kept | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent), "PYTHON": "/nowhere/python"}
         done = subprocess.run(
             ["make", *words], cwd=tmp_path, env=environment, check=False, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

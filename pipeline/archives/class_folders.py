@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipeline.archives.contents import Choice, Contents, Picture, gather
 from pipeline.archives.tree import Tree
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Name that people give to a split, in upper or lower case → the split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +60,17 @@ def find_pictures(
     return pictures
 
 
-def hold_out(pictures: Iterable[UnlabelledPicture], share: float, seed: int) -> Iterator[UnlabelledPicture]:
-    """Yields the training pictures class by class, a random share (0 to 1) of each class in the split `val`."""
-    classes = defaultdict(list)
+def with_held_out(pictures: Iterable[UnlabelledPicture], share: float, seed: int) -> list[UnlabelledPicture]:
+    """The training pictures class by class, a random share (0 to 1) of each class in the split `val`, then the others."""
+    classes: defaultdict[str, list[UnlabelledPicture]] = defaultdict(list)
+    others: list[UnlabelledPicture] = []
     for picture in pictures:
-        classes[picture.wnid].append(picture)
-    for wnid in sorted(classes):
-        out = random_share((picture.path for picture in classes[wnid]), share, seed)
-        for picture in classes[wnid]:
-            yield UnlabelledPicture(path=picture.path, split="val" if picture.path in out else "train", wnid=wnid)
+        (classes[picture.wnid] if picture.split == "train" else others).append(picture)
+    held_out = []
+    for _, of_class in sorted(classes.items()):
+        out = random_share((picture.path for picture in of_class), share, seed)
+        held_out += [replace(picture, split="val") if picture.path in out else picture for picture in of_class]
+    return held_out + others
 
 
 def random_share(names: Iterable[str], share: float, seed: int) -> set[str]:

@@ -104,9 +104,8 @@ def gather(
     """Collects a source's contents: the pictures of the chosen classes, with their labels.
 
     `archives` is called with the names of the pictures' archives after `pictures` is exhausted. `where` names the set in
-    messages. Pictures of classes without
-    a training picture are left out, and counted in the notes. `ValueError` if two pictures have the same id, if fewer than
-    two classes have training pictures, or if no validation picture is left.
+    messages. Pictures of classes without a training picture are left out, and counted in the notes. `ValueError` if two
+    pictures have the same id, if fewer than two classes have training pictures, or if no validation picture is left.
     """
     rows = tables.collect(pictures, pa.schema([field for field in tables.INDEX if field.name != "label"]))
     _refuse_repeated_ids(rows, store)

@@ -82,8 +82,8 @@ def parse(text: str, file: StorePath, flat: FlatFolder) -> list[Entry]:
         raise ValueError(f"{file}: line {long} has more than {LONGEST:,} characters, and is not NAME LABEL")
     if not any(_BETWEEN.search(line) for _, line in lines):
         return list(_numbered(lines, flat))
-    boxed = [_BOXED.fullmatch(line) for _, line in lines]
-    lines = [(number, box[1] if box and all(boxed) else line) for (number, line), box in zip(lines, boxed, strict=True)]
+    if all(_BOXED.fullmatch(line) for _, line in lines):
+        lines = [(number, _BOXED.sub(r"\1", line)) for number, line in lines]
     entries = []
     for number, line in lines:
         entry = _entry(number, line, file, flat)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pipeline.archives import class_folders, parquet, published, repacked
 from pipeline.archives.apart import Apart
-from pipeline.archives.class_folders import UnlabelledPicture
+from pipeline.archives.class_folders import SPLITS, UnlabelledPicture
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
 from pipeline.archives.leftovers import is_leftover
 from pipeline.archives.parquet import Columns
@@ -30,18 +30,6 @@ from pipeline.archives.tree import Tree
 from pipeline.runtime import files, web
 from pipeline.runtime.fetch import fetch
 from pipeline.runtime.paths import AnyPath
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "val",
-    "valid": "val",
-    "val": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Word in a file's name, or name of a folder above it, in upper or lower case → split. The file's own name comes first."""
 
 COUNTS = {"ILSVRC/imagenet-1k": {"train": 1_281_167, "val": 50_000}}
 """Data set → split → number of pictures."""
@@ -139,9 +127,7 @@ class HuggingFace:
                 f"{folder}: has no labelled validation pictures, in files like {EXAMPLE.replace('train', 'validation')}. To hold "
                 "out a part of the training pictures instead, set params.yaml: source.val_share: 0.1"
             )
-        train = [picture for picture in pictures if picture.split == "train"]
-        others = [picture for picture in pictures if picture.split != "train"]
-        return [*class_folders.hold_out(train, self.val_share, self.seed), *others]
+        return class_folders.with_held_out(pictures, self.val_share, self.seed)
 
     def _fetch(self, folder: AnyPath) -> None:
         """Fetches the missing files of the data set; asks the Hub only if a file is missing."""
@@ -203,6 +189,7 @@ def _by_split(paths: Iterable[PurePosixPath]) -> dict[PurePosixPath, str]:
 
 
 def _split(path: PurePosixPath) -> str:
+    """The split that a word of the file's name says, else a folder above it, the nearest first; "" if none does."""
     words = [*re.split(r"[^a-z]+", path.stem.lower()), *(part.lower() for part in reversed(path.parts[:-1]))]
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 

@@ -13,24 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.archives import class_folders, label_files, tree
-from pipeline.archives.class_folders import UnlabelledPicture
+from pipeline.archives.class_folders import SPLITS, UnlabelledPicture
 from pipeline.archives.contents import Choice, Contents, check_choice, check_folder
 from pipeline.archives.label_files import Labels
 from pipeline.archives.store import StorePath
 from pipeline.archives.tree import Tree
 from pipeline.runtime.paths import AnyPath
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Name of a folder, in upper or lower case → its split, where the training folder holds class folders."""
 
 NOUNS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -82,7 +70,7 @@ class ImageFolder:
         notes += _beside(data, splits)
         return class_folders.contents(
             root,
-            self._with_held_out(pictures),
+            class_folders.with_held_out(pictures, self.val_share, self.seed),
             {**(labels.words if labels else {}), **_words(root, base)},
             self.classes,
             notes,
@@ -129,12 +117,6 @@ class ImageFolder:
                 "source.val_share: 0.1"
             )
         return {folder: split for split, folder in folders.items()} if "train" in folders else {"": "train"}
-
-    def _with_held_out(self, pictures: list[UnlabelledPicture]) -> list[UnlabelledPicture]:
-        """The pictures, after the share `val_share` of the training pictures was moved to `val`."""
-        train = [picture for picture in pictures if picture.split == "train"]
-        others = [picture for picture in pictures if picture.split != "train"]
-        return [*class_folders.hold_out(train, self.val_share, self.seed), *others]
 
 
 def _split_folders(base: Tree) -> dict[str, str]:

@@ -37,20 +37,11 @@ from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts, rejected, tables
 from pipeline.shards.census import Census
 from pipeline.shards.tables import Manifest, Synset
+from tests import sections
 from tests.pipeline.flips import unsaid
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
-SECTION = Resize(
-    side=32,
-    fit="crop",
-    filter="bilinear",
-    quality=95,
-    shuffle_seed=3,
-    images_per_shard=8,
-    max_rejected=0.2,
-    max_megapixels=200.0,
-    damaged="keep",
-)
+SECTION = dataclasses.replace(sections.RESIZE, side=32, shuffle_seed=3, images_per_shard=8, max_rejected=0.2)
 PARAMS = """source:
   kind: none
 resize:

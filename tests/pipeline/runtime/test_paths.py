@@ -26,22 +26,13 @@ from pipeline.runtime.paths import AnyPath, S3Path
 from pipeline.shards import artifacts, tables
 from pipeline.shards.batches import Pictures, batches, order
 from pipeline.shards.tables import Manifest
+from tests import sections
 from tests.pipeline import layouts
 from tests.pipeline.object_store import CREDENTIALS, ObjectStore, serving
 from tests.sections import LEARNING
 
 ROOT = Path(__file__).parents[3]
-RESIZE = {
-    "side": 32,
-    "fit": "crop",
-    "filter": "bilinear",
-    "quality": 95,
-    "shuffle_seed": 3,
-    "images_per_shard": 4,
-    "max_rejected": 0.0,
-    "max_megapixels": 200.0,
-    "damaged": "keep",
-}
+RESIZE = dataclasses.replace(sections.RESIZE, side=32, shuffle_seed=3, images_per_shard=4)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +59,7 @@ def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectS
 
 def working_copy(folder: Path, source: dict[str, Any], **machine: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "params.yaml").write_text(json.dumps({"source": source, "resize": RESIZE}))
+    (folder / "params.yaml").write_text(json.dumps({"source": source, "resize": dataclasses.asdict(RESIZE)}))
     (folder / "machine.yaml").write_text(json.dumps({"workers": 2, **machine}))
     return folder
 
@@ -214,8 +205,8 @@ def begun(local: Path, folder: Path, bucket: str) -> tuple[Machine, AnyPath, lis
     working_copy(folder, section(local), **places)
     settings = Machine(**places)
     index = resize.read_index(local / resize.INDEX)
-    work = resize.prepare_work(resize.key(resize.Resize(**RESIZE), index), settings)
-    return settings, work, resize.plan(resize.Resize(**RESIZE), index, work, local / "data/store"), index
+    work = resize.prepare_work(resize.key(RESIZE, index), settings)
+    return settings, work, resize.plan(RESIZE, index, work, local / "data/store"), index
 
 
 def test_a_shard_that_fails_leaves_nothing_and_a_rerun_takes_over_the_others(
@@ -240,7 +231,7 @@ def test_a_shard_that_fails_leaves_nothing_and_a_rerun_takes_over_the_others(
     assert len(written) == 2 * (len(tasks) - 1)
     assert not any(tasks[0].file in path for path in written)
     made = {task.file: each for task, each in zip(tasks, done, strict=True)}
-    resize.publish(made, resize.Resize(**RESIZE), index, work, settings)
+    resize.publish(made, RESIZE, index, work, settings)
     wanted = {name.name: name.read_bytes() for name in (local / "data/shards").iterdir()}
     stored = {name.split("/")[1]: data for name, data in s3.contents(f"{bucket}/shards").items()}
     assert stored == wanted
@@ -345,7 +336,7 @@ def test_killed_while_it_uploads_a_rerun_ends_with_the_same_shards(
         name for task in tasks[:2] for name in (f"shards/{task.file}", f"done/{task.file}.json")
     )
     made = {task.file: resize.make_shard(task) for task in tasks}
-    resize.publish(made, resize.Resize(**RESIZE), index, work, settings)
+    resize.publish(made, RESIZE, index, work, settings)
     wanted = {name.name: name.read_bytes() for name in (local / "data/shards").iterdir()}
     assert {name.split("/")[1]: data for name, data in s3.contents(f"{bucket}/shards").items()} == wanted
 

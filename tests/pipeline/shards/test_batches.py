@@ -17,7 +17,6 @@ from scipy.stats import chi2_contingency, chisquare
 from alexnet.learning import Learning
 from alexnet.pictures import decode
 from pipeline import resize
-from pipeline.resize import Resize
 from pipeline.runtime import digests
 from pipeline.shards import batches, tables
 from pipeline.shards.batches import Batch, Order, Pictures, order
@@ -27,18 +26,6 @@ from tests.pipeline import miniature
 from tests.pipeline.flips import unsaid
 
 SIDE = 16
-
-RESIZE = Resize(
-    side=256,
-    fit="crop",
-    filter="bilinear",
-    quality=95,
-    shuffle_seed=0,
-    images_per_shard=5000,
-    max_rejected=0.0,
-    max_megapixels=200.0,
-    damaged="keep",
-)
 
 
 def learning(**changes: Any) -> Learning:
@@ -142,7 +129,7 @@ def drawn_evenly(seed: int) -> float:
     index = resize.Index(
         rows=pa.table(columns), classes=(), archives=tables.ARCHIVES.empty_table(), drawn=False, digest=""
     )
-    section = dataclasses.replace(RESIZE, shuffle_seed=seed)
+    section = dataclasses.replace(sections.RESIZE, shuffle_seed=seed)
     shards = [task.rows["label"].to_numpy() for task in resize.plan(section, index, Path(), Path())]
     sizes = [min(resize.GROUP, len(shard) - first) for shard in shards for first in range(0, len(shard), resize.GROUP)]
     epoch = order(Sizes(sizes), learning(seed=seed, batch_size=128, streams=6), epoch=seed)

@@ -22,12 +22,13 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from pipeline.archives.class_folders import SPLITS
 from pipeline.archives.contents import Contents
 from pipeline.archives.leftovers import SYSTEM
 from pipeline.download import check, read_contents
 from pipeline.sources import huggingface
 from pipeline.sources.huggingface import HuggingFace
-from pipeline.sources.imagefolder import SPLITS, ImageFolder
+from pipeline.sources.imagefolder import ImageFolder
 from pipeline.sources.synsets import Synsets
 from tests.pipeline import layouts
 from tests.pipeline.miniature import jpeg

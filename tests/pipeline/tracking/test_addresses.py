@@ -91,9 +91,13 @@ def test_what_is_not_meant_is_told_with_what_to_type(typed: str, words: str, mon
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_meant_is_told_before_the_first_stage() -> None:
-    with pytest.raises(ValueError, match=r"machine\.yaml: tracking: mlruns is a folder"):
+def test_what_is_not_meant_is_told_before_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^machine\.yaml: tracking: mlruns is a folder"):
         preflight._addresses(Machine(tracking="mlruns"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(ValueError, match=r"^MLFLOW_TRACKING_URI: mlruns is a folder"):
+        preflight._addresses(Machine())
+    preflight._addresses(Machine(tracking="host:5000"))  # machine.yaml's goes before it
 
 
 def test_three_slashes_where_four_are_meant_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
