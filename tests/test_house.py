@@ -30,7 +30,7 @@ STUDIES = (ROOT / "studies/README.md").read_text()
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
-IDLE = ("pipeline/runtime/", "pipeline/driver/", "pipeline/tracking/", "pipeline/__main__.py")
+IDLE = ("pipeline/runtime/", "pipeline/driver/", "pipeline/tracking/", "pipeline/commands/", "pipeline/__main__.py")
 """Modules that decide where, when and by which process a stage's bytes are made, but not the bytes: no stage depends on them."""
 
 
