@@ -185,6 +185,8 @@ def table(steps: Sequence[Step]) -> Iterator[str]:
         if step.why:
             total, unknown = total + (took.seconds if took else 0.0), unknown or took is None
             others = others or bool(took and not took.same_params)
-    if any(step.why for step in steps):
+    if total:
         more = " and the stages that have not run yet" if unknown else ""
         yield f"  {clock(total)}{more}, if each takes as long as last time{' with other params' if others else ''}"
+    elif unknown:
+        yield "  how long is not known: none of these has run here yet"

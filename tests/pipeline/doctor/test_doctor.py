@@ -214,15 +214,24 @@ def test_a_probe_that_hangs_or_fails_is_a_fault_and_holds_up_no_other() -> None:
     def fails() -> list[Finding]:
         raise RuntimeError("this is new")
 
+    def hangs() -> list[Finding]:
+        over.wait(60)
+        return []
+
     good = Finding("good", "ok", "as it has to be")
     begun = time.monotonic()
     over = threading.Event()
-    found = program.ask({"hangs": lambda: [good] * over.wait(60), "fails": fails, "good": lambda: [good]}, 0.2)
+    found = program.ask({"s3": hangs, "disk": hangs, "fails": fails, "good": lambda: [good]}, 0.2)
     over.set()
     assert time.monotonic() - begun < 5
-    assert [(each.about, each.state) for each in found] == [("hangs", "fault"), ("fails", "fault"), ("good", "ok")]
+    assert [(each.about, each.state) for each in found] == [
+        ("s3", "fault"),
+        ("disk", "warning"),
+        ("fails", "fault"),
+        ("good", "ok"),
+    ]
     assert "no answer in 0.2 s" in found[0].seen
-    assert "this is new" in found[1].seen
+    assert "this is new" in found[2].seen
 
 
 def run(copy: Path, *words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], float]:
