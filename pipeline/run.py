@@ -18,7 +18,8 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import preflight, recipe
+from pipeline import recipe
+from pipeline.doctor import preflight
 from pipeline.runtime import added, durations, guard, params
 from pipeline.runtime.printing import say
 from pipeline.runtime.progress import clock

@@ -159,7 +159,7 @@ def stub(copy: Path, tmp_path: Path) -> Path:
     """A working copy whose stage `mean` says a little and imports nothing slow, and whose checks all pass."""
     folder = tmp_path / "stub"
     shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("data", "runs"))
-    (folder / "pipeline/preflight.py").write_text("def check(name): ...")
+    (folder / "pipeline/doctor/preflight.py").write_text("def check(name): ...")
     return folder
 
 
