@@ -20,11 +20,13 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import recipe
 from pipeline.doctor import preflight
-from pipeline.runtime import added, durations, guard, params
+from pipeline.runtime import added, durations, git, guard, params
 from pipeline.runtime.printing import say
 from pipeline.runtime.progress import clock
 
 WORKFLOW = Path("dvc.yaml")
+
+INIT = "git init && git add -A && git commit -m 'as unpacked'"
 
 LONGEST = 48
 """The most characters of an experiment's name that is made from changes."""
@@ -52,6 +54,8 @@ def run(recipe_name: str | None, source: str | None, changes: Sequence[str], dry
     wanted = with_changes(wanted, changes)
     if faults := preflight.judged(added.completed(wanted))[0]:
         raise click.UsageError("\n".join(line.removeprefix(f"{params.PARAMS}: ") for line in faults))
+    if not git.commit():
+        raise ValueError(f"an experiment needs a git commit, which this folder ({Path.cwd()}) has not. Run: {INIT}")
     name = recipe.unused(title(recipe_name, source, changes))
     command = recipe.command(file, wanted, name)
     changed = [word for flag, word in pairwise(command) if flag == "-S"]
@@ -160,7 +164,7 @@ def _status() -> dict[str, str]:
     asked = subprocess.run(["dvc", "status", "--json"], capture_output=True, text=True, check=False)
     if asked.returncode:
         words = asked.stderr.strip().splitlines()
-        raise OSError(f"dvc status: {words[-1] if words else 'failed'}. Look at it: dvc status")
+        raise OSError(f"dvc status: {words[-1] if words else 'failed'}. Without git: {INIT}, or make repro")
     return {name: _reason(entries) for name, entries in json.loads(asked.stdout).items()}
 
 

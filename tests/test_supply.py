@@ -243,6 +243,7 @@ def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there
         (tmp_path / ".venv/bin/dvc").chmod(0o755)
     if there == "git":
         subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+        shutil.copy(tmp_path / ".venv/bin/dvc", tmp_path / ".venv/bin/python")
 
     outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the make that runs these tests: it would say more
 
@@ -269,6 +270,11 @@ def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there
         assert said.splitlines()[1:] == ["dvc config --local core.no_scm true", "dvc repro", "dvc metrics show"]
     else:
         assert said.splitlines() == ["dvc config --local --unset core.no_scm", "dvc repro", "dvc metrics show"]
+        for words, asked in (
+            (["RECIPE=paper"], "--recipe paper"),
+            (["RECIPE=paper", "SOURCE=cifar10"], "--recipe paper --source cifar10"),
+        ):
+            assert make("repro", *words)[1].splitlines()[-1] == f"dvc -m pipeline run {asked}", "as the stub says"
     assert code == (0 if there != "nothing" else code)
 
 
