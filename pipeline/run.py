@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -89,7 +90,7 @@ def _done(command: Sequence[str]) -> int:
 
 def with_changes(wanted: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """The parameters with each `section.key=value`, a value as in YAML; `click.UsageError` for a key that there is not."""
-    changed = {section: dict(values) if isinstance(values, Mapping) else values for section, values in wanted.items()}
+    changed = copy.deepcopy(dict(wanted))
     known = {*params.flat(wanted), *added.ADDED}
     for word in changes:
         key, equals, value = word.partition("=")
@@ -104,7 +105,6 @@ def with_changes(wanted: Mapping[str, Any], changes: Sequence[str]) -> dict[str,
         *above, last = key.split(".")
         inner: dict[str, Any] = changed
         for part in above:
-            inner[part] = dict(inner[part])
             inner = inner[part]
         inner[last] = parsed
     return changed
