@@ -46,11 +46,17 @@ def run(recipe_name: str | None, source: str | None, changes: Sequence[str], dry
     """Says what will run, and runs it unless `dry`; the exit code is DVC's."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     recipe.keep_here()
-    quiet = ["--quiet"] if os.environ.get("ALEXNET_QUIET") else []
-    if not (recipe_name or source or changes):
+    changed = recipe_name or source or changes
+    raise SystemExit(_in_a_copy(recipe_name, source, changes, dry) if changed else _here(dry))
+
+
+def _here(dry: bool) -> int:
+    if dry or not _quiet():
         say("run: here, with params.yaml", *table(plan([])))
-        code = 0 if dry else _done(["dvc", "repro", *quiet]) or _done(["dvc", "metrics", "show"])
-        raise SystemExit(code)
+    return 0 if dry else _done(["dvc", "repro", *_quiet()]) or _done(["dvc", "metrics", "show"])
+
+
+def _in_a_copy(recipe_name: str | None, source: str | None, changes: Sequence[str], dry: bool) -> int:
     file, wanted = recipe.contents(recipe_name, source)
     wanted = with_changes(wanted, changes)
     if faults := preflight.judged(added.completed(wanted))[0]:
@@ -59,20 +65,26 @@ def run(recipe_name: str | None, source: str | None, changes: Sequence[str], dry
         raise ValueError(f"an experiment needs a git commit, which this folder ({Path.cwd()}) has not. Run: {INIT}")
     name = recipe.unused(title(recipe_name, source, changes))
     command = recipe.command(file, wanted, name)
-    changed = [word for flag, word in pairwise(command) if flag == "-S"]
-    say(
-        f"run: in a copy, as experiment {name}; params.yaml and the results here stay as they are",
-        *(f"  {word}" for word in changed),
-        *table(plan(keys(changed))),
-    )
-    code = 0 if dry else _done([*command, *quiet])
+    if dry or not _quiet():
+        changed = [word for flag, word in pairwise(command) if flag == "-S"]
+        say(
+            f"run: in a copy, as experiment {name}; params.yaml and the results here stay as they are",
+            *(f"  {word}" for word in changed),
+            *table(plan(keys(changed))),
+        )
+    code = 0 if dry else _done([*command, *_quiet()])
     if not (dry or code):
         say(
             f"run: experiment {name} is done",
             f"  its errors beside those here:      dvc metrics diff HEAD {name}",
             f"  its params.yaml and results here:  dvc exp apply {name}",
         )
-    raise SystemExit(code)
+    return code
+
+
+def _quiet() -> list[str]:
+    """DVC's option, if the user asked for no progress."""
+    return ["--quiet"] if os.environ.get("ALEXNET_QUIET") else []
 
 
 def _done(command: Sequence[str]) -> int:
