@@ -10,18 +10,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import psutil
+
 from pipeline.doctor import here, servers
 from pipeline.doctor.finding import Finding, Probe
 from pipeline.runtime import edges, redaction
 from pipeline.runtime.printing import say
 
-LIMIT = 12.0
-"""Seconds after which what has not answered is left; each probe has shorter limits of its own."""
+LIMIT, LEAST = 13.0, 3.0
+"""Seconds after this process began, and the fewest to wait, after which what has not answered is left. Each probe of a server has
+shorter limits of its own; on a busy machine, starting Python and importing may take half of this."""
 
 
 def examine(as_json: bool) -> None:
     """Prints what was found, and exits with code 1 if there is a fault."""
-    found = ask(here.PROBES | servers.PROBES, LIMIT)
+    passed = time.time() - psutil.Process().create_time()
+    found = ask(here.PROBES | servers.PROBES, max(LEAST, LIMIT - passed))
     if as_json:
         # a secret may end in a quote, so the values are made secret and not the text
         print(json.dumps([{key: redaction.redact(value) for key, value in asdict(each).items()} for each in found]))
@@ -59,7 +63,7 @@ def ask(probes: Mapping[str, Probe], limit: float) -> Sequence[Finding]:
 
 
 def _late(name: str, limit: float) -> Finding:
-    what = f"no answer in {limit:g} s"
+    what = f"no answer in {limit:.1f} s"
     if name in servers.PROBES:
         return Finding(name, "fault", what, "Is the network, and the server, in order?")
     # on a machine that has just started, importing torch alone may take longer

@@ -261,7 +261,6 @@ def test_it_ends_in_time_when_every_server_hangs_and_shows_no_secret(copy: Path,
     found = {each["about"]: each for each in json.loads(done.stdout)}
     assert [name for name, each in found.items() if each["state"] == "fault"] == ["ray", "dashboard", "tracking", "s3"]
     assert all(each["todo"] for each in found.values() if each["state"] != "ok")
-    assert "gave up waiting" in found["ray"]["seen"], "in its own limit, not in that of all"
     assert done.returncode == 1
     assert took < 15
     assert SECRET not in done.stdout + done.stderr
