@@ -27,8 +27,7 @@ def examine(as_json: bool) -> None:
     passed = time.time() - psutil.Process().create_time()
     found = ask(here.PROBES | servers.PROBES, max(LEAST, LIMIT - passed))
     if as_json:
-        # a secret may end in a quote, so the values are made secret and not the text
-        print(json.dumps([{key: redaction.redact(value) for key, value in asdict(each).items()} for each in found]))
+        print(document(found))
     else:
         for each in found:
             say(f"{each.state:8} {each.about:10} {each.seen}", *([f"{'':20}{each.todo}"] if each.todo else []))
@@ -37,6 +36,11 @@ def examine(as_json: bool) -> None:
     sys.stdout.flush()
     # what still waits in a thread, or in a library that it has loaded, is not waited for
     os._exit(any(each.state == "fault" for each in found))
+
+
+def document(found: Sequence[Finding]) -> str:
+    """The findings as JSON. Their words are redacted, not the text: in it a secret with a quote is spelled otherwise."""
+    return json.dumps([{key: redaction.redact(value) for key, value in asdict(each).items()} for each in found])
 
 
 def ask(probes: Mapping[str, Probe], limit: float) -> Sequence[Finding]:

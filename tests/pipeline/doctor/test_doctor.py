@@ -234,6 +234,13 @@ def test_a_probe_that_hangs_or_fails_is_a_fault_and_holds_up_no_other() -> None:
     assert "this is new" in found[2].seen
 
 
+def test_a_secret_with_a_quote_is_not_in_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", 'Pl4nted"Secret')
+    text = program.document([Finding("tracking", "fault", 'it says Pl4nted"Secret', "Mend it")])
+    assert "Pl4nted" not in text
+    assert json.loads(text)[0]["seen"] == "it says ***"
+
+
 def run(copy: Path, *words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], float]:
     kept = {name: value for name, value in os.environ.items() if name not in OURS and not name.startswith("AWS_")}
     begun = time.monotonic()
