@@ -27,16 +27,16 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet.names import cut, shown
+from alexnet.names import NO_ANSWER, cut, shown
 from pipeline.evaluation import choice
 from pipeline.evaluation.results import Results
-from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_model
+from pipeline.evaluation.trained import METRICS, MODEL, load, names, read_model
 from pipeline.evaluation.trained import OUT as EVALUATION
 from pipeline.runtime import digests, documents, files, machines, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards import artifacts, duplicates, tables
 from pipeline.shards.census import Census, ranked
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.tracking import description, runs
 
 if TYPE_CHECKING:
@@ -263,9 +263,9 @@ def confusion(file: Path, classes: Sequence[str]) -> NDArray[np.int64]:
     matrix_KK = np.zeros((len(classes), len(classes)), np.int64)
     for row in documents.rows(digests.read(file, "evaluate"), {"actual": str, "predicted": str}, file, "evaluate"):
         actual, predicted = row["actual"], row["predicted"]
-        if unknown := {actual, predicted} - label_of.keys() - {NONE}:
+        if unknown := {actual, predicted} - label_of.keys() - {NO_ANSWER}:
             raise ValueError(f"{file}: data/shards has no class '{min(unknown)}'. {digests.again('evaluate')}")
-        if predicted != NONE:
+        if predicted != NO_ANSWER:
             matrix_KK[label_of[actual], label_of[predicted]] += 1
     return matrix_KK
 

@@ -47,7 +47,7 @@ def run() -> None:
     spec = read_spec(machine)
     folder = machines.runs(machine) / spec.fingerprint
     with run_folder.locked(folder, limit=3 * machine.patience):
-        finished = run_folder.reusable(folder)
+        finished = run_folder.reusable(folder, spec)
         last = None if finished else checkpoints.newest_whole_checkpoint(folder, spec.fingerprint, say)
         reached = (finished.code, "its end") if finished else (last.code, f"step {last.step}") if last else None
         policy = machine.other_code

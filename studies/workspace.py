@@ -23,7 +23,7 @@ from pipeline.runtime import files, machines, stage
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.printing import say
 from pipeline.shards import artifacts
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from studies.study import Study
 
 WORKSPACES = stage.WORK / "studies"

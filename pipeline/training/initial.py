@@ -24,7 +24,7 @@ from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards.batches import Order, Pictures, batches, held_out
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.tracking import runs
 from pipeline.training import checkpoints, foreign, naming
 from pipeline.training.spec import FirstWeights, Start, TrainingSpec

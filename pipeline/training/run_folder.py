@@ -21,7 +21,7 @@ import torch
 from alexnet.augmentation import mean_to_subtract
 from alexnet.build import build, save
 from pipeline.runtime import digests, files, machines, params, stage, waiting
-from pipeline.training import history
+from pipeline.training import checkpoints, history
 from pipeline.training.spec import TrainingSpec
 
 MODEL = Path("data/model.pt")
@@ -78,18 +78,34 @@ def locked(folder: Path, limit: float) -> Iterator[None]:
         yield
 
 
-def reusable(folder: Path) -> Finished | None:
+def reusable(folder: Path, spec: TrainingSpec) -> Finished | None:
     """The finished run in the folder if its results can be used; None if the run has to be trained.
 
     A run whose results were already delivered to this working copy is removed: when DVC runs the stage again, the results
-    are to be made anew.
+    are to be made anew. The model.pt of older code, which lacks facts, is first written anew from the last checkpoint.
     """
     run = read_finished(folder)
+    if run is not None and not _says_how_pictures_are_prepared(folder / "model.pt"):
+        return _with_all_facts(folder, spec)
     if run is not None and is_delivered(folder, run):
         print(f"train: {folder} was finished and had its results here; it is removed, and made anew")
         shutil.rmtree(folder)
         return None
     return run
+
+
+def _says_how_pictures_are_prepared(model: Path) -> bool:
+    return "preparation" in torch.load(model, weights_only=True, mmap=True)["facts"]  # without the tensors
+
+
+def _with_all_facts(folder: Path, spec: TrainingSpec) -> Finished | None:
+    """The finished run after its results were written anew from its last checkpoint; None if that is gone, or not the end."""
+    last = checkpoints.newest_whole_checkpoint(folder, spec.fingerprint, say)
+    if last is None or last.epoch < spec.learning.epochs:
+        return None
+    say(f"{folder}/model.pt does not say how pictures are prepared; it is written anew from the last checkpoint")
+    finish(checkpoints.read(last.folder), spec, folder)
+    return read_finished(folder)
 
 
 def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
@@ -106,6 +122,7 @@ def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
             manifest=spec.manifest.digest,
             mean=mean_to_subtract(torch.from_numpy(spec.mean.image_CHW), spec.augmentation),
             mean_kind=spec.augmentation.mean,
+            preparation=spec.manifest.preparation.plain,
         )
     for name in history.TABLES:
         history.write(contents["progress"][name.removesuffix(".csv")], folder / name)

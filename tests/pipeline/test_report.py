@@ -19,7 +19,8 @@ from pipeline.report import Report
 from pipeline.runtime import digests, params
 from pipeline.runtime.machines import Machine
 from pipeline.shards.census import Census
-from pipeline.shards.tables import Manifest, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Synset
 from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, parts, rows_of, world
 

@@ -28,10 +28,11 @@ from alexnet.build import Classifier, save
 from alexnet.model import AlexNet
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.stage import Stopped
-from pipeline.shards.tables import Manifest, Shard, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard, Synset
 from pipeline.tracking import __main__ as program
 from pipeline.tracking import courier, description, registry, runs
-from tests.sections import PAPER
+from tests.sections import PAPER, PREPARATION
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,6 +53,7 @@ def manifest(seed: int = 0, drawn: bool = True) -> Manifest:
         indexed=6,
         rejected=0,
         drawn=drawn,
+        preparation=PREPARATION,
     )
 
 
@@ -342,8 +344,11 @@ KILLED = """
 import sys, time
 from pipeline.tracking import description, registry, runs
 from pipeline.runtime.machines import Machine
-from pipeline.shards.tables import Manifest
-pictures = Manifest(side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True)
+from pipeline.shards.manifest import Manifest
+from tests.sections import PREPARATION
+pictures = Manifest(
+    side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True, preparation=PREPARATION
+)
 with runs.run(Machine(), sys.argv[1], {}, pictures, "train") as run:
     run.log_all((step, {"loss": step}) for step in range(5))
     print("ready", flush=True)
