@@ -513,6 +513,24 @@ def test_the_weights_of_a_model_are_found_by_each_of_its_names(store: Any) -> No
 
 
 @pytest.mark.slow
+def test_the_weights_of_a_run_are_found_by_its_id_its_fingerprint_and_its_name(store: Any) -> None:
+    """Those that it logged last; a run that logged none, and a name that no run has, are said."""
+    given = saved(classifier("none", 6)), saved(classifier("none", 7))
+    for weights in given:
+        with runs.run(MACHINE, "a run", {}, manifest(drawn=False), "evaluate", adopt=True) as run:
+            run.publish(weights, PAPER, 0.9)
+    store.update_run(run.run_id, name="it's mine")
+    for known in (run.run_id, "a run", "it's mine"):
+        assert runs.weights(MACHINE, known) == given[1], known
+    with runs.run(MACHINE, "never evaluated", {}, manifest(), "train"):
+        pass
+    with pytest.raises(ValueError, match=r"has no network: `evaluate` adds it"):
+        runs.weights(MACHINE, "never evaluated")
+    with pytest.raises(ValueError, match=r"no run has the id, the fingerprint or the name 'no' or \"'; the latest: .+"):
+        runs.weights(MACHINE, "no' or \"")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["models:/none@champion", "models:/none/1", f"models:/m-{'0' * 32}", f"runs:/{'0' * 32}/model", "models:/"]
 )
