@@ -25,7 +25,7 @@ from pipeline.evaluation.results import Results
 from pipeline.runtime import digests, params, printing, stage, web
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.progress import Progress
-from pipeline.shards import tables
+from pipeline.shards import lookup, tables
 from pipeline.shards.census import Census
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.tables import Shard, Synset
@@ -340,7 +340,7 @@ def test_pictures_of_classes_of_any_name_come_to_shards_and_back(
             for shard in made.shards[split]
             for row in tables.read(Path("data/shards") / shard.file, ["id"])["id"].to_pylist()
         ]
-        found |= report.fetch(rows, split, made, Path("data/shards"))
+        found |= lookup.fetch(rows, split, made, Path("data/shards"))
     assert {name: label for name, (_, label) in found.items()} == ids
 
 
