@@ -23,6 +23,11 @@ REJECTED = 1
 """The exit code if a picture was rejected, though all others have their answers: as of `ls` with a name that is not there."""
 
 
+def main(words: Sequence[str], views: str, json: Path | None, **options: Any) -> None:
+    """Runs the command with its options; exits with the code of `predict`."""
+    raise SystemExit(predict(words, views=int(views), json=None if json is None else str(json), **options))
+
+
 def predict(
     words: Sequence[str],
     *,

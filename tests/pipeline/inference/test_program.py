@@ -228,7 +228,7 @@ def noise_mean() -> Any:
 # Any number of pictures
 
 
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`")  # of Ray Data's own code
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # of Ray Data's code
 def test_a_table_has_a_row_for_each_picture_with_the_answers_of_few(here: Path, ray_session: None) -> None:
     put(here / "mine", kinds() | {f"{number}.png": original(number) for number in range(40)})
     assert program.predict(["mine", "none.png"], top=3, parquet="t.parquet") == 1
@@ -248,7 +248,7 @@ def test_a_table_has_a_row_for_each_picture_with_the_answers_of_few(here: Path, 
     assert sorted(path.name for path in here.iterdir()) == ["data", "few.json", "mine", "t.parquet", "work"]
 
 
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`")  # of Ray Data's own code
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # of Ray Data's code
 def test_finished_parts_are_taken_over_if_they_are_whole_and_of_the_same_pictures(
     here: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
