@@ -65,11 +65,10 @@ def each(
     views: Views,
     top: int,
     size: int,
-    unlike: Callable[[Tensor], str] = lambda _: "",
 ) -> Iterator[Asked | Answer]:
     """Yields an `Asked` for each item in order, or the `Answer` with a reason; the network is asked about `size` at a time."""
     for first in range(0, len(items), size):
-        some = [_prepared(item, read, predictor, unlike) for item in items[first : first + size]]
+        some = [_prepared(item, read, predictor) for item in items[first : first + size]]
         pictures = [each[1] for each in some if not isinstance(each, Answer)]
         probabilities_BK, features_BF = predictor.described(pictures, views)
         rows = zip(predictor.guesses(probabilities_BK, top), features_BF.numpy(), strict=True)
@@ -83,7 +82,7 @@ def each(
 
 
 def _prepared(
-    item: Item, read: Callable[[Item], bytes], predictor: Predictor, unlike: Callable[[Tensor], str]
+    item: Item, read: Callable[[Item], bytes], predictor: Predictor
 ) -> Answer | tuple[tuple[str, int, list[str]], Tensor]:
     from alexnet.pictures import Undecodable, decode
 
@@ -96,7 +95,7 @@ def _prepared(
     except Undecodable as error:
         return Answer(item.name, len(data), reason=str(error))
     small_CHW = decode(predictor.preparation.store(picture_CHW))
-    warnings = [words for words in (f"damaged: {damage}" if damage else "", unlike(small_CHW)) if words]
+    warnings = [words for words in (f"damaged: {damage}" if damage else "", predictor.unlike(small_CHW)) if words]
     return (item.name, len(data), warnings), small_CHW
 
 

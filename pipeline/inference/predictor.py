@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alexnet import build, names
+from alexnet.appearance import ROOM, Appearance, measure
 from alexnet.augmentation import CENTRE, centre_view, ten_views
 from alexnet.errors import mean_over_views
 from alexnet.features import of_views
@@ -57,6 +58,8 @@ class Predictor:
             self.mean_kind = facts["mean_kind"]
             self.drawn = bool(facts["drawn"])
             self.fingerprint = str(facts["fingerprint"])
+            looks = facts.get("appearance")  # None, too, if there were few training pictures
+            self.appearance = None if looks is None else Appearance.read(looks)
             side = self.preparation.side
             if tuple(self.mean_CHW.shape) != (3, side, side) or len(self.classes) != network.classes:
                 raise ValueError("mean and classes are not those of the network")
@@ -80,6 +83,19 @@ class Predictor:
     def prepare(self, data: bytes) -> Tensor:
         """The bytes of a picture file → what the network is shown, uint8 3×S×S. `Undecodable`, with the reason, if rejected."""
         return self.preparation.prepare(data)
+
+    def unlike(self, picture_CHW: Tensor) -> str:
+        """A warning if a prepared picture looks unlike the training pictures, such as a drawing among photographs; else ""."""
+        if self.appearance is None:
+            return ""
+        distance, limit = self.appearance.distance(measure(picture_CHW)), self.appearance.limit
+        if distance <= limit:
+            return ""
+        kind = "drawn by a program" if self.drawn else "photographs"
+        return (
+            f"unlike the pictures that the network learned from, which were {kind}: it may know none like this (its grain and "
+            f"edges are at a distance of {distance:.1f} from theirs; 99 % of theirs are within {limit / ROOM:.1f})"
+        )
 
     def answer(self, pictures: Sequence[Tensor], views: Views = 10, top: int = 5) -> list[list[Guess]]:
         """The `top` most probable classes of each prepared picture, the best first; all if the network has fewer.

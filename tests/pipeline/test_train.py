@@ -22,22 +22,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from ruamel.yaml import YAML
 
 from alexnet import sealed
+from alexnet.appearance import Appearance, measure
 from alexnet.build import load, save
 from alexnet.learning import RateChange
 from alexnet.model import AlexNet
 from alexnet.network import Model
+from alexnet.pictures import decode
 from pipeline import train
 from pipeline.driver import provenance
 from pipeline.runtime import digests, params, waiting
 from pipeline.runtime.machines import Machine
 from pipeline.shards.batches import held_out
-from pipeline.training import checkpoints, initial, run_folder
+from pipeline.training import checkpoints, initial, looks, run_folder
 from pipeline.training.spec import Start, TrainingSpec
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
@@ -256,7 +259,7 @@ def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     }
     folder = tmp_path_factory.mktemp("ended") / spec.fingerprint
     folder.mkdir()
-    run_folder.finish(contents, spec, folder)
+    run_folder.finish(contents, spec, folder, None)
     return folder, spec
 
 
@@ -296,6 +299,18 @@ def test_the_model_and_the_history_are_those_of_the_last_checkpoint(
     assert float(row["val_loss"]) == 1e-9
 
 
+def test_the_appearance_is_that_of_the_first_pictures_of_each_shard(tmp_path: Path) -> None:
+    manifest = miniature.prepared(tmp_path, 60, 4, 3, side=64)
+    with contextlib.chdir(tmp_path):
+        found = looks.of_training(manifest, Path("data/shards"))
+    expected = Appearance.of(np.array([measure(decode(miniature.jpeg(number, 64))) for number in range(60)]))
+    assert found is not None
+    np.testing.assert_allclose(found["mean"], expected.mean_M)
+    assert found["limit"] == pytest.approx(expected.limit)
+    few = dataclasses.replace(manifest, shards={**manifest.shards, "train": manifest.shards["train"][:1]})
+    assert looks.of_training(few, tmp_path) is None, "30 pictures are too few"
+
+
 def test_a_model_of_older_code_is_written_anew_from_the_last_checkpoint(
     finished: tuple[Path, TrainingSpec, AlexNet], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,18 +331,18 @@ def test_a_model_of_older_code_is_written_anew_from_the_last_checkpoint(
     checkpoint = checkpoints.write(folder, contents)
     sums = {name: digests.of(folder / name) for name in run_folder.RESULTS}
     (folder / "finished.json").write_text(run_folder.Finished(id="0", digests=sums, code=None).text())
-    run = run_folder.reusable(folder, spec)
+    run = run_folder.reusable(folder, spec, lambda: None)
     assert run is not None
     assert run.code == contents["code"]
     assert (folder / "model.pt").read_bytes() == whole
     assert "does not say how pictures are prepared" in capsys.readouterr().err
-    assert run_folder.reusable(folder, spec) == run, "once"
+    assert run_folder.reusable(folder, spec, lambda: None) == run, "once"
 
     with (folder / "model.pt").open("wb") as handle:
         save(handle, network, **{name: fact for name, fact in facts.items() if name != "preparation"})
     (folder / "finished.json").write_text(run_folder.Finished(id="0", digests=sums, code=None).text())
     shutil.rmtree(checkpoint)
-    assert run_folder.reusable(folder, spec) is None, "without its last checkpoint it has to be trained"
+    assert run_folder.reusable(folder, spec, lambda: None) is None, "without its last checkpoint it has to be trained"
 
 
 def test_equal_contents_give_equal_bytes(finished: tuple[Path, TrainingSpec, AlexNet], here: Path) -> None:

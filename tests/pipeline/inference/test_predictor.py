@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import io
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from alexnet import build
+from alexnet.appearance import Appearance, measure
 from alexnet.dataset import resize as rescaled
 from alexnet.pictures import Undecodable, decode, encode
 from alexnet.preparation import Preparation
@@ -155,6 +157,23 @@ def test_a_network_of_older_code_says_what_to_run() -> None:
         Predictor.load(model(without="mean_kind"), "sent.pt")
     with pytest.raises(ValueError, match=r"sent\.pt: not a network that `train` wrote .*mean and classes"):
         Predictor.load(model(dataclasses.replace(PREPARATION, side=64)), "sent.pt")
+
+
+def test_a_picture_unlike_the_training_pictures_is_warned_of() -> None:
+    """The training pictures here are those of `original`; a flat picture is none of them."""
+    shown = Predictor.load(model())
+    like = [shown.prepare(original(number)) for number in range(60)]
+    looks = Appearance.of(np.array([measure(picture) for picture in like])).plain
+    shown = Predictor.load(model(appearance=looks))
+    assert sum(bool(shown.unlike(picture)) for picture in like) <= 1
+    flat = torch.full((3, 256, 256), 200, dtype=torch.uint8)
+    assert re.match(
+        r"unlike the pictures that the network learned from, which were drawn by a program", shown.unlike(flat)
+    )
+    assert "which were photographs" in Predictor.load(model(appearance=looks, drawn=False)).unlike(flat)
+    assert Predictor.load(model(appearance=None)).unlike(flat) == ""
+    with pytest.raises(ValueError, match=r"not a network that `train` wrote .*appearance"):
+        Predictor.load(model(appearance=1))
 
 
 def test_ties_are_ordered_by_class_and_no_number_is_no_answer() -> None:

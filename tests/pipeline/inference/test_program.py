@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from alexnet.appearance import Appearance
 from pipeline.inference import answers, batch, inputs, program
 from pipeline.inference.predictor import Predictor
 from pipeline.runtime import digests
@@ -143,6 +144,20 @@ def test_names_are_escaped_on_the_terminal_and_whole_in_json(here: Path, capsys:
     assert len(noise.CLASSES) == 7
 
 
+def test_what_makes_an_answer_doubtful_is_said_with_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged picture that is kept, and one unlike the training pictures."""
+    looks = Appearance.of(np.random.default_rng(0).normal(size=(60, 11))).plain
+    whole = saved(Image.open(io.BytesIO(original(3))).convert("RGB"), "JPEG", quality=90)
+    middle = len(whole) * 2 // 3
+    put(here, {"model.pt": model(appearance=looks), "a.jpg": whole[:middle] + bytes(80) + whole[middle + 80 :]})
+    assert program.predict(["a.jpg"], model="model.pt", json="out.json") == 0
+    (picture,) = json.loads((here / "out.json").read_text())["pictures"]
+    damaged, unlike = picture["warnings"]
+    assert damaged.startswith("damaged: Corrupt JPEG data")
+    assert unlike.startswith("unlike the pictures that the network learned from")
+    assert f"  warning: {unlike}" in capsys.readouterr().out
+
+
 def test_standard_input_and_addresses_give_the_answer_of_the_file(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +260,7 @@ def test_a_table_has_a_row_for_each_picture_with_the_answers_of_few(here: Path, 
         for rank, guess in enumerate(each["guesses"], 1):
             assert row[f"probability_{rank}"] == pytest.approx(guess["probability"], abs=1e-5)
     assert sum(row["reason"] is not None for row in rows) == 5
-    assert sorted(path.name for path in here.iterdir()) == ["data", "few.json", "mine", "t.parquet", "work"]
+    assert sorted(path.name for path in here.iterdir()) == ["data", "few.json", "mine", "t.parquet"]
 
 
 @pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # of Ray Data's code
