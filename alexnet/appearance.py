@@ -32,8 +32,8 @@ SHARE, ROOM = 0.99, 1.1
 
 Measured with the limit of 512 drawn pictures of the sample: outside were 1 % of 300 others of the sample, and 99 % of 200
 photographs of ImageNet. With that of 100 of these photographs, in the mean of ten halves: outside were 3 % (0 to 9 %) of the
-other 100, as many at a JPEG quality of 20 and in grey, and 60 % if they were enlarged from 64 pixels; of pictures made by a program,
-100 % of 100 screenshots, 70 % of 100 of clip art, and 53 % of the sample's, whose grain is like a camera's.
+other 100, as many at a JPEG quality of 20 and in grey, and 60 % if they were enlarged from 64 pixels; of pictures made by a
+program, 100 % of 100 screenshots, 70 % of 100 of clip art, and 53 % of the sample's, whose grain is like a camera's.
 """
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alexnet import build, names
-from alexnet.appearance import ROOM, Appearance, measure
+from alexnet.appearance import Appearance, measure
 from alexnet.augmentation import CENTRE, centre_view, ten_views
 from alexnet.errors import mean_over_views
 from alexnet.features import of_views
@@ -28,7 +28,8 @@ BATCH = {"cpu": 16, "cuda": 128}
 
 OLD = (
     "was written by older code, which did not say how pictures are prepared for the network. In the working copy that trained "
-    "it, run: dvc repro train (it trains nothing anew while runs/ has the run's last checkpoint)"
+    "it, set other_code: continue in machine.yaml, and run: dvc repro train. It trains nothing anew while runs/ has the run's "
+    "last checkpoint"
 )
 
 
@@ -92,10 +93,7 @@ class Predictor:
         if distance <= limit:
             return ""
         kind = "drawn by a program" if self.drawn else "photographs"
-        return (
-            f"unlike the pictures that the network learned from, which were {kind}: it may know none like this (its grain and "
-            f"edges are at a distance of {distance:.1f} from theirs; 99 % of theirs are within {limit / ROOM:.1f})"
-        )
+        return f"unlike the training pictures, which were {kind} (distance {distance:.1f}, limit {limit:.1f})"
 
     def answer(self, pictures: Sequence[Tensor], views: Views = 10, top: int = 5) -> list[list[Guess]]:
         """The `top` most probable classes of each prepared picture, the best first; all if the network has fewer.

@@ -168,7 +168,8 @@ def test_a_picture_unlike_the_training_pictures_is_warned_of() -> None:
     assert sum(bool(shown.unlike(picture)) for picture in like) <= 1
     flat = torch.full((3, 256, 256), 200, dtype=torch.uint8)
     assert re.match(
-        r"unlike the pictures that the network learned from, which were drawn by a program", shown.unlike(flat)
+        r"unlike the training pictures, which were drawn by a program \(distance [\d.]+, limit [\d.]+\)",
+        shown.unlike(flat),
     )
     assert "which were photographs" in Predictor.load(model(appearance=looks, drawn=False)).unlike(flat)
     assert Predictor.load(model(appearance=None)).unlike(flat) == ""

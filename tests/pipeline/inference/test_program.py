@@ -154,7 +154,7 @@ def test_what_makes_an_answer_doubtful_is_said_with_it(here: Path, capsys: pytes
     (picture,) = json.loads((here / "out.json").read_text())["pictures"]
     damaged, unlike = picture["warnings"]
     assert damaged.startswith("damaged: Corrupt JPEG data")
-    assert unlike.startswith("unlike the pictures that the network learned from")
+    assert unlike.startswith("unlike the training pictures")
     assert f"  warning: {unlike}" in capsys.readouterr().out
 
 
