@@ -142,3 +142,59 @@ def test_the_list_of_commands_says_what_each_does_and_the_exit_codes(copy: Path)
         first = text.splitlines()[0].rstrip(".:")
         assert f"{name} {first}" in " ".join(done.stdout.split()), name
     assert "2 words that the command does not know" in " ".join(done.stdout.split())
+
+
+STUB = """
+from pipeline.runtime.progress import Progress
+def run():
+    print("so far")
+    with Progress("mean", 1, "images") as progress:
+        progress.add(1)
+    {end}
+"""
+
+
+@pytest.fixture
+def stub(copy: Path, tmp_path: Path) -> Path:
+    """A working copy whose stage `mean` says a little and imports nothing slow, and whose checks all pass."""
+    folder = tmp_path / "stub"
+    shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("data", "runs"))
+    (folder / "pipeline/preflight.py").write_text("def check(name): ...")
+    return folder
+
+
+@pytest.mark.parametrize("end", ["pass", "raise ValueError('mean: is 3')", "1 / 0"])
+def test_a_quiet_stage_prints_errors_alone(stub: Path, end: str) -> None:
+    (stub / "pipeline/mean.py").write_text(STUB.format(end=end))
+    loud, quiet = (ran(stub, ["-m", "pipeline", "mean", *words]) for words in ([], ["-q"]))
+    assert (loud.stdout, "1 of 1 images" in loud.stderr) == ("so far\n", True)
+    assert quiet.stdout == ""
+    assert "images" not in quiet.stderr
+    assert quiet.returncode == loud.returncode == (end != "pass")
+    assert bool(quiet.stderr) == (end != "pass")
+    assert quiet.stderr.endswith("mean: mean: is 3\n") == ("3" in end)
+    assert ("Traceback" in quiet.stderr) == ("/" in end), "a fault of ours"
+
+
+@pytest.mark.parametrize("words", [["mean", "--verbose"], ["-v", "mean"]])
+def test_an_error_has_its_traceback_for_the_asking(stub: Path, words: list[str]) -> None:
+    (stub / "pipeline/mean.py").write_text(STUB.format(end="raise ValueError('is 3')"))
+    assert "Traceback" not in ran(stub, ["-m", "pipeline", "mean"]).stderr
+    done = ran(stub, ["-m", "pipeline", *words])
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("mean: is 3\n")
+
+
+def test_every_command_has_the_same_options_of_help_and_loudness() -> None:
+    def check(command: click.Command) -> None:
+        options = {word for each in command.params for word in each.opts}
+        assert {"-q", "--quiet", "-v", "--verbose"} <= options, command.name
+        assert command.context_settings["help_option_names"] == ["-h", "--help"]
+        for inner in getattr(command, "commands", {}).values():
+            check(inner)
+
+    for name in NAMES:
+        command = alexnet.get_command(click.Context(alexnet), name)
+        assert command
+        check(command)

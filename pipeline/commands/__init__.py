@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from gettext import gettext
 from importlib import import_module
@@ -18,7 +19,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from pipeline.runtime import guard, usage
+from pipeline.runtime import git, guard, usage
 
 STAGES = ("download", "resize", "mean", "train", "evaluate", "report")
 
@@ -148,6 +149,27 @@ def loudness() -> list[click.Parameter]:
     ]
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        commit = git.output("rev-parse", "--short", "HEAD")
+        changed = ", changed since" if git.output("status", "--porcelain", "--untracked-files=no") else ""
+        click.echo(
+            f"alexnet {project['version']}{f', commit {commit}{changed}' if commit else ''}, in {HERE.parents[1]}"
+        )
+        context.exit()
+
+
+VERSION = click.Option(
+    ["--version"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version, and the folder of this code.",
+)
+
+
 def _dressed(command: click.Command, text: str) -> click.Command:
     """The command with what all have: help, and the options of `loudness`, also in its subcommands."""
     command.context_settings = {**SETTINGS, **command.context_settings}
@@ -219,5 +241,5 @@ alexnet = Commands(
     epilog=CODES,
     context_settings={**SETTINGS},
     no_args_is_help=True,
-    params=loudness(),
+    params=[*loudness(), VERSION],
 )

@@ -46,7 +46,7 @@ def read(name: str, machine: Machine) -> Found:
         return _of_file(local)
     revision = _of_revision(name)
     if revision is None and (file.suffix == MODEL.suffix or len(file.parts) > 1):
-        raise FileNotFoundError(f"{file}: no such file here ({Path.cwd()}). {_default(file)}{KINDS}")
+        raise FileNotFoundError(f"{file}: no such file here ({Path.cwd()}). {_default(file)}\n{KINDS}")
     return revision or _of_run(name, machine)
 
 
@@ -57,7 +57,7 @@ KINDS = (
 
 
 def _default(file: Path) -> str:
-    return "Run: dvc repro train. " if file == MODEL else ""
+    return "Run: dvc repro train" if file == MODEL else ""
 
 
 def _of_file(file: Path) -> Found:
@@ -93,7 +93,7 @@ def _of_run(name: str, machine: Machine) -> Found:
             _some("experiments", revisions.experiments()),
         ]
         raise type(error)(
-            f"{name}: no file here, no experiment, no revision; and {error}. There are: {'; '.join(there)}. {KINDS}"
+            f"{name}: no file here, no experiment, no revision; and {error}\nThere are: {'; '.join(there)}\n{KINDS}"
         ) from None
 
 

@@ -44,8 +44,8 @@ def test_a_file_a_folder_and_a_run_here_are_read(here: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("data/model.pt", r"data/model\.pt: no such file here .* Run: dvc repro train\. A network is a model\.pt"),
-        ("sent.pt", r"sent\.pt: no such file here .* A network is a model\.pt, such as"),
+        ("data/model.pt", r"data/model\.pt: no such file here .* Run: dvc repro train\nA network is a model\.pt"),
+        ("sent.pt", r"sent\.pt: no such file here .*\nA network is a model\.pt, such as"),
         ("https://host/model.pt", "https://host/model.pt: is an address. Fetch the file"),
         ("empty", r"empty: is a folder without a model\.pt"),
         ("large.pt", r"large\.pt: has 4,294,967,297 bytes, more than 4,294,967,296"),
@@ -67,7 +67,7 @@ def test_a_name_that_nothing_has_lists_what_there_is(here: Path, monkeypatch: py
 
     monkeypatch.setattr(runs, "weights", none)
     with pytest.raises(
-        ValueError, match=rf"^rusty: no file here, .* no run has the name 'rusty'.*: {FINGERPRINT}; no exp"
+        ValueError, match=rf"^rusty: no file here, .* no run has the name 'rusty'\nThere are: .*: {FINGERPRINT}; no exp"
     ):
         networks.read("rusty", Machine())
 

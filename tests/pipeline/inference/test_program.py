@@ -17,17 +17,22 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from alexnet.appearance import Appearance
+from pipeline import commands
 from pipeline.inference import answers, batch, inputs, program
 from pipeline.inference.predictor import Predictor
 from pipeline.runtime import digests
 from pipeline.runtime.machines import Machine
 from tests.pipeline import noise
 from tests.pipeline.inference.test_predictor import model, original
+from tests.pipeline.object_store import CREDENTIALS
+from tests.pipeline.object_store import serving as object_stores
 from tests.pipeline.server import File, serving
 
 ROOT = Path(__file__).parents[3]
@@ -240,6 +245,26 @@ def noise_mean() -> Any:
     return torch.zeros(3, 256, 256)
 
 
+def test_the_command_takes_paths_from_the_folder_where_it_was_typed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "deeper").mkdir()
+    put(here / "deeper", {"a.png": original(1), "sent.pt": model()})
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(program, "predict", lambda words, **options: asked.append({"words": words, **options}) or 1)
+    monkeypatch.setattr(commands, "_typed_in", [here / "deeper"])
+    words = ["a.png", "-", "http://host/x", "--model", "sent.pt", "--views", "1", "--csv", "x.csv", "--json", "-"]
+    for more in ([], ["--parquet", "t.parquet"], ["--model", "models:/alexnet@champion"]):
+        done = CliRunner().invoke(commands.alexnet, ["predict", *words, *more])
+        assert (done.exit_code, done.output) == (1, "")
+    first, second, third = asked
+    assert first["words"] == (str(here / "deeper/a.png"), "-", "http://host/x")
+    assert (first["model"], first["views"], first["json"]) == (str(here / "deeper/sent.pt"), 1, "-")
+    assert first["csv"] == here / "deeper/x.csv"
+    assert second["parquet"] == str(here / "deeper/t.parquet")
+    assert third["model"] == "models:/alexnet@champion"
+
+
 # Any number of pictures
 
 
@@ -302,6 +327,28 @@ def test_finished_parts_are_taken_over_if_they_are_whole_and_of_the_same_picture
     asked.clear()
     batch.write(inputs.find(["mine"]), data, 1, 2, here / "t.parquet", Machine())
     assert asked == [0, 1], "a file was changed since"
+
+
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # of Ray Data's code
+def test_pictures_and_table_may_be_on_an_object_store(
+    here: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    put(here / "mine", {f"{number}.png": original(number) for number in range(3)} | {"no.png": b"no"})
+    with object_stores() as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        bucket = store.bucket()
+        store.fill(here / "mine", f"{bucket}/mine")
+        table = f"s3://{bucket}/made/t.parquet"
+        assert program.predict([f"s3://{bucket}/mine"], parquet=table) == 1
+        assert program.predict([f"s3://{bucket}/mine"], json="few.json") == 1
+        rows = pq.read_table(pa.BufferReader(store.contents(f"{bucket}/made")["t.parquet"])).to_pylist()
+        assert list(store.contents(f"{bucket}/made")) == ["t.parquet"]
+    few = json.loads((here / "few.json").read_text())["pictures"]
+    assert [row["path"] for row in rows] == [each["path"] for each in few]
+    assert [row["path"] for row in rows][:1] == [f"s3://{bucket}/mine/0.png"]
+    assert [row["wnid_1"] for row in rows] == [each["guesses"][0]["wnid"] for each in few[:3]] + [None]
 
 
 RUN = """
