@@ -159,6 +159,7 @@ def test_a_network_of_older_code_says_what_to_run() -> None:
         Predictor.load(model(dataclasses.replace(PREPARATION, side=64)), "sent.pt")
 
 
+@pytest.mark.slow
 def test_a_picture_unlike_the_training_pictures_is_warned_of() -> None:
     """The training pictures here are those of `original`; a flat picture is none of them."""
     shown = Predictor.load(model())
