@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from pipeline.inference import answers, inputs
 from pipeline.inference.inputs import Found, Item
-from pipeline.runtime import cluster, digests, files
+from pipeline.runtime import cluster, digests, edges, files
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
@@ -146,9 +146,12 @@ def work(part: dict[str, Any], job: list[Any], device: str) -> dict[str, Any]:
 
     `job`: a reference to the job in Ray's object store, in a list, since Ray would fetch a plain one for each part.
     """
-    known, predictor = _loaded(job[0], device)
-    counts = finished(known.work, part["part"]) or answer_part(known, predictor, part)
-    return {"part": part["part"], "kept": counts.kept, "rejected": counts.rejected}
+    try:
+        known, predictor = _loaded(job[0], device)
+        counts = finished(known.work, part["part"]) or answer_part(known, predictor, part)
+    except (OSError, ValueError) as error:  # what a user can mend; Ray Data would wrap it in pages
+        return {"part": part["part"], "kept": 0, "rejected": 0, "error": str(error)}
+    return {"part": part["part"], "kept": counts.kept, "rejected": counts.rejected, "error": ""}
 
 
 @functools.lru_cache(maxsize=1)
@@ -200,7 +203,7 @@ def _seen_here(item: Item) -> bytes:
 def _each(job: Job, missing: Sequence[dict[str, Any]], machine: Machine) -> Iterator[tuple[int, Counts]]:
     """Answers the missing parts on the cluster; yields each part's number and counts as it is done.
 
-    Raises what a worker raises; `TimeoutError` if no part is done in ten times the patience of machine.yaml.
+    Raises `OSError` with what a worker could not do; `TimeoutError` if no part is done in ten times the patience of machine.yaml.
     """
     import ray
     import ray.data
@@ -223,6 +226,8 @@ def _each(job: Job, missing: Sequence[dict[str, Any]], machine: Machine) -> Iter
         max_calls=0,
     )
     for row in _in_time(done, 10 * machine.patience):
+        if row["error"]:
+            raise OSError(f"{row['error']}. Finished parts are kept")
         yield int(row["part"]), Counts(int(row["kept"]), int(row["rejected"]))
 
 
@@ -254,11 +259,14 @@ def _in_time(rows: Any, limit: float) -> Iterator[dict[str, Any]]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error that a worker raised, without the layers that Ray Data puts around it."""
-    seen = error
-    while (inner := getattr(seen, "cause", None) or seen.__cause__) is not None:
-        seen = inner
-    return seen
+    """The error of a data set in plain words, if it came from outside: memory that ran out, or a node that was lost."""
+    from ray.exceptions import RayError, RayTaskError, UserCodeException
+
+    if killed := cluster.out_of_memory(str(error)):
+        return OSError("\n".join(killed))
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError | UserCodeException):  # those are bugs
+        return OSError(f"Ray ended the work: {edges.essential(str(error))}. Finished parts are kept: try again")
+    return error
 
 
 def _join(job: Job) -> None:

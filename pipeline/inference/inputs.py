@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import urllib3
+
 from alexnet.limits import MAX_BYTES
 from pipeline.archives.leftovers import is_leftover
-from pipeline.runtime import files, paths
+from pipeline.runtime import files, paths, redaction
 from pipeline.runtime.paths import AnyPath, S3Path
 
 STDIN = "-"
@@ -21,6 +23,9 @@ FETCHED = 2**26
 
 SECONDS = 60.0
 """Seconds in which the bytes behind an address have to arrive, once their server answers."""
+
+TRIES, PAUSE = 2, 1.0
+"""How often an address is asked, and the seconds between."""
 
 ADDRESSES = ("http://", "https://")
 
@@ -66,7 +71,7 @@ def find(words: Sequence[str]) -> Found:
     leftovers = folders = 0
     for word in words:
         if word == STDIN or word.startswith(ADDRESSES):
-            items.append(Item(readable(word), word, None))
+            items.append(Item(readable(redaction.redact(word)), word, None))
             continue
         path = paths.parse(word)
         if path.is_dir():
@@ -78,9 +83,7 @@ def find(words: Sequence[str]) -> Found:
         else:
             items.append(_item(path, files.size(path)))
     if not items:
-        raise ValueError(
-            f"no picture in {', '.join(words) or 'nothing'}: {leftovers} hidden or left-over files. Name pictures"
-        )
+        raise ValueError(f"no picture in {', '.join(words) or 'nothing'}, only {leftovers} hidden or left-over files")
     return Found(items, leftovers, folders)
 
 
@@ -113,35 +116,37 @@ def read(item: Item) -> bytes:
 
 
 def fetch(url: str) -> bytes:
-    """The bytes behind an address; `ValueError` or `OSError` if the server refuses, or they are too many or too slow."""
+    """The bytes behind an address; `ValueError` or `OSError` if the server refuses, or they are too many or too slow.
+
+    It is asked `TRIES` times, not for minutes as for an archive: somebody waits for the answer.
+    """
     import requests  # with what follows from it, half a second
 
     from pipeline.runtime import web
 
     url = web.mirrored(url)
-
-    def once() -> bytes:
-        with web.answered(session, url) as answer:
-            try:
-                return b"".join(_pieces(answer.raw, web.shown(url)))
-            except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
-                raise web.Failure(f"broke off ({type(error).__name__})") from None
-            except Exception as error:  # urllib3's, whose base class says nothing
-                if isinstance(error, ValueError | OSError):
-                    raise
-                raise web.Failure(f"broke off ({type(error).__name__})") from None
-
     with requests.Session() as session:
-        return web.patiently(url, once)
+        for left in reversed(range(TRIES)):
+            try:
+                with web.answered(session, url) as answer:
+                    return b"".join(_pieces(answer.raw))
+            except (web.Failure, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+                why = str(error) if isinstance(error, web.Failure) else f"broke off ({type(error).__name__})"
+                if not left:
+                    raise OSError(f"{why}, {TRIES} times") from None
+                time.sleep(PAUSE)
+            except ValueError as error:
+                raise ValueError(str(error).removeprefix(f"{web.shown(url)}: ")) from None
+    raise AssertionError("unreachable")
 
 
-def _pieces(raw: BinaryIO, shown: str) -> Iterator[bytes]:
+def _pieces(raw: BinaryIO) -> Iterator[bytes]:
     """The body of an answer, within the limits on its bytes and seconds."""
     end, count = time.monotonic() + SECONDS, 0
     while piece := raw.read(2**16):
         count += len(piece)
         if count > FETCHED:
-            raise ValueError(f"{shown}: answers with more than {FETCHED:,} bytes. Fetch the file, and give its path")
+            raise ValueError(f"answers with more than {FETCHED:,} bytes. Fetch the file, and give its path")
         if time.monotonic() > end:
-            raise ValueError(f"{shown}: {count:,} bytes came in {SECONDS:g} s, which is too slow. Fetch the file first")
+            raise ValueError(f"{count:,} bytes came in {SECONDS:g} s, which is too slow. Fetch the file first")
         yield piece

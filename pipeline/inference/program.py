@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import click
 
 from alexnet.names import shown
 from pipeline.inference import answers, inputs, networks
@@ -44,12 +47,15 @@ def predict(
 
     The code is 0 if each picture has an answer, else `REJECTED`. `json`: a file, or - for standard output, which then has
     nothing else. `parquet`: a file, on a disk or an object store; the pictures then go through Ray. `ValueError` or `OSError`
-    if the network or the files cannot be used.
+    if the network or the files cannot be used, `UsageError` for options that do not go together.
     """
     if top < 1:
         raise ValueError(f"--top has to be at least 1, is {top}")
     if parquet and (csv or json or explain or similar):
-        raise ValueError("--parquet is for any number of pictures, without --csv, --json, --explain and --similar")
+        raise click.UsageError(
+            "--parquet is for any number of pictures, without --csv, --json, --explain and --similar"
+        )
+    _check_places(csv, json, explain)
     machine = machines.read()
     found = inputs.find(words)
     network = networks.read(model, machine)
@@ -71,6 +77,13 @@ def predict(
         _write_json(json, answers.to_json(replies, about | {"passed_over": found.leftovers}))
     _sum_up(len(replies) - rejected, rejected, found.leftovers, quiet=json == STDIN)
     return REJECTED if rejected else 0
+
+
+def _check_places(csv: Path | None, json: str | None, explain: Path | None) -> None:
+    """`ValueError`, before any work, if a file that is asked for has no folder to be written to."""
+    for option, place in (("csv", csv), ("json", json), ("explain", explain)):
+        if place is not None and str(place) != STDIN and not (folder := Path(place).absolute().parent).is_dir():
+            raise ValueError(f"--{option}: {folder}: no such folder. Make it, or name another")
 
 
 def _explained(
@@ -136,7 +149,7 @@ def _table(found: Found, network: networks.Found, top: int, views: Any, parquet:
 
 def _sum_up(kept: int, rejected: int, leftovers: int, *, quiet: bool = False) -> None:
     """The last line, to stderr; left out for a single picture that has its answer."""
-    if quiet or (kept + rejected == 1 and not leftovers):
+    if quiet or os.environ.get("ALEXNET_QUIET") or (kept + rejected == 1 and not leftovers):
         return
     more = f", {leftovers:,} hidden or left-over files passed over" if leftovers else ""
     say(f"predict: {kept:,} pictures answered, {rejected:,} rejected{more}", to=sys.stderr)

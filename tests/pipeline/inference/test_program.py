@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -177,9 +178,25 @@ def test_standard_input_and_addresses_give_the_answer_of_the_file(
     pictures = json.loads(capsys.readouterr().out)["pictures"]
     assert pictures[0]["guesses"] == pictures[1]["guesses"] == pictures[2]["guesses"] != []
     assert f"answers with more than {len(data):,} bytes" in pictures[3]["reason"]
-    assert "answered 404" in pictures[4]["reason"]
+    assert pictures[4]["reason"].startswith("answered 404")
+    assert "secret" not in json.dumps(pictures)
     with pytest.raises(ValueError, match="- is there twice"):
         program.predict(["-", "-"])
+
+
+def test_an_address_that_does_not_answer_is_asked_twice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "PAUSE", 0.01)
+    with serving() as server:
+        server.files |= {"/a": File(data=b"a", status=503, failures=1), "/b": File(status=503)}
+        server.files["/c"] = File(data=bytes(1000), cut=lambda _: 10)
+        assert inputs.fetch(f"{server.url}/a") == b"a"
+        with pytest.raises(OSError, match=r"^answered 503 .*, 2 times"):
+            inputs.fetch(f"{server.url}/b")
+        with pytest.raises(OSError, match=r"^broke off \(.*\), 2 times"):
+            inputs.fetch(f"{server.url}/c")
+        url = server.url
+    with pytest.raises(inputs.Unreadable, match=r"^no answer \(ConnectionError\), 2 times"):
+        inputs.read(inputs.Item("a", f"{url}/a", None))
 
 
 def test_a_slow_server_is_given_up(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,9 +210,10 @@ def test_a_slow_server_is_given_up(here: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_cannot_be_asked_is_said_before_any_work(here: Path) -> None:
     (here / "empty").mkdir()
     for words, options, said in (
-        (["empty"], {}, "no picture in empty: 0 hidden or left-over files"),
+        (["empty"], {}, "no picture in empty, only 0 hidden or left-over files"),
         (["a"], {"top": 0}, "--top has to be at least 1, is 0"),
-        (["a"], {"parquet": "t.parquet", "similar": 3}, "--parquet is for any number of pictures, without"),
+        (["a"], {"csv": Path("gone/x.csv")}, "--csv: .*/gone: no such folder"),
+        (["a"], {"explain": Path("gone/why")}, "--explain: .*/gone: no such folder"),
         (["a"], {"parquet": "data"}, "data: is a folder. Name a file in it"),
         (["-"], {"parquet": "t.parquet"}, "- cannot be read by workers"),
         (
@@ -206,6 +224,8 @@ def test_what_cannot_be_asked_is_said_before_any_work(here: Path) -> None:
     ):
         with pytest.raises((ValueError, OSError), match=said):
             program.predict(words, **options)
+    with pytest.raises(click.UsageError, match="--parquet is for any number of pictures, without"):
+        program.predict(["a"], parquet="t.parquet", similar=3)
 
 
 def test_grad_cam_is_written_for_each_picture_that_has_an_answer(here: Path) -> None:
@@ -404,7 +424,11 @@ def test_a_row_that_ray_data_never_gives_is_waited_for_with_a_limit() -> None:
         next(rows)
 
 
-def test_a_worker_that_does_not_see_the_folder_says_where_pictures_have_to_lie(here: Path) -> None:
-    with pytest.raises(OSError, match=r"gone: not there on the node .* s3://bucket/folder"):
-        batch._seen_here(inputs.Item("a", here / "gone/a.png", 5))
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # of Ray Data's code
+def test_a_worker_that_does_not_see_the_folder_says_where_pictures_have_to_lie(here: Path, ray_session: None) -> None:
+    """The error of a worker is raised here as it was there."""
+    found = inputs.Found([inputs.Item("a", here / "gone/a.png", 5)], 0, 1)
+    with pytest.raises(OSError, match=r"^\S+/gone: not there on the node .* s3://bucket/folder"):
+        batch.write(found, model(), 1, 2, here / "t.parquet", Machine())
+    assert not (here / "t.parquet").exists()
     assert answers.rejected(answers.Answer("a\n", None, reason="r")) == r"a\n: rejected: r"
