@@ -175,7 +175,8 @@ def saliency(
 ) -> Figure:
     """Pictures, each beside a copy overlaid with its saliency map, brightest where the map is largest.
 
-    Under each copy stands the guess, in the colour of the true class if it is right; -1 means no guess.
+    Under each copy stands the guess, in the colour of the true class if it is right; -1 means no guess, and as a label that the
+    true class is not known.
     """
     across = min(4, max(1, len(pictures)))
     down = max(1, math.ceil(len(pictures) / across))
@@ -186,7 +187,8 @@ def saliency(
     for index, (picture, map_HW, guess) in enumerate(zip(pictures, maps_NHW, guesses, strict=True)):
         cell = grid[divmod(index, across)].subgridspec(1, 2, wspace=0.02)
         name = short[guess] if guess >= 0 else "no answer: NaN"
-        colour = PALE if guess < 0 else RIGHT if guess == labels[index] else WRONG
+        right = RIGHT if guess == labels[index] else INK if labels[index] < 0 else WRONG
+        colour = right if guess >= 0 else PALE
         _named(figure.add_subplot(cell[0]), picture, "", INK)
         _named(figure.add_subplot(cell[1]), _overlay(picture, map_HW), name, colour)
     return figure

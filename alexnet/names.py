@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 
 NAMELESS = "(no name)"
 
+NO_ANSWER = "none"
+"""In a table of answers, that there is none. `of_classes` gives no class this name."""
+
 
 def shown(text: str) -> str:
     """The text with every unprintable character escaped: line breaks, terminal control, bidi overrides and the like."""
@@ -30,6 +33,29 @@ def cut(text: str, most: int) -> str:
 def short(name: str, most: int) -> str:
     """The first of a class's comma-separated synonyms, cut to at most `most` characters."""
     return cut(name.split(",")[0] or name, most)
+
+
+def of_classes(classes: Sequence[tuple[str, str]]) -> list[str]:
+    """A distinct short name for each class, a pair of WordNet id and synonyms separated by commas.
+
+    It is the first synonym, followed by the WordNet id if two classes share that. `<` is replaced: DVC's plots put these names
+    into a script, which a `</script>` in a name would end.
+    """
+    first = [_unscripted(words.split(",")[0] or wnid) for wnid, words in classes]
+    counts = Counter([*first, NO_ANSWER])
+    taken = {word for word in counts if counts[word] == 1} | {NO_ANSWER}
+    unique = []
+    for label, (word, (wnid, _)) in enumerate(zip(first, classes, strict=True)):
+        name = f"{word} ({_unscripted(wnid)})" if counts[word] > 1 else word
+        while counts[word] > 1 and name in taken:  # another class's first synonym may look like "word (wnid)"
+            name += f" [{label}]"
+        taken.add(name)
+        unique.append(name)
+    return unique
+
+
+def _unscripted(name: str) -> str:
+    return name.replace("<", "‹")
 
 
 _NUMBERED = re.compile(r".* #[0-9]+", re.DOTALL)

@@ -37,7 +37,7 @@ from pipeline.evaluation.trained import METRICS, MODEL, OUT, check_labels, load,
 from pipeline.runtime import cluster, digests, files, machines, params, stage
 from pipeline.runtime.progress import Progress
 from pipeline.shards import artifacts, tables
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.tracking import runs
 
 VERSION = 1

@@ -27,7 +27,8 @@ from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards import tables
 from pipeline.shards.artifacts import MEAN, SHARDS, locate, prepared
-from pipeline.shards.tables import Manifest, Shard
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

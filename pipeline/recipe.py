@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import added, git, params
+from pipeline.runtime import added, params, revisions
 from pipeline.runtime.usage import RECIPES, names
-
-SITE = Path(".dvc/site")
 
 OPEN = "source."
 """Prefix of the keys that may be in a recipe but not in params.yaml, or the reverse: each source has its own keys."""
@@ -43,7 +41,7 @@ def _named(folder: Path, name: str) -> Path:
 
 def command(file: Path, wanted: Mapping[str, Any], name: str, *targets: str) -> list[str]:
     """The `dvc exp run --temp` that sets each key in which `wanted`, the contents of `file`, differs from params.yaml."""
-    keep_here()
+    revisions.keep_here()
     here = params.load(params.PARAMS)
     changes = differences(params.flat(here), params.flat(added.completed(wanted)), file)
     dvc = str(Path(sys.executable).with_name("dvc"))
@@ -69,18 +67,9 @@ def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) 
     ]
 
 
-def keep_here() -> None:
-    """Makes DVC keep its databases in this working copy: they contain pickles, and the default folder is world-writable.
-
-    The path is absolute, since DVC changes its folder for `exp run --temp`, and can therefore not be in .dvc/config.
-    """
-    if not os.environ.get("DVC_SITE_CACHE_DIR"):
-        os.environ["DVC_SITE_CACHE_DIR"] = str(SITE.absolute())
-
-
 def unused(name: str) -> str:
     """The name, followed by a number if an experiment with this name exists."""
-    taken = git.output("for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps").split()
+    taken = revisions.experiments()
     number = 1
     while (unused := name if number == 1 else f"{name}-{number}") in taken:
         number += 1

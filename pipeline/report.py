@@ -18,7 +18,7 @@ import base64
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +27,16 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet.names import cut, shown
+from alexnet.names import NO_ANSWER, cut, shown
 from pipeline.evaluation import choice
 from pipeline.evaluation.results import Results
-from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_model
+from pipeline.evaluation.trained import METRICS, MODEL, load, names, read_model
 from pipeline.evaluation.trained import OUT as EVALUATION
 from pipeline.runtime import digests, documents, files, machines, params
 from pipeline.runtime.paths import AnyPath
-from pipeline.shards import artifacts, duplicates, tables
+from pipeline.shards import artifacts, duplicates, lookup, tables
 from pipeline.shards.census import Census, ranked
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.tracking import description, runs
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def draw(
     folder = artifacts.locate(manifest, machine)
     rows = random_rows("predictions.parquet", section.pictures, section.seed, 0)
     if rows:
-        tested = fetch([row["id"] for row in rows], split, manifest, folder)
+        tested = lookup.fetch([row["id"] for row in rows], split, manifest, folder)
         pictures = _stack([tested[row["id"]][0] for row in rows])
         probabilities_NK, labels = np.array([row["probabilities"] for row in rows]), [row["label"] for row in rows]
         pngs["guesses"] = figures.guesses(pictures, labels, probabilities_NK, classes)
@@ -181,43 +181,14 @@ def _neighbours(
 ) -> bytes:
     from alexnet import figures
 
-    queries = fetch([row["id"] for row in rows], split, manifest, folder)
-    trained = fetch({name for row in rows for name in row["nearest"]}, "train", manifest, folder)
+    queries = lookup.fetch([row["id"] for row in rows], split, manifest, folder)
+    trained = lookup.fetch({name for row in rows for name in row["nearest"]}, "train", manifest, folder)
     return figures.neighbours(
         _stack([queries[row["id"]][0] for row in rows]),
         [_stack([trained[name][0] for name in row["nearest"]]) for row in rows],
         [classes[queries[row["id"]][1]] for row in rows],
         [[classes[trained[name][1]] for name in row["nearest"]] for row in rows],
     )
-
-
-def fetch(
-    ids: Iterable[str], split: str, manifest: Manifest, folder: AnyPath
-) -> dict[str, tuple[NDArray[np.uint8], int]]:
-    """Pictures, uint8 H×W×3, and their labels, by id; `ValueError` if an id is not in the shards."""
-    from alexnet.pictures import decode
-
-    wanted, pictures = set(ids), {}
-    for shard in manifest.shards[split]:
-        file, first = folder / shard.file, 0
-        # ids first, for all row groups: pictures are most of the bytes, and few of them are wanted
-        shard_ids = tables.read(file, ["id"], "resize")["id"].to_pylist()
-        row_of = {name: row for row, name in enumerate(shard_ids) if name in wanted}
-        if not row_of:
-            continue
-        digests.compare(file, shard.sha256, "resize")
-        for group in tables.groups(file, ["image", "label"], "resize"):
-            for name, row in row_of.items():
-                if first <= row < first + group.num_rows:
-                    picture = decode(group["image"][row - first].as_py()["bytes"])
-                    pictures[name] = (picture.permute(1, 2, 0).numpy(), group["label"][row - first].as_py())
-            first += group.num_rows
-    if wanted - pictures.keys():
-        raise ValueError(
-            f"{folder}: no picture {min(wanted - pictures.keys())} in {split}, but data/evaluation names it. "
-            "Run: dvc repro --force --single-item evaluate"
-        )
-    return pictures
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
@@ -263,9 +234,9 @@ def confusion(file: Path, classes: Sequence[str]) -> NDArray[np.int64]:
     matrix_KK = np.zeros((len(classes), len(classes)), np.int64)
     for row in documents.rows(digests.read(file, "evaluate"), {"actual": str, "predicted": str}, file, "evaluate"):
         actual, predicted = row["actual"], row["predicted"]
-        if unknown := {actual, predicted} - label_of.keys() - {NONE}:
+        if unknown := {actual, predicted} - label_of.keys() - {NO_ANSWER}:
             raise ValueError(f"{file}: data/shards has no class '{min(unknown)}'. {digests.again('evaluate')}")
-        if predicted != NONE:
+        if predicted != NO_ANSWER:
             matrix_KK[label_of[actual], label_of[predicted]] += 1
     return matrix_KK
 

@@ -27,12 +27,13 @@ import importlib.metadata
 import itertools
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alexnet.preparation import Preparation
 from pipeline.archives.reader import in_archive_order
 from pipeline.runtime import cluster, digests, files, machines, params, stage
 from pipeline.runtime.machines import Machine
@@ -43,11 +44,9 @@ from pipeline.shards import duplicates, tables
 from pipeline.shards.artifacts import SHARDS, elsewhere, prepared, stored
 from pipeline.shards.census import Census
 from pipeline.shards.index import INDEX, Index, check_store, read_index
-from pipeline.shards.rejected import DAMAGED, MEGAPIXELS, check_rejected, first_of
-from pipeline.shards.tables import MANIFEST, MOST_PIXELS, SPLITS, Manifest, Shard
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.shards.manifest import MANIFEST, Manifest
+from pipeline.shards.rejected import check_rejected, first_of
+from pipeline.shards.tables import SPLITS, Shard
 
 VERSION = 1
 """Increase this when a change of code changes a shard's bytes: shards of older code in work/ are then not reused."""
@@ -59,19 +58,9 @@ RAW_GROUP = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Resize:
-    """params.yaml, `resize:` (§2)."""
+class Resize(Preparation):
+    """params.yaml, `resize:` (§2): the preparation of each picture, and the order and division of all."""
 
-    side: int
-    """Side of the stored square in pixels. The paper: 256."""
-    fit: Literal["crop", "warp"]
-    """crop: the central square, as in the paper. warp: the whole picture, stretched to a square, as Caffe's users did."""
-    filter: Literal["bilinear", "bicubic", "area"]
-    """The resampling filter; bilinear and bicubic are antialiased. area, cuda-convnet2's: means of the covered pixels, or
-    bicubic where a picture is enlarged. The paper does not say."""
-    quality: Literal["raw"] | int
-    """JPEG quality of the stored pictures, 1 to 100; raw: uncompressed pixels, six times as large and six times as fast to
-    decode. cuda-convnet2: 95."""
     shuffle_seed: int
     """Seed of the random order in which the pictures are stored."""
     images_per_shard: int
@@ -79,28 +68,15 @@ class Resize:
     the worker's memory."""
     max_rejected: float
     """The largest fraction (0 to 1) of the indexed pictures that may be rejected; above it the stage fails."""
-    max_megapixels: float
-    """Pictures of more million pixels are rejected. Each is decoded within 1 GiB (alexnet/limits.py), whatever stands here:
-    a JPEG has room for 250 megapixels if it is not progressive, and for 100 if it is; a PNG for 130, a WEBP for 40."""
-    damaged: Literal["keep", "reject"]
-    """What becomes of a grey or coloured JPEG that the decoder warns about: its coded data are damaged, such as by zeros in
-    the middle of the file, and what lies behind may be noise. keep: stored as decoded, and counted. reject: rejected."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.side <= MOST_PIXELS:
-            raise ValueError(f"side has to be 1 to {MOST_PIXELS} pixels, is {self.side}")
-        if self.fit == "warp" and self.filter == "area":
-            raise ValueError("filter cannot be 'area' where fit is 'warp': it merges squares")
-        if self.quality != "raw" and not 1 <= self.quality <= 100:
-            raise ValueError(f"quality has to be 1 to 100, or raw, is {self.quality}")
+        Preparation.__post_init__(self)  # a dataclass with slots is another class than `super()` sees
         if not 0 <= self.shuffle_seed < 2**63:
             raise ValueError(f"shuffle_seed has to be 0 or more, below 2^63, is {self.shuffle_seed}")
         if self.images_per_shard < 1:
             raise ValueError(f"images_per_shard has to be at least 1, is {self.images_per_shard}")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected has to be a fraction, 0 to 1, is {self.max_rejected}")
-        if not self.max_megapixels > 0:
-            raise ValueError(f"max_megapixels has to be above 0, is {self.max_megapixels}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,8 +237,7 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, 
     """Decodes and resizes a shard's pictures: rows of `tables.IMAGES` in the task's order, rejected and damaged rows, census."""
     import torch
 
-    from alexnet.dataset import resize
-    from alexnet.pictures import Undecodable, describe, encode
+    from alexnet.pictures import Undecodable, describe
 
     torch.set_num_threads(1)  # the tasks run in parallel, one on each core
     rows = task.rows.to_pylist()
@@ -274,7 +249,7 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, 
     for number, data in in_archive_order(rows, task.store):
         row = rows[number]
         try:
-            picture_CHW, warning = accept(data, task.section)
+            picture_CHW, warning = task.section.accept(data)
         except Undecodable as error:
             reasons[number] = str(error)
             census.reject(reasons[number])
@@ -283,9 +258,8 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, 
             warnings[number] = warning
         _, height, width = picture_CHW.shape
         census.keep(*describe(data), len(data), width, height, task.section.side, damaged=bool(warning))
-        small_CHW = resize(picture_CHW, task.section.side, task.section.filter, task.section.fit)
         pictures[number] = {
-            "image": {"bytes": encode(small_CHW, task.section.quality), "path": f"{row['id']}.{ending}"},
+            "image": {"bytes": task.section.store(picture_CHW), "path": f"{row['id']}.{ending}"},
             "label": row["label"],
             "wnid": row["wnid"],
             "id": row["id"],
@@ -299,19 +273,6 @@ def convert(task: Task) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, 
         [{**rows[number], "reason": why[number]} for number in sorted(why)] for why in (reasons, warnings)
     )
     return kept, rejected, damaged, census
-
-
-def accept(data: bytes, section: Resize) -> tuple[Tensor, str]:
-    """Decodes a picture, uint8 3×H×W, and the decoder's warning or "". `Undecodable` if the section rejects it, with the key."""
-    from alexnet.pictures import TooManyPixels, Undecodable, decode_with_warning
-
-    try:
-        picture_CHW, warning = decode_with_warning(data, int(1e6 * section.max_megapixels))
-    except TooManyPixels as error:
-        raise Undecodable(f"{error} ({MEGAPIXELS}: {section.max_megapixels:g})") from None
-    if warning and section.damaged == "reject":
-        raise Undecodable(f"damaged: {warning} ({DAMAGED}: reject)")
-    return picture_CHW, warning
 
 
 def publish(
@@ -330,6 +291,7 @@ def publish(
         indexed=index.rows.num_rows,
         rejected=sum(len(made.rejected) for made in done.values()),
         drawn=index.drawn,
+        preparation=Preparation(**section.plain),
     )
     kept = sum(made.shard.rows for made in done.values())
     census = sum((made.census for made in done.values()), Census())

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import recipe
 from pipeline.doctor import preflight
-from pipeline.runtime import added, durations, git, guard, params
+from pipeline.runtime import added, durations, git, guard, params, revisions
 from pipeline.runtime.printing import say
 from pipeline.runtime.progress import clock
 
@@ -45,7 +45,7 @@ class Step:
 def run(recipe_name: str | None, source: str | None, changes: Sequence[str], dry: bool) -> None:
     """Says what will run, and runs it unless `dry`; the exit code is DVC's."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    recipe.keep_here()
+    revisions.keep_here()
     changed = recipe_name or source or changes
     raise SystemExit(_in_a_copy(recipe_name, source, changes, dry) if changed else _here(dry))
 

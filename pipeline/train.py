@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before the slow imports
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -30,7 +31,7 @@ from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts
 from pipeline.shards.batches import held_out
 from pipeline.tracking import runs
-from pipeline.training import checkpoints, history, initial, run_folder, worker
+from pipeline.training import checkpoints, history, initial, looks, run_folder, worker
 from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.run_folder import say
 from pipeline.training.spec import Start, TrainingSpec
@@ -47,7 +48,7 @@ def run() -> None:
     spec = read_spec(machine)
     folder = machines.runs(machine) / spec.fingerprint
     with run_folder.locked(folder, limit=3 * machine.patience):
-        finished = run_folder.reusable(folder)
+        finished = run_folder.reusable(folder, spec, lambda: _looks(spec, machine))
         last = None if finished else checkpoints.newest_whole_checkpoint(folder, spec.fingerprint, say)
         reached = (finished.code, "its end") if finished else (last.code, f"step {last.step}") if last else None
         policy = machine.other_code
@@ -101,7 +102,11 @@ def fit(spec: TrainingSpec, machine: Machine, folder: Path, record: runs.Run, la
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.clear(folder)
         last = _launch(spec, machine, folder, record, last, placement)
-    run_folder.finish(checkpoints.read(last.folder), spec, folder)
+    run_folder.finish(checkpoints.read(last.folder), spec, folder, _looks(spec, machine))
+
+
+def _looks(spec: TrainingSpec, machine: Machine) -> dict[str, Any] | None:
+    return looks.of_training(spec.manifest, artifacts.locate(spec.manifest, machine))
 
 
 def _launch(

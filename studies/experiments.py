@@ -15,7 +15,7 @@ from typing import Any
 import dvc.api
 
 from pipeline import recipe
-from pipeline.runtime import params
+from pipeline.runtime import params, revisions
 from pipeline.runtime.printing import say
 from studies import rows
 from studies.rows import Result
@@ -40,7 +40,7 @@ def check_cache() -> None:
 
     `dvc exp run STAGE` needs them all, but fails only at its end, when the training is done.
     """
-    recipe.keep_here()
+    revisions.keep_here()
     asked = subprocess.run(["dvc", "cache", "dir"], check=True, capture_output=True, text=True)
     cache = Path(asked.stdout.strip()) / "files/md5"
     for name, made in params.load(Path("dvc.lock"))["stages"].items():
@@ -66,7 +66,7 @@ def experiment(study: Study, run: Run) -> Result:
 
 def result(study: Study, name: str, minutes: float) -> Result:
     """Reads the measurements of a finished experiment. `minutes`: how long it took."""
-    recipe.keep_here()
+    revisions.keep_here()
     read = functools.partial(dvc.api.read, rev=name)
     steps, epochs = (
         list(csv.DictReader(io.StringIO(read(f"data/history/{curve}.csv")))) for curve in ("steps", "epochs")

@@ -33,7 +33,7 @@ from pipeline.runtime import machines, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.printing import say
 from pipeline.shards.batches import Batch, Order, Pictures, batches
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.training import initial
 from pipeline.training.spec import Start, TrainingSpec
 from pipeline.training.trainer import Trainer

@@ -18,12 +18,11 @@ from pathlib import Path
 from dvc.config import Config
 from ruamel.yaml import YAML
 
-from pipeline import recipe
-from pipeline.runtime import files, machines, stage
+from pipeline.runtime import files, machines, revisions, stage
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.printing import say
 from pipeline.shards import artifacts
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from studies.study import Study
 
 WORKSPACES = stage.WORK / "studies"
@@ -46,7 +45,7 @@ def prepare(study: Study) -> Prepared:
     """Makes the shards and the mean of the study's base with DVC, if needed; `ValueError` if DVC fails."""
     folder = (WORKSPACES / study.name).absolute()
     settings = fill(folder, study.base)
-    recipe.keep_here()
+    revisions.keep_here()
     outer = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     say(f"studies: the pictures of {study.base}, in {folder}: dvc repro mean")

@@ -176,7 +176,7 @@ def _manifests(folder: Path) -> list[bytes]:
 
 
 def _manifest(data: bytes, whole: bytes, folder: Path) -> object:
-    from pipeline.shards.tables import Manifest
+    from pipeline.shards.manifest import Manifest
 
     _sealed(folder / "manifest.json", whole).write_bytes(data)
     return Manifest.read(folder).to_json()

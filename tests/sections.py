@@ -3,6 +3,7 @@
 from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning
 from alexnet.network import Model
+from alexnet.preparation import Preparation
 from pipeline.resize import Resize
 
 PAPER = Model(
@@ -35,6 +36,8 @@ RESIZE = Resize(
     max_megapixels=200.0,
     damaged="keep",
 )
+
+PREPARATION = Preparation(**RESIZE.plain)
 
 AUGMENTATION = Augmentation(
     patches="random", chunk=1, reflections=True, mean="centre", colour="deviations", colour_std=0.1, colour_epochs=9

@@ -15,7 +15,7 @@ from alexnet.pictures import decode
 from pipeline import recipe
 from pipeline.runtime import params
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from tests.pipeline import layouts
 from tests.test_workflow import Copy
 

@@ -21,8 +21,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from pipeline import ensemble, recipe
-from pipeline.recipe import SITE
+from pipeline import recipe
+from pipeline.runtime import revisions
+from pipeline.runtime.revisions import SITE
 from studies import experiments, workspace
 
 ROOT = Path(__file__).parents[1]
@@ -364,14 +365,14 @@ def test_what_runs_dvc_here_says_where_its_pickles_lie_without_make(tmp_path: Pa
     for words in (["dvc", "status"], [sys.executable, "-c", READ, "HEAD"]):
         with pytest.raises(AssertionError, match="of /var/tmp/dvc"):
             copy.run(*words)
-    say = "from pipeline import recipe; recipe.keep_here()\n"
+    say = "from pipeline.runtime import revisions; revisions.keep_here()\n"
     copy.run(sys.executable, "-c", say + "import subprocess; subprocess.run(['dvc', 'repro'], check=True)")
     copy.commit()
     assert copy.run(sys.executable, "-c", say + READ, "HEAD").strip() == "1"
     assert copy.databases()
 
 
-@pytest.mark.parametrize("module", [experiments, workspace, ensemble, recipe])
+@pytest.mark.parametrize("module", [experiments, workspace, revisions, recipe])
 def test_every_module_that_runs_or_reads_dvc_says_where_first(module: ModuleType) -> None:
     text = inspect.getsource(module)
     uses = re.findall(r"dvc\.api\.(?:open|read)\b|\[\"dvc\", |return \[dvc", text)

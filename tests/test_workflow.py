@@ -24,7 +24,7 @@ from alexnet.network import Model
 from pipeline.runtime import access, params
 from pipeline.runtime.machines import Machine
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.training import initial
 from pipeline.training.spec import Start
 

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from pipeline.runtime import digests
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from tests.pipeline.miniature import prepared
 from tests.writers import differences
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from alexnet import errors
 from alexnet.errors import Count, per_class, summary
+from alexnet.names import NO_ANSWER
 from pipeline.evaluation import neighbours, vectors
 from pipeline.evaluation.results import Results
-from pipeline.evaluation.trained import NONE, names
+from pipeline.evaluation.trained import names
 from pipeline.runtime import documents
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 
 
 def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results, folder: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def summarize(parts: dict[str, list[Path]], manifest: Manifest, section: Results
     )
     errors = [[label, words[label], _text(one.error)] for label, one in enumerate(counts.by_class()[0])]
     documents.write_rows(folder / "errors.csv", ["label", "class", "top1_error"], errors)
-    answers = [[words[label], words[guess] if guess >= 0 else NONE] for label, guess in counts.answers]
+    answers = [[words[label], words[guess] if guess >= 0 else NO_ANSWER] for label, guess in counts.answers]
     documents.write_rows(folder / "confusion.csv", ["actual", "predicted"], answers)
     return {
         "images": counts.images,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet.names import of_classes
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Synset
 
 if TYPE_CHECKING:
     from alexnet.network import Network
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 MODEL = Path("data/model.pt")
 OUT = Path("data/evaluation")
 METRICS = Path("metrics.json")
-
-NONE = "none"
-"""In confusion.csv, no answer. `names` gives no class this name."""
 
 
 def read_model(file: Path) -> bytes:
@@ -71,22 +69,5 @@ def check_labels(manifest: Manifest, split: str, folder: AnyPath) -> None:
 
 
 def names(classes: Sequence[Synset]) -> list[str]:
-    """A distinct short name per class: its first synonym, followed by the WordNet id if two classes share that.
-
-    `<` is replaced: DVC's plots put these names into a script, which a `</script>` in a name would end.
-    """
-    first = [_unscripted(synset.words.split(",")[0] or synset.wnid) for synset in classes]
-    counts = Counter([*first, NONE])
-    taken = {word for word in counts if counts[word] == 1} | {NONE}
-    unique = []
-    for label, (word, synset) in enumerate(zip(first, classes, strict=True)):
-        name = f"{word} ({_unscripted(synset.wnid)})" if counts[word] > 1 else word
-        while counts[word] > 1 and name in taken:  # another class's first synonym may look like "word (wnid)"
-            name += f" [{label}]"
-        taken.add(name)
-        unique.append(name)
-    return unique
-
-
-def _unscripted(name: str) -> str:
-    return name.replace("<", "‹")
+    """A distinct short name per class, as `alexnet.names.of_classes` gives it."""
+    return of_classes([(synset.wnid, synset.words) for synset in classes])

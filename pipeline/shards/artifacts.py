@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.runtime import digests, files, params, paths
 from pipeline.runtime.machines import Machine, shared
 from pipeline.runtime.paths import AnyPath
-from pipeline.shards.tables import MANIFEST, Manifest
+from pipeline.shards.manifest import MANIFEST, Manifest
 
 SHARDS = Path("data/shards")
 MEAN = Path("data/mean.npz")

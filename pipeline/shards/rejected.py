@@ -7,10 +7,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from alexnet.preparation import BY_PARAMETER
 from pipeline.shards.index import Index
-
-MEGAPIXELS, DAMAGED = BY_PARAMETER = ("resize.max_megapixels", "resize.damaged")
-"""Keys of params.yaml that reject pictures which could be decoded; the reasons name them."""
 
 
 def check_rejected(rejected: list[dict[str, Any]], index: Index, share: float) -> None:

@@ -5,11 +5,8 @@ Between two stages stands one of these tables. The writer checks the promises, s
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
 import json
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,18 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.runtime import digests, documents, files
+from pipeline.runtime import digests, files
 from pipeline.runtime.paths import AnyPath
 
 SPLITS = ("train", "val", "test")
-
-MANIFEST = "manifest.json"
-
-MOST_PIXELS = 4096
-"""Largest side of a stored picture, in pixels."""
-
-_NAME = re.compile(r"[\w-][\w.-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 INDEX = pa.schema(
     {
@@ -92,68 +81,6 @@ class Shard:
     rows: int
     bytes: int
     sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """`data/shards/manifest.json`, the contents of the shards. Its digest identifies the pictures in all later stages."""
-
-    side: int
-    """Side of the stored pictures, in pixels."""
-    classes: tuple[Synset, ...]
-    shards: dict[str, tuple[Shard, ...]]
-    """Split → its shards, in order."""
-    indexed: int
-    """Pictures in the index."""
-    rejected: int
-    """Pictures of the index that were rejected."""
-    drawn: bool
-    """Whether the pictures were drawn by a program rather than photographed."""
-
-    def rows(self, split: str) -> int:
-        """Number of pictures in the split."""
-        return sum(shard.rows for shard in self.shards[split])
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the manifest's text, in hexadecimal."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """The manifest as JSON text; equal manifests give equal text."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
-
-    @classmethod
-    def read(cls, folder: AnyPath) -> Manifest:
-        """Reads `folder/manifest.json`. `ValueError` or `OSError`, with the command to run, if it is not as `resize` wrote it."""
-        file = folder / MANIFEST
-        found = documents.parse(digests.read(file, "resize"), cls, file, "resize")
-        if broken := next(found._broken(), ""):
-            raise ValueError(f"{file}: {broken}. {digests.again('resize')}")
-        return found
-
-    def _broken(self) -> Iterator[str]:
-        """Yields the promises that the manifest breaks."""
-        shards = [shard for part in self.shards.values() for shard in part]
-        wnids = [synset.wnid for synset in self.classes]
-        if not 1 <= self.side <= MOST_PIXELS:
-            yield f"side: has to be 1 to {MOST_PIXELS}, is {self.side}"
-        if not {"train", "val"} <= self.shards.keys() <= set(SPLITS):
-            yield f"shards: has to have train and val, and may have test, has {', '.join(self.shards) or 'none'}"
-        if wnids != sorted(set(wnids)):
-            yield "classes: have to be in the order of their WordNet ids, each once"
-        if len({shard.file for shard in shards}) < len(shards):
-            yield "shards: names a file twice"
-        for shard in shards:
-            if not _NAME.fullmatch(shard.file):
-                yield f"shards: '{shard.file}' is not a file name"
-            if not _SHA256.fullmatch(shard.sha256):
-                yield f"shards: {shard.file}: sha256: '{shard.sha256}' is not a sha256"
-            if not 0 <= shard.rows < 2**63 or not 0 <= shard.bytes < 2**63:
-                yield f"shards: {shard.file}: has {shard.rows} rows and {shard.bytes} bytes"
-        rows = sum(shard.rows for shard in shards)
-        if self.rejected < 0 or rows + self.rejected != self.indexed:
-            yield f"indexed: {self.indexed}, but {rows} are in shards, and {self.rejected} rejected"
 
 
 def with_classes(schema: pa.Schema, classes: Iterable[Synset]) -> pa.Schema:

@@ -19,6 +19,9 @@ SERVER = re.compile(r"(?P<host>\w[\w.-]*|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5}
 HOST = re.compile(r"localhost|[\w-]+(\.[\w-]+)+")
 """A host's name or number without its port; a file may have such a name, too."""
 
+OF_MODELS = ("models:/", "runs:/")
+"""How MLflow's own names of models begin."""
+
 DATABASE = (".db", ".sqlite", ".sqlite3")
 
 ADVICE = "Give a server's address (http://host:5000) or a database (sqlite:////path/mlflow.db)"

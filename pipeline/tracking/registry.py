@@ -19,6 +19,7 @@ import mlflow.pytorch
 import numpy as np
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
@@ -121,6 +122,34 @@ def _served(client: MlflowClient, run_id: str, tags: dict[str, str]) -> str | No
     words = f"source_run_id = '{run_id}' AND tags.weights = '{tags['weights']}' AND status = 'READY'"
     models = client.search_logged_models([experiment], filter_string=words, max_results=1)
     return str(models[0].model_uri) if models else None
+
+
+def of_run(client: MlflowClient, name: str) -> str:
+    """The URI of the network that a run logged last. `name`: the run's id, its fingerprint or its name; the latest run counts.
+
+    `ValueError` if there is no such run, with the names of the latest ones, or if it logged no network.
+    """
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    quote = '"' if "'" in name else "'"
+    keys = () if '"' in name else ("attributes.run_id", "tags.fingerprint", "attributes.run_name")
+    order = ["attributes.start_time DESC"]
+    runs = [
+        run
+        for key in keys
+        for run in client.search_runs(experiments, f"{key} = {quote}{name}{quote}", max_results=20, order_by=order)
+    ]
+    for run in runs:
+        # MLflow's database finds no model by the word of its status, which it stores as a number
+        words, newest = f"source_run_id = '{run.info.run_id}'", [{"field_name": "creation_time", "ascending": False}]
+        models = client.search_logged_models([run.info.experiment_id], words, order_by=newest)
+        if ready := next((model for model in models if model.status == LoggedModelStatus.READY), None):
+            return str(ready.model_uri)
+    if runs:
+        raise ValueError(f"the run {runs[0].info.run_name} ({runs[0].info.run_id}) has no network: `evaluate` adds it")
+    latest = [str(run.info.run_name) for run in client.search_runs(experiments, max_results=3, order_by=order)]
+    raise ValueError(
+        f"no run has the id, the fingerprint or the name '{name}'; the latest: {', '.join(latest) or 'none'}"
+    )
 
 
 def fetch(model: str, folder: Path) -> Path | None:

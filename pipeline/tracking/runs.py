@@ -215,9 +215,10 @@ def journals(machine: Machine) -> Path:
 
 
 def weights(machine: Machine, model: str) -> bytes:
-    """The model.pt of an MLflow model: models:/name@alias, models:/name/3, models:/m-… or runs:/…/model.
+    """The model.pt of an MLflow model: models:/name@alias, models:/name/3, models:/m-… or runs:/…/model; or of a run.
 
-    Raises `OSError` if there is none, or the tracking server does not answer.
+    A run is named by its id, its fingerprint or its name. Raises `OSError` or `ValueError` if there is none, or the tracking
+    server does not answer.
     """
     uri = address(machine)
     with (

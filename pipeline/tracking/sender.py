@@ -23,7 +23,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from pipeline.runtime import redaction
-from pipeline.tracking import begin, database, journal
+from pipeline.tracking import addresses, begin, database, journal
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.description import Wanted
 from pipeline.tracking.journal import Journal, Reader, Record
@@ -200,12 +200,13 @@ class Program:
                 time.sleep(PAUSE)
 
     def _weights(self, uri: str, public: str, model: str, folder: str) -> str:
-        """Downloads the model.pt of an MLflow model to `folder`, and returns its path."""
+        """Downloads the model.pt of an MLflow model, or of a run's, to `folder`, and returns its path."""
         from pipeline.tracking import registry  # it imports torch
 
         with _named_errors(public):
-            _client(uri)
-            file = registry.fetch(model, Path(folder))
+            client = _client(uri)
+            address = model if model.startswith(addresses.OF_MODELS) else registry.of_run(client, model)
+            file = registry.fetch(address, Path(folder))
         if file is None:
             raise OSError(f"MLflow at {public}: {model} has no model.pt, as `evaluate` adds it. Give the file itself")
         return str(file)

@@ -24,8 +24,8 @@ from pipeline.runtime.machines import Machine
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.progress import Progress
 from pipeline.shards.batches import Order, Pictures, batches, held_out
-from pipeline.shards.tables import Manifest
-from pipeline.tracking import runs
+from pipeline.shards.manifest import Manifest
+from pipeline.tracking import addresses, runs
 from pipeline.training import checkpoints, foreign, naming
 from pipeline.training.spec import FirstWeights, Start, TrainingSpec
 
@@ -95,7 +95,7 @@ class Source:
 
 def _file(network: str, machine: Machine) -> tuple[str, bytes]:
     """The name and the bytes of the file that `start.network` names. `OSError` or `ValueError` if it cannot be read."""
-    if network.startswith(("models:/", "runs:/")):
+    if network.startswith(addresses.OF_MODELS):
         return network, runs.weights(machine, network)
     if "://" in network:
         raise ValueError(f"params.yaml: start.network: {network}: is an address. Fetch the file, and write its path")

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from alexnet.augmentation import mean_to_subtract
 from alexnet.build import build, save
 from pipeline.runtime import digests, files, machines, params, stage, waiting
-from pipeline.training import history
+from pipeline.training import checkpoints, history
 from pipeline.training.spec import TrainingSpec
 
 MODEL = Path("data/model.pt")
@@ -29,6 +29,10 @@ HISTORY = Path("data/history")
 
 RESULTS = ("model.pt", *history.TABLES)
 """The files of a finished run."""
+
+
+Looks = Callable[[], dict[str, Any] | None]
+"""Measures the training pictures' appearance, which takes seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,13 +82,15 @@ def locked(folder: Path, limit: float) -> Iterator[None]:
         yield
 
 
-def reusable(folder: Path) -> Finished | None:
+def reusable(folder: Path, spec: TrainingSpec, looks: Looks) -> Finished | None:
     """The finished run in the folder if its results can be used; None if the run has to be trained.
 
     A run whose results were already delivered to this working copy is removed: when DVC runs the stage again, the results
-    are to be made anew.
+    are to be made anew. The model.pt of older code, which lacks facts, is first written anew from the last checkpoint.
     """
     run = read_finished(folder)
+    if run is not None and not _has_all_facts(folder / "model.pt"):
+        return _with_all_facts(folder, spec, looks)
     if run is not None and is_delivered(folder, run):
         print(f"train: {folder} was finished and had its results here; it is removed, and made anew")
         shutil.rmtree(folder)
@@ -92,8 +98,28 @@ def reusable(folder: Path) -> Finished | None:
     return run
 
 
-def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
-    """Writes the model and the history from the last checkpoint's contents, and finally finished.json."""
+def _has_all_facts(model: Path) -> bool:
+    facts: dict[str, Any] = torch.load(model, weights_only=True, mmap=True)["facts"]  # without the tensors
+    return {"preparation", "appearance"} <= facts.keys()
+
+
+def _with_all_facts(folder: Path, spec: TrainingSpec, looks: Looks) -> Finished | None:
+    """The finished run after its results were written anew from its last checkpoint; None if that is gone, or not the end."""
+    last = checkpoints.newest_whole_checkpoint(folder, spec.fingerprint, say)
+    if last is None or last.epoch < spec.learning.epochs:
+        return None
+    say(
+        f"{folder}/model.pt does not say how pictures are prepared, or look; it is written anew from the last checkpoint"
+    )
+    finish(checkpoints.read(last.folder), spec, folder, looks())
+    return read_finished(folder)
+
+
+def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path, appearance: dict[str, Any] | None) -> None:
+    """Writes the model and the history from the last checkpoint's contents, and finally finished.json.
+
+    `appearance`: that of the training pictures, as `looks.of_training` gives it.
+    """
     network = build(spec.model, len(spec.manifest.classes))
     network.load_state_dict(contents["weights"])
     with files.atomic(folder / "model.pt") as made, made.open("wb") as handle:
@@ -106,6 +132,8 @@ def finish(contents: dict[str, Any], spec: TrainingSpec, folder: Path) -> None:
             manifest=spec.manifest.digest,
             mean=mean_to_subtract(torch.from_numpy(spec.mean.image_CHW), spec.augmentation),
             mean_kind=spec.augmentation.mean,
+            preparation=spec.manifest.preparation.plain,
+            appearance=appearance,
         )
     for name in history.TABLES:
         history.write(contents["progress"][name.removesuffix(".csv")], folder / name)

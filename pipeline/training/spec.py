@@ -14,7 +14,7 @@ from alexnet.augmentation import Augmentation
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

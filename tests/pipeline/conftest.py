@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.evaluation import scores
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from tests.pipeline.noise import RESULTS, parts, world
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from alexnet.dataset import Mean, Sums
 from alexnet.pictures import decode
 from pipeline.runtime import digests
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest, Shard, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard, Synset
+from tests.sections import PREPARATION
 
 
 def jpeg(number: int, side: int) -> bytes:
@@ -65,6 +68,7 @@ def prepared(folder: Path, train: int, val: int, classes: int, side: int = 256) 
         indexed=train + val,
         rejected=0,
         drawn=True,
+        preparation=dataclasses.replace(PREPARATION, side=side),
     )
     (shards / "manifest.json").write_text(manifest.to_json())
     digests.seal(shards)

@@ -20,8 +20,9 @@ from pipeline.evaluation import forward, trained
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest, Shard, Synset
-from tests.sections import PAPER
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard, Synset
+from tests.sections import PAPER, PREPARATION
 
 WORDS = (r"$\frac{$", "none", "<script>alert(1)</script>", "=1\r", "猫", "\x1b[2J", "class")
 
@@ -71,7 +72,9 @@ def world(folder: Path) -> Manifest:
             done.append(Shard(file=name, rows=size, bytes=file.stat().st_size, sha256=digest))
         made[split] = tuple(done)
     indexed = sum(map(sum, SIZES.values())) + 1
-    manifest = Manifest(side=256, classes=CLASSES, shards=made, indexed=indexed, rejected=1, drawn=True)
+    manifest = Manifest(
+        side=256, classes=CLASSES, shards=made, indexed=indexed, rejected=1, drawn=True, preparation=PREPARATION
+    )
     (folder / "data/shards/manifest.json").write_text(manifest.to_json())
     lost = dict.fromkeys(("id", "split", "wnid", "archive"), "x") | {"label": 0, "offset": 0, "length": 1}
     reasons = {"rejected": "<b>cut short</b>", "damaged": "<i>bad code</i>", "duplicates": "the same as <u>y</u>"}
@@ -102,7 +105,15 @@ def save(handle: Any) -> None:
     classes = [[synset.wnid, synset.words] for synset in CLASSES]
     mean = torch.linspace(90, 150, 3 * 256 * 256).reshape(3, 256, 256)
     build.save(
-        handle, network, fingerprint="f" * 16, classes=classes, drawn=True, manifest="", mean=mean, mean_kind="centre"
+        handle,
+        network,
+        fingerprint="f" * 16,
+        classes=classes,
+        drawn=True,
+        manifest="",
+        mean=mean,
+        mean_kind="centre",
+        preparation=PREPARATION.plain,
     )
 
 

@@ -24,7 +24,8 @@ from alexnet.model import AlexNet
 from pipeline import evaluate
 from pipeline.evaluation import forward, neighbours, scores, trained, vectors
 from pipeline.runtime import cluster, digests, machines
-from pipeline.shards.tables import Manifest, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Synset
 from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, rows_of, world
 

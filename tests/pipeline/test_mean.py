@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from pipeline import mean
 from pipeline.runtime import digests
 from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts, tables
-from pipeline.shards.tables import Manifest, Shard, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard, Synset
 from tests.pipeline.flips import unsaid
+from tests.sections import PREPARATION
 
 CLASSES = (Synset(wnid="n01440764", words="tench"),)
 SIDE = 24
@@ -64,7 +67,10 @@ def copy(tmp_path: Path) -> Iterator[Path]:
         "train": (shard(folder, "a.parquet", range(9)), shard(folder, "b.parquet", range(9, 14))),
         "val": (shard(folder, "c.parquet", range(14, 19)),),
     }
-    manifest = Manifest(side=SIDE, classes=CLASSES, shards=parts, indexed=19, rejected=0, drawn=True)
+    preparation = dataclasses.replace(PREPARATION, side=SIDE)
+    manifest = Manifest(
+        side=SIDE, classes=CLASSES, shards=parts, indexed=19, rejected=0, drawn=True, preparation=preparation
+    )
     (folder / "manifest.json").write_text(manifest.to_json())
     digests.seal(folder)
     (tmp_path / "params.yaml").write_text("source: {}\nresize: {}\n")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from alexnet.names import NO_ANSWER
 from pipeline import download, ensemble, evaluate, report, resize
 from pipeline.archives.contents import Contents
 from pipeline.evaluation import scores, trained, vectors
@@ -24,9 +25,10 @@ from pipeline.evaluation.results import Results
 from pipeline.runtime import digests, params, printing, stage, web
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.progress import Progress
-from pipeline.shards import tables
+from pipeline.shards import lookup, tables
 from pipeline.shards.census import Census
-from pipeline.shards.tables import Manifest, Shard, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard, Synset
 from pipeline.sources import huggingface
 from pipeline.tracking import runs
 from studies.study import Study, Variant
@@ -34,6 +36,7 @@ from studies.table import cell as markdown
 from tests.names import NASTY, UNUSABLE
 from tests.pipeline import layouts
 from tests.pipeline.miniature import jpeg
+from tests.sections import PREPARATION
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +48,15 @@ HEAD = ["label", "wnid", "words", "images", "top1_error", "top5_error"]
 
 def manifest(classes: tuple[Synset, ...] = CLASSES) -> Manifest:
     shards = {split: (Shard(file=f"{split}-0", rows=len(classes), bytes=9, sha256=""),) for split in ("train", "val")}
-    return Manifest(side=256, classes=classes, shards=shards, indexed=len(classes) + 1, rejected=1, drawn=False)
+    return Manifest(
+        side=256,
+        classes=classes,
+        shards=shards,
+        indexed=len(classes) + 1,
+        rejected=1,
+        drawn=False,
+        preparation=PREPARATION,
+    )
 
 
 def results() -> Results:
@@ -103,7 +114,11 @@ def test_tables_of_names_read_back_equal(evaluated: Path) -> None:
     written = tables.read(evaluated / "data/evaluation/predictions.parquet", ["id"])["id"].to_pylist()
     assert written == [*NASTY]
     assert (
-        Manifest(**json.loads(manifest().to_json()) | {"classes": CLASSES, "shards": manifest().shards}) == manifest()
+        Manifest(
+            **json.loads(manifest().to_json())
+            | {"classes": CLASSES, "shards": manifest().shards, "preparation": PREPARATION}
+        )
+        == manifest()
     )
 
 
@@ -129,7 +144,7 @@ def test_what_dvc_draws_of_them_has_a_point_for_each_and_runs_none(evaluated: Pa
 def test_no_two_classes_are_one_and_none_is_no_answer(evaluated: Path) -> None:
     names = trained.names(CLASSES)
     assert len(set(names)) == len(names)
-    assert trained.NONE not in names
+    assert NO_ANSWER not in names
     matrix_KK = report.confusion(evaluated / "data/evaluation/confusion.csv", names)
     expected = np.roll(np.eye(len(names), dtype=np.int64), 1, axis=1)
     expected[NASTY.index("crane")] = 0
@@ -325,7 +340,7 @@ def test_pictures_of_classes_of_any_name_come_to_shards_and_back(
             for shard in made.shards[split]
             for row in tables.read(Path("data/shards") / shard.file, ["id"])["id"].to_pylist()
         ]
-        found |= report.fetch(rows, split, made, Path("data/shards"))
+        found |= lookup.fetch(rows, split, made, Path("data/shards"))
     assert {name: label for name, (_, label) in found.items()} == ids
 
 

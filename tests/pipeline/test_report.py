@@ -18,8 +18,10 @@ from pipeline.evaluation import scores, trained
 from pipeline.report import Report
 from pipeline.runtime import digests, params
 from pipeline.runtime.machines import Machine
+from pipeline.shards import lookup
 from pipeline.shards.census import Census
-from pipeline.shards.tables import Manifest, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Synset
 from tests.pipeline.flips import unsaid
 from tests.pipeline.noise import CLASSES, RESULTS, as_test, parts, rows_of, world
 
@@ -255,11 +257,11 @@ def test_what_a_network_has_no_guess_for_has_no_map(here: Manifest) -> None:
 
 def test_pictures_are_found_in_their_shards(here: Manifest) -> None:
     stored = {row["id"]: row["label"] for row in rows_of(Path(), "train")}
-    found = report.fetch(stored, "train", here, Path("data/shards"))
+    found = lookup.fetch(stored, "train", here, Path("data/shards"))
     assert {name: label for name, (_, label) in found.items()} == stored
     assert {picture.shape for picture, _ in found.values()} == {(256, 256, 3)}
     with pytest.raises(ValueError, match=r"no picture zebra in val, .* Run: dvc repro --force --single-item evaluate"):
-        report.fetch(["zebra"], "val", here, Path("data/shards"))
+        lookup.fetch(["zebra"], "val", here, Path("data/shards"))
 
 
 def test_history_has_gaps_where_nothing_was_measured(here: Manifest) -> None:
@@ -323,7 +325,7 @@ def test_any_other_byte_of_a_shard_is_refused_where_its_pictures_are_shown(here:
     ids = [row["id"] for row in rows_of(Path(), "val")[9:11]]
     size = file.stat().st_size
     places = [*range(0, size, size // 25), *range(size - 1500, size, 60)]
-    assert unsaid(file, lambda: repr(report.fetch(ids, "val", here, Path("data/shards"))), places, always=True) == []
+    assert unsaid(file, lambda: repr(lookup.fetch(ids, "val", here, Path("data/shards"))), places, always=True) == []
 
 
 def test_a_table_that_is_gone_is_not_a_figure_left_out(here: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet import dataset, limits
+from alexnet import dataset, limits, preparation
 from alexnet.dataset import Mean, Sums
 from alexnet.pictures import Undecodable, decode, encode
 from pipeline import resize
@@ -36,7 +36,8 @@ from pipeline.runtime import digests, files, params
 from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts, rejected, tables
 from pipeline.shards.census import Census
-from pipeline.shards.tables import Manifest, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Synset
 from tests import sections
 from tests.pipeline.flips import unsaid
 
@@ -268,8 +269,8 @@ def test_pictures_of_more_megapixels_are_rejected_with_the_key(copy: Path) -> No
     ppm = b"P6\n50 41\n255\n" + bytes(3 * 50 * 41)
     for data in (ppm, file(drawn(0, 41, 50), "PNG"), file(drawn(0, 41, 50)), file(drawn(0, 41, 50).convert("CMYK"))):
         with pytest.raises(Undecodable, match="too many pixels: 50 x 41, more than 2,049"):
-            resize.accept(data, dataclasses.replace(SECTION, max_megapixels=0.002049))
-        assert resize.accept(data, dataclasses.replace(SECTION, max_megapixels=0.00205))[0].shape == (3, 41, 50)
+            dataclasses.replace(SECTION, max_megapixels=0.002049).accept(data)
+        assert dataclasses.replace(SECTION, max_megapixels=0.00205).accept(data)[0].shape == (3, 41, 50)
 
 
 def pixels(data: bytes) -> int:
@@ -492,8 +493,8 @@ def test_what_to_do_about_rejected_pictures_depends_on_the_source(kind: dict[str
 
 def test_where_parameters_reject_most_of_them_the_advice_names_these() -> None:
     large, damaged = (
-        REJECTED_ROW | {"reason": f"too many pixels: 9 x 9 ({rejected.MEGAPIXELS}: 80)"},
-        REJECTED_ROW | {"reason": f"damaged: bad code ({rejected.DAMAGED}: reject)"},
+        REJECTED_ROW | {"reason": f"too many pixels: 9 x 9 ({preparation.MEGAPIXELS}: 80)"},
+        REJECTED_ROW | {"reason": f"damaged: bad code ({preparation.DAMAGED}: reject)"},
     )
     for rows, advice in (
         ([large, large, REJECTED_ROW], r"Change resize\.max_megapixels, or raise it\."),

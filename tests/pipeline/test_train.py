@@ -22,22 +22,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from ruamel.yaml import YAML
 
 from alexnet import sealed
+from alexnet.appearance import Appearance, measure
 from alexnet.build import load, save
 from alexnet.learning import RateChange
 from alexnet.model import AlexNet
 from alexnet.network import Model
+from alexnet.pictures import decode
 from pipeline import train
 from pipeline.driver import provenance
 from pipeline.runtime import digests, params, waiting
 from pipeline.runtime.machines import Machine
 from pipeline.shards.batches import held_out
-from pipeline.training import checkpoints, initial, run_folder
+from pipeline.training import checkpoints, initial, looks, run_folder
 from pipeline.training.spec import Start, TrainingSpec
 from tests.pipeline import miniature
 from tests.sections import AUGMENTATION, LEARNING, PAPER
@@ -236,6 +239,12 @@ def test_without_training_pictures_nothing_begins(here: Path) -> None:
 # What a finished run leaves
 
 
+ROWS = {
+    "steps": [{"step": 2, "epoch": 0, "rate": 0.002, "loss": 1 / 3, "top1_error": 0.5}],
+    "epochs": [{"epoch": 0, "step": 3, "rate": 0.002, "train_loss": 1.5, "val_loss": 1e-9, "val_top1_error": 0.25}],
+}
+
+
 @pytest.fixture(scope="module")
 def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingSpec]:
     """The folder of a finished run, whose network has its first weights."""
@@ -243,16 +252,14 @@ def ended(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         spec = train.read_spec(Machine())
     network = AlexNet(spec.model, 3)
     network.draw_first_weights(5)
-    steps = [{"step": 2, "epoch": 0, "rate": 0.002, "loss": 1 / 3, "top1_error": 0.5}]
-    epochs = [{"epoch": 0, "step": 3, "rate": 0.002, "train_loss": 1.5, "val_loss": 1e-9, "val_top1_error": 0.25}]
     contents = {
         "weights": dict(network.named_parameters()),
-        "progress": {"steps": steps, "epochs": epochs},
+        "progress": ROWS,
         "code": provenance.here().record(),
     }
     folder = tmp_path_factory.mktemp("ended") / spec.fingerprint
     folder.mkdir()
-    run_folder.finish(contents, spec, folder)
+    run_folder.finish(contents, spec, folder, None)
     return folder, spec
 
 
@@ -283,12 +290,59 @@ def test_the_model_and_the_history_are_those_of_the_last_checkpoint(
     assert facts["classes"] == [[synset.wnid, synset.words] for synset in spec.manifest.classes]
     assert torch.equal(facts["mean"], torch.from_numpy(spec.mean.image_CHW))
     assert facts["mean_kind"] == spec.augmentation.mean
+    assert facts["preparation"] == dataclasses.asdict(spec.manifest.preparation)
     with (here / "data/history/steps.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["loss"]) == 1 / 3, "to the last bit"
     with (here / "data/history/epochs.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["val_loss"]) == 1e-9
+
+
+def test_the_appearance_is_that_of_the_first_pictures_of_each_shard(tmp_path: Path) -> None:
+    manifest = miniature.prepared(tmp_path, 60, 4, 3, side=64)
+    with contextlib.chdir(tmp_path):
+        found = looks.of_training(manifest, Path("data/shards"))
+    expected = Appearance.of(np.array([measure(decode(miniature.jpeg(number, 64))) for number in range(60)]))
+    assert found is not None
+    np.testing.assert_allclose(found["mean"], expected.mean_M)
+    assert found["limit"] == pytest.approx(expected.limit)
+    few = dataclasses.replace(manifest, shards={**manifest.shards, "train": manifest.shards["train"][:1]})
+    assert looks.of_training(few, tmp_path) is None, "30 pictures are too few"
+
+
+def test_a_model_of_older_code_is_written_anew_from_the_last_checkpoint(
+    finished: tuple[Path, TrainingSpec, AlexNet], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it was delivered, which else means that the run is trained anew; the record of its code stays."""
+    folder, spec, network = finished
+    whole = (folder / "model.pt").read_bytes()
+    contents = {
+        "fingerprint": spec.fingerprint,
+        "classes": spec.classes,
+        "weights": dict(network.named_parameters()),
+        "velocity": {},
+        "progress": {**ROWS, "step": 9, "epoch": spec.learning.epochs},
+        "code": {"files": {}, "libraries": {}},
+    }
+    with (folder / "model.pt").open("wb") as handle:
+        _, facts = load(io.BytesIO(whole))
+        save(handle, network, **{name: fact for name, fact in facts.items() if name != "preparation"})
+    checkpoint = checkpoints.write(folder, contents)
+    sums = {name: digests.of(folder / name) for name in run_folder.RESULTS}
+    (folder / "finished.json").write_text(run_folder.Finished(id="0", digests=sums, code=None).text())
+    run = run_folder.reusable(folder, spec, lambda: None)
+    assert run is not None
+    assert run.code == contents["code"]
+    assert (folder / "model.pt").read_bytes() == whole
+    assert "does not say how pictures are prepared" in capsys.readouterr().err
+    assert run_folder.reusable(folder, spec, lambda: None) == run, "once"
+
+    with (folder / "model.pt").open("wb") as handle:
+        save(handle, network, **{name: fact for name, fact in facts.items() if name != "preparation"})
+    (folder / "finished.json").write_text(run_folder.Finished(id="0", digests=sums, code=None).text())
+    shutil.rmtree(checkpoint)
+    assert run_folder.reusable(folder, spec, lambda: None) is None, "without its last checkpoint it has to be trained"
 
 
 def test_equal_contents_give_equal_bytes(finished: tuple[Path, TrainingSpec, AlexNet], here: Path) -> None:

@@ -20,7 +20,7 @@ from alexnet.network import Dropout
 from pipeline.evaluation import forward, scores
 from pipeline.shards import batches
 from pipeline.shards.batches import Pictures
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.training import trainer as trainer_module
 from pipeline.training.spec import FirstWeights, Start, TrainingSpec
 from pipeline.training.trainer import Rank, Trainer

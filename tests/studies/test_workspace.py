@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.runtime import params
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from studies import workspace
 from studies.study import Study, Variant
 

@@ -13,7 +13,7 @@ import pytest
 from alexnet.codes import Encoder
 from pipeline.evaluation import choice, scores, vectors
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from tests.pipeline.noise import RESULTS, rows_of
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -17,8 +18,10 @@ from PIL import Image
 
 from pipeline.runtime import digests
 from pipeline.shards import tables
-from pipeline.shards.tables import Manifest, Shard, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard, Synset
 from tests.pipeline.flips import unsaid
+from tests.sections import PREPARATION
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
 
@@ -184,6 +187,7 @@ MANIFEST = Manifest(
     indexed=8,
     rejected=1,
     drawn=True,
+    preparation=PREPARATION,
 )
 
 
@@ -207,6 +211,14 @@ def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
     assert Manifest.read(tmp_path) == MANIFEST
     assert MANIFEST.rows("train") == 7
     assert MANIFEST.rows("val") == 0
+
+
+def test_the_digest_is_that_of_the_manifest_before_it_had_the_preparation() -> None:
+    """The digest is in the fingerprint of every run: computed here from the keys of then."""
+    document = json.loads(MANIFEST.to_json())
+    del document["preparation"]
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    assert MANIFEST.digest == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_manifest_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> None:
@@ -254,6 +266,9 @@ WRONG: list[tuple[tuple[Any, ...], object, str]] = [
     (("shards", "train", 0, "file"), "../t", r"shards: '\.\./t' is not a file name"),
     (("shards", "train", 0, "file"), "u", "shards: names a file twice"),
     (("shards", "train", 0, "sha256"), "0", "shards: t: sha256: '0' is not a sha256"),
+    (("preparation", "fit"), "zoom", r"preparation\.fit: .*'crop'.* \(found 'zoom'\)"),
+    (("preparation", "quality"), 0, r"preparation: .*quality has to be 1 to 100"),
+    (("preparation", "side"), 128, "preparation: has the side 128, the pictures have 256"),
 ]
 
 

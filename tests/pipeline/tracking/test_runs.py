@@ -29,10 +29,11 @@ from alexnet.model import AlexNet
 from pipeline.commands import alexnet
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.stage import Stopped
-from pipeline.shards.tables import Manifest, Shard, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Shard, Synset
 from pipeline.tracking import __main__ as program
 from pipeline.tracking import courier, description, registry, runs
-from tests.sections import PAPER
+from tests.sections import PAPER, PREPARATION
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,6 +54,7 @@ def manifest(seed: int = 0, drawn: bool = True) -> Manifest:
         indexed=6,
         rejected=0,
         drawn=drawn,
+        preparation=PREPARATION,
     )
 
 
@@ -343,8 +345,11 @@ KILLED = """
 import sys, time
 from pipeline.tracking import description, registry, runs
 from pipeline.runtime.machines import Machine
-from pipeline.shards.tables import Manifest
-pictures = Manifest(side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True)
+from pipeline.shards.manifest import Manifest
+from tests.sections import PREPARATION
+pictures = Manifest(
+    side=256, classes=(), shards={}, indexed=0, rejected=0, drawn=True, preparation=PREPARATION
+)
 with runs.run(Machine(), sys.argv[1], {}, pictures, "train") as run:
     run.log_all((step, {"loss": step}) for step in range(5))
     print("ready", flush=True)
@@ -506,6 +511,24 @@ def test_the_weights_of_a_model_are_found_by_each_of_its_names(store: Any) -> No
     assert re.fullmatch("models:/m-[0-9a-f]+", logged)
     for name in names:
         assert runs.weights(MACHINE, name) == given, name
+
+
+@pytest.mark.slow
+def test_the_weights_of_a_run_are_found_by_its_id_its_fingerprint_and_its_name(store: Any) -> None:
+    """Those that it logged last; a run that logged none, and a name that no run has, are said."""
+    given = saved(classifier("none", 6)), saved(classifier("none", 7))
+    for weights in given:
+        with runs.run(MACHINE, "a run", {}, manifest(drawn=False), "evaluate", adopt=True) as run:
+            run.publish(weights, PAPER, 0.9)
+    store.update_run(run.run_id, name="it's mine")
+    for known in (run.run_id, "a run", "it's mine"):
+        assert runs.weights(MACHINE, known) == given[1], known
+    with runs.run(MACHINE, "never evaluated", {}, manifest(), "train"):
+        pass
+    with pytest.raises(ValueError, match=r"has no network: `evaluate` adds it"):
+        runs.weights(MACHINE, "never evaluated")
+    with pytest.raises(ValueError, match=r"no run has the id, the fingerprint or the name 'no' or \"'; the latest: .+"):
+        runs.weights(MACHINE, "no' or \"")
 
 
 @pytest.mark.slow

@@ -27,10 +27,12 @@ from alexnet.model import AlexNet
 from alexnet.network import Model
 from pipeline.runtime import params
 from pipeline.runtime.machines import Machine
-from pipeline.shards.tables import Manifest, Synset
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.tables import Synset
 from pipeline.training import foreign, initial
 from pipeline.training.spec import FirstWeights, Start
 from tests.pipeline.test_train import SECTIONS
+from tests.sections import PREPARATION
 
 ROOT = Path(__file__).parents[3]
 MODEL = dataclasses.replace(
@@ -43,7 +45,7 @@ NUMBERS = (0, 3, 6, 8, 10, 1, 4, 6)
 
 def manifest(classes: int) -> Manifest:
     synsets = tuple(Synset(wnid=f"n{number:08}", words=f"class {number}") for number in range(classes))
-    return Manifest(side=256, classes=synsets, shards={}, indexed=0, rejected=0, drawn=True)
+    return Manifest(side=256, classes=synsets, shards={}, indexed=0, rejected=0, drawn=True, preparation=PREPARATION)
 
 
 OURS = AlexNet(MODEL, 3)

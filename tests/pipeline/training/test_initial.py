@@ -24,7 +24,7 @@ from alexnet.network import Model
 from alexnet.pictures import Undecodable, decode
 from pipeline.runtime.machines import Machine
 from pipeline.shards import batches
-from pipeline.shards.tables import Manifest
+from pipeline.shards.manifest import Manifest
 from pipeline.sources import sample
 from pipeline.training import initial
 from pipeline.training.spec import FirstWeights, Start, TrainingSpec
