@@ -21,24 +21,20 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import dvc.api
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from dvc.exceptions import DvcException
-from dvc.scm import RevError
-from dvc_data.index import DataIndexDirError
 from torch import Tensor
 
 from alexnet.errors import Count, count, mean_over_models, summary
 from alexnet.names import cut
-from pipeline import recipe
+from pipeline.comparing import revisions
 from pipeline.evaluation.trained import OUT
 from pipeline.evaluation.vectors import to_matrix
 from pipeline.runtime import commands, digests, files, machines, stage
@@ -167,19 +163,7 @@ def opened(name: str) -> Iterator[BinaryIO]:
         with path.open("rb") as handle:
             yield handle
         return
-    recipe.keep_here()
-    out = (OUT / PREDICTIONS).as_posix()
-    with ExitStack() as stack:
-        try:
-            # from DVC's cache if it is there, else from the remote storage, read by range
-            handle = stack.enter_context(dvc.api.open(out, rev=name, mode="rb"))
-        except RevError as error:
-            raise ValueError(f"{name}: not a path, an experiment or a revision ({error}). See: dvc exp list") from None
-        except (DvcException, DataIndexDirError, OSError) as error:
-            raise ValueError(
-                f"{name}: its {out} is neither in DVC's cache nor in its remote storage ({error}). If it was pushed: "
-                f"dvc exp pull, or dvc pull --all-commits; else: dvc exp apply {name}, and dvc repro evaluate"
-            ) from None
+    with revisions.opened(name, (OUT / PREDICTIONS).as_posix(), "evaluate") as handle:
         yield handle
 
 
@@ -193,10 +177,7 @@ def check_sealed(name: str, digest: str) -> None:
     if path.exists():
         recorded = digests.recorded(folder) if (folder / digests.SUMS).exists() else {}
     else:
-        recipe.keep_here()
-        recorded, file = {}, PREDICTIONS
-        with suppress(DvcException, DataIndexDirError, OSError):
-            recorded = digests.parse(dvc.api.read((OUT / digests.SUMS).as_posix(), rev=name, mode="rb"))
+        recorded, file = digests.parse(revisions.read(name, (OUT / digests.SUMS).as_posix()) or b""), PREDICTIONS
     if recorded.get(file, digest) != digest:
         raise ValueError(
             f"{name}: {file} is not as 'evaluate' wrote it: its sha256 is {digest[:16]}…, was {recorded[file][:16]}…. "

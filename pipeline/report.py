@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet.names import cut, shown
-from pipeline.evaluation import choice
+from pipeline.evaluation import choice, paper
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, NONE, load, names, read_model
 from pipeline.evaluation.trained import OUT as EVALUATION
 from pipeline.runtime import digests, documents, files, machines, params
 from pipeline.runtime.paths import AnyPath
-from pipeline.shards import artifacts, duplicates, tables
+from pipeline.shards import artifacts, duplicates, lookup, tables
 from pipeline.shards.census import Census, ranked
 from pipeline.shards.tables import Manifest
 from pipeline.tracking import description, runs
@@ -54,15 +54,6 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
 """Sections of params.yaml, printed at the end of the page."""
-
-PAPER = {
-    "ILSVRC-2010": [("ten views (Table 1)", 0.375, 0.170), ("centre patch only (§6, footnote)", 0.390, 0.183)],
-    "ILSVRC-2012": [("ten views (Table 2)", 0.407, 0.182)],
-}
-"""The paper's top-1 and top-5 errors of one network, on the test set of 2010 and the validation set of 2012."""
-
-TESTED = {"ILSVRC-2010": ("test", 149_000), "ILSVRC-2012": ("val", 49_000)}
-"""The paper's split, and the least number of pictures for a comparison; it allows for some unreadable ones."""
 
 ABSENT = {
     "guesses": "no picture is shown: report.pictures is 0",
@@ -197,27 +188,8 @@ def fetch(
     """Pictures, uint8 H×W×3, and their labels, by id; `ValueError` if an id is not in the shards."""
     from alexnet.pictures import decode
 
-    wanted, pictures = set(ids), {}
-    for shard in manifest.shards[split]:
-        file, first = folder / shard.file, 0
-        # ids first, for all row groups: pictures are most of the bytes, and few of them are wanted
-        shard_ids = tables.read(file, ["id"], "resize")["id"].to_pylist()
-        row_of = {name: row for row, name in enumerate(shard_ids) if name in wanted}
-        if not row_of:
-            continue
-        digests.compare(file, shard.sha256, "resize")
-        for group in tables.groups(file, ["image", "label"], "resize"):
-            for name, row in row_of.items():
-                if first <= row < first + group.num_rows:
-                    picture = decode(group["image"][row - first].as_py()["bytes"])
-                    pictures[name] = (picture.permute(1, 2, 0).numpy(), group["label"][row - first].as_py())
-            first += group.num_rows
-    if wanted - pictures.keys():
-        raise ValueError(
-            f"{folder}: no picture {min(wanted - pictures.keys())} in {split}, but data/evaluation names it. "
-            "Run: dvc repro --force --single-item evaluate"
-        )
-    return pictures
+    found = lookup.encoded(ids, split, manifest, folder)
+    return {name: (decode(data).permute(1, 2, 0).numpy(), label) for name, (data, label) in found.items()}
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
@@ -292,17 +264,16 @@ def render(
     environment.filters["shown"] = shown
     rejected, damaged = listed_pictures(REJECTED), listed_pictures(DAMAGED)
     hardest = hard_classes(EVALUATION / "per_class.csv")
-    contest = "ILSVRC-2010" if sections.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"
-    paper_split, least = TESTED[contest]
-    same = not manifest.drawn and len(manifest.classes) == 1000 and split == paper_split
+    source = sections.get("source", {}).get("name", "")
+    contest = paper.contest(source)
     return environment.get_template(TEMPLATE.name).render(
         metrics=metrics,
         manifest=manifest,
         tested={"val": "validation", "test": "test"}[split],
         splits={"train": manifest.rows("train"), "tested": manifest.rows(split)},
         contest=contest,
-        paper=PAPER[contest],
-        comparable=same and metrics["images"] >= least,
+        paper=paper.PAPER[contest],
+        comparable=paper.comparable(source, split, metrics["images"], len(manifest.classes), manifest.drawn),
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         hardest=hardest[:LISTED],
         rejected=rejected[:LISTED],

@@ -46,6 +46,9 @@ EXPORT = 600.0
 DOWNLOAD = 900.0
 """Seconds that the download of a model may take."""
 
+READ = 120.0
+"""Seconds that reading runs back may take."""
+
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 """The databases that MLflow's server supports."""
 
@@ -229,6 +232,26 @@ def weights(machine: Machine, model: str) -> bytes:
     ):
         file = process.ask("weights", DOWNLOAD, uri=uri, public=public(uri), model=model, folder=folder)
         return Path(file).read_bytes()
+
+
+def recorded(machine: Machine, name: str = "", number: int = 1) -> list[dict[str, Any]]:
+    """The runs in MLflow with this id, fingerprint or name, or the newest `number` if it is empty, as `records` returns them.
+
+    An empty list if there is no such run, or no database yet. Raises `OSError` if the tracking server does not answer.
+    """
+    uri = address(machine)
+    file = database.path(uri)
+    if file is not None and not file.exists():  # MLflow would make it
+        return []
+    with (
+        _prepared(uri, "MLflow"),
+        courier.running("MLflow") as process,
+        _refused(public(uri)),
+        waiting.saying("MLflow", f"runs from {public(uri)}", READ),
+    ):
+        asked = {"uri": uri, "public": public(uri), "name": name, "number": number}
+        found: list[dict[str, Any]] = process.ask("records", READ, experiment=description.experiment(), **asked)
+        return found
 
 
 def model_name(model: Model, manifest: Pictures) -> str:
