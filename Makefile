@@ -97,10 +97,11 @@ clean: ## removes the environment and work in progress, but no archive and no ru
 
 repro fast lint mutants kills faults fuzz whole study ui licences: .venv/ready
 
-.venv/ready: .venv/installed .dvc/site.pth .dvc/rwlock.py
+.venv/ready: .venv/installed .dvc/site.pth .dvc/rwlock.py .dvc/alexnet
 	@packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	cp .dvc/rwlock.py "$$packages/alexnet_rwlock.py"
 	cp .dvc/site.pth "$$packages"
+	install -m 755 .dvc/alexnet .venv/bin/alexnet
 	touch $@
 
 .venv/installed: requirements.lock

@@ -18,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before the slow imports
-    from pipeline.runtime import commands
+    from pipeline.runtime import usage
 
-    parser = commands.parser_at(__file__, "python benchmarks/index.py")
+    parser = usage.parser_at(__file__, "python benchmarks/index.py")
     parser.add_argument("--rows", type=int, default=1_300_000)
     parser.add_argument("--pictures", type=int, default=8000, help="pictures in the large archive")
     parser.add_argument("--small", type=int, default=1000, help="rows and pictures of the small ones")
@@ -32,7 +32,7 @@ if __name__ == "__main__":  # before the slow imports
     )
     parser.add_argument("--images-per-shard", type=int, default=1000)
     parser.add_argument(
-        "--folder", type=commands.existing_path, default=None, help="a folder with 150 kB of space per picture"
+        "--folder", type=usage.existing_path, default=None, help="a folder with 150 kB of space per picture"
     )
     parser.add_argument("--measure", choices=("driver", "worker"), help=argparse.SUPPRESS)
     parser.parse_args()

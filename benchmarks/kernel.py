@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before the slow imports
-    from pipeline.runtime import commands
+    from pipeline.runtime import usage
 
-    parser = commands.parser_at(__file__, "python benchmarks/kernel.py")
-    parser.add_argument("folder", type=commands.existing_path)
+    parser = usage.parser_at(__file__, "python benchmarks/kernel.py")
+    parser.add_argument("folder", type=usage.existing_path)
     parser.add_argument("--pictures", type=int, default=200, help="number of pictures, first by name")
     parser.add_argument("--rounds", type=int, default=9)
     parser.parse_args()

@@ -18,17 +18,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before the slow imports
-    from pipeline.runtime import commands
+    from pipeline.runtime import usage
 
-    parser = commands.parser_at(__file__, "python benchmarks/neighbours.py")
+    parser = usage.parser_at(__file__, "python benchmarks/neighbours.py")
     parser.add_argument("--rows", type=int, default=20_000, help="training pictures; ILSVRC-2012 has 1,281,167")
     parser.add_argument("--queries", type=int, default=128)
     parser.add_argument("--neighbours", type=int, default=6)
     parser.add_argument("--checked", type=int, default=2, help="queries that are checked by a plain search")
     parser.add_argument("--code-bits", type=int, default=0, help="bits of the short codes; 0: no codes")
-    parser.add_argument(
-        "--folder", type=commands.existing_path, default=None, help="a folder with 8 kB of space per row"
-    )
+    parser.add_argument("--folder", type=usage.existing_path, default=None, help="a folder with 8 kB of space per row")
     parser.parse_args()
 
 import dataclasses

@@ -21,15 +21,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before the slow imports
-    from pipeline.runtime import commands
+    from pipeline.runtime import usage
 
-    parser = commands.parser_at(__file__, "python benchmarks/stage.py")
-    parser.add_argument("folder", type=commands.existing_path)
+    parser = usage.parser_at(__file__, "python benchmarks/stage.py")
+    parser.add_argument("folder", type=usage.existing_path)
     parser.add_argument("--pictures", type=int, default=10_000, help="number of pictures, repeated if there are fewer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--work", type=commands.existing_path, default=None, help="a folder with some 150 kB of space per picture"
+        "--work", type=usage.existing_path, default=None, help="a folder with some 150 kB of space per picture"
     )
     parser.parse_args()
 

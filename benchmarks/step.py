@@ -16,13 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before the slow imports
-    from pipeline.runtime import commands
+    from pipeline.runtime import usage
 
-    parser = commands.parser_at(__file__, "python benchmarks/step.py")
+    parser = usage.parser_at(__file__, "python benchmarks/step.py")
     parser.add_argument(
         "--recipes",
         nargs="+",
-        choices=commands.names(Path(__file__).parents[1] / "recipes"),
+        choices=usage.names(Path(__file__).parents[1] / "recipes"),
         default=["paper", "original-2012"],
     )
     parser.add_argument(

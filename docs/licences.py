@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":  # before anything is written
-    from pipeline.runtime import commands
+    from pipeline.runtime import usage
 
-    commands.parser_at(__file__, "python docs/licences.py").parse_args()
+    usage.parser_at(__file__, "python docs/licences.py").parse_args()
 
 import csv
 import re

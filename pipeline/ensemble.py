@@ -1,6 +1,6 @@
 """Saved probabilities of several networks → the errors of their weighted mean (§6, Table 2).
 
-Run:    python -m pipeline.ensemble NAME[=WEIGHT] NAME[=WEIGHT] ... [--out FILE]
+Run:    alexnet ensemble NAME[=WEIGHT] NAME[=WEIGHT] ... [--out FILE]
 Reads:  predictions.parquet of each NAME: a DVC experiment, a git revision, a folder such as data/evaluation, or the
         file itself
 Writes: a table to the terminal, a run to MLflow, and with --out the table as JSON
@@ -37,7 +37,7 @@ from alexnet.names import cut
 from pipeline.comparing import revisions
 from pipeline.evaluation.trained import OUT
 from pipeline.evaluation.vectors import to_matrix
-from pipeline.runtime import commands, digests, files, machines, stage
+from pipeline.runtime import digests, files, machines, stage
 from pipeline.runtime.printing import say
 from pipeline.tracking import runs
 
@@ -115,15 +115,14 @@ class Member:
         return torch.stack([self._waiting.pop(name) for name in ids])
 
 
-def main() -> None:
+def main(members: Sequence[str], out: Path | None) -> None:
     """Runs the program."""
-    stage.main("ensemble", run)
+    stage.main("ensemble", lambda: run(members, out))
 
 
-def run(words: Sequence[str] | None = None) -> None:
-    """Computes the errors, prints them, logs them to MLflow, and writes them to the file of --out."""
-    options = commands.ensemble().parse_args(words)
-    arguments = [Argument.parse(word) for word in options.members]
+def run(words: Sequence[str], out: Path | None = None) -> None:
+    """Computes the errors of these NAME[=WEIGHT], prints them, logs them to MLflow, and writes them to the file `out`."""
+    arguments = [Argument.parse(word) for word in words]
     machine = machines.read()
     with ExitStack() as stack:
         handles = [stack.enter_context(opened(each.name)) for each in arguments]
@@ -148,8 +147,8 @@ def run(words: Sequence[str] | None = None) -> None:
     with runs.run(machine, fingerprint, parameters, None, "ensemble", adopt=True) as record:
         errors = {f"ten_views/{name}": result["ensemble"][name] for name in ("top1_error", "top5_error")}
         record.score(errors)
-    if options.out:
-        with files.atomic(options.out) as partial:
+    if out:
+        with files.atomic(out) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")
 
 

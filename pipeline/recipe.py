@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import added, commands, git, guard, params
-from pipeline.runtime.commands import RECIPES, names
+from pipeline.runtime import added, git, guard, params
+from pipeline.runtime.usage import RECIPES, names
 
 SITE = Path(".dvc/site")
 
@@ -29,11 +29,10 @@ OPEN = "source."
 """Prefix of the keys that may be in a recipe but not in params.yaml, or the reverse: each source has its own keys."""
 
 
-def main() -> None:
+def main(name: str | None, source: str | None) -> None:
     """Runs the experiment; the exit code is DVC's."""
-    asked = commands.recipe().parse_args()
     try:
-        command = experiment(asked.recipe, asked.source)
+        command = experiment(name, source)
     except (ValueError, OSError) as error:
         raise SystemExit(f"recipe: {error}") from None
     print("recipe:", " ".join(command))

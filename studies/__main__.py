@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.runtime import commands, guard, redaction, stage
+from pipeline.runtime import guard, redaction, stage, usage
 
 if TYPE_CHECKING:
     from studies.study import Run, Study
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    made = commands.parser_at(__file__, "python -m studies")
+    made = usage.parser_at(__file__, "python -m studies")
     names = sorted(file.parent.name for kind in ("study.yaml", "program.py") for file in HERE.glob(f"*/{kind}"))
     made.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     made.add_argument("variants", nargs="*", metavar="VARIANT", help="all of them if none is named")

@@ -11,10 +11,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import pytest
 
-from pipeline.__main__ import STAGES
-from pipeline.runtime import commands
+from pipeline.commands import STAGES, alexnet
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,9 @@ def command(file: Path) -> list[str]:
     return ["-m", ".".join(file.with_suffix("").parts).removesuffix(".__main__")]
 
 
-EVERY = [command(file) for file in runnable()] + [["-m", "pipeline", name] for name in (*STAGES, *commands.PROGRAMS)]
+NAMES = alexnet.list_commands(click.Context(alexnet))
+
+EVERY = [command(file) for file in runnable()] + [["-m", "pipeline", name] for name in NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def ran(copy: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 
 def test_the_stages_and_programs_are_among_those_that_are_found() -> None:
     names = {" ".join(words) for words in EVERY}
-    assert {f"-m pipeline.{name}" for name in (*STAGES, *commands.PROGRAMS)} <= names
+    assert {f"-m pipeline.{name}" for name in STAGES} <= names
     assert {"-m pipeline", "tests/kills.py", "tests/mutants.py", "benchmarks/kernel.py"} <= names
     assert "-m studies" in names
 
@@ -91,7 +93,7 @@ def test_every_program_shows_its_usage_and_refuses_what_it_does_not_know_and_doe
     wrong = []
     for (words, word), said in zip(every, done, strict=True):
         text = said.stdout if asked[word] == 0 else said.stderr
-        if said.returncode != asked[word] or not text.startswith("usage: ") or "Traceback" in said.stderr:
+        if said.returncode != asked[word] or not text.lower().startswith("usage: ") or "Traceback" in said.stderr:
             wrong.append((" ".join([*words, word]), said.returncode, (said.stdout + said.stderr)[-300:]))
     assert wrong == []
     assert snapshot(copy) == before
@@ -104,7 +106,7 @@ def test_a_stage_takes_no_other_word(copy: Path, words: list[str]) -> None:
     before = snapshot(copy)
     done = ran(copy, ["-m", "pipeline", *words])
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: python -m pipeline")
+    assert done.stderr.startswith("Usage: python -m pipeline")
     assert snapshot(copy) == before
 
 
@@ -112,7 +114,87 @@ def test_a_stage_takes_no_other_word(copy: Path, words: list[str]) -> None:
 def test_a_stage_s_usage_is_the_head_of_its_docstring(name: str) -> None:
     text = ast.get_docstring(ast.parse((ROOT / f"pipeline/{name}.py").read_text()))
     assert text is not None
-    shown = commands.parser_of(name).format_help()
+    command = alexnet.get_command(click.Context(alexnet), name)
+    assert command
+    shown = command.get_help(click.Context(command))
     for line in ("Run: ", "Reads: ", "Writes: ", "Expect: "):
         assert line in shown
     assert text.splitlines()[0] in shown
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("trian", "did you mean 'train'?"), ("xyz", f"there are {', '.join(NAMES)}")]
+)
+def test_a_word_that_is_no_command_is_refused_with_the_nearest_or_all(copy: Path, word: str, said: str) -> None:
+    done = ran(copy, ["-m", "pipeline", word])
+    assert done.returncode == 2
+    assert f"no command '{word}'" in done.stderr
+    assert said in done.stderr
+
+
+def test_the_list_of_commands_says_what_each_does_and_the_exit_codes(copy: Path) -> None:
+    done = ran(copy, ["-m", "pipeline", "--help"])
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in NAMES:
+        file = ROOT / "pipeline" / ("" if name in STAGES else "commands") / f"{name.replace('-', '_')}.py"
+        text = ast.get_docstring(ast.parse(file.read_text()))
+        assert text
+        first = text.splitlines()[0].rstrip(".:")
+        assert f"{name} {first}" in " ".join(done.stdout.split()), name
+    assert "2 words that the command does not know" in " ".join(done.stdout.split())
+
+
+STUB = """
+from pipeline.runtime.progress import Progress
+def run():
+    print("so far")
+    with Progress("mean", 1, "images") as progress:
+        progress.add(1)
+    {end}
+"""
+
+
+@pytest.fixture
+def stub(copy: Path, tmp_path: Path) -> Path:
+    """A working copy whose stage `mean` says a little and imports nothing slow, and whose checks all pass."""
+    folder = tmp_path / "stub"
+    shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("data", "runs"))
+    (folder / "pipeline/preflight.py").write_text("def check(name): ...")
+    return folder
+
+
+@pytest.mark.parametrize("end", ["pass", "raise ValueError('mean: is 3')", "1 / 0"])
+def test_a_quiet_stage_prints_errors_alone(stub: Path, end: str) -> None:
+    (stub / "pipeline/mean.py").write_text(STUB.format(end=end))
+    loud, quiet = (ran(stub, ["-m", "pipeline", "mean", *words]) for words in ([], ["-q"]))
+    assert (loud.stdout, "1 of 1 images" in loud.stderr) == ("so far\n", True)
+    assert quiet.stdout == ""
+    assert "images" not in quiet.stderr
+    assert quiet.returncode == loud.returncode == (end != "pass")
+    assert bool(quiet.stderr) == (end != "pass")
+    assert quiet.stderr.endswith("mean: mean: is 3\n") == ("3" in end)
+    assert ("Traceback" in quiet.stderr) == ("/" in end), "a fault of ours"
+
+
+@pytest.mark.parametrize("words", [["mean", "--verbose"], ["-v", "mean"]])
+def test_an_error_has_its_traceback_for_the_asking(stub: Path, words: list[str]) -> None:
+    (stub / "pipeline/mean.py").write_text(STUB.format(end="raise ValueError('is 3')"))
+    assert "Traceback" not in ran(stub, ["-m", "pipeline", "mean"]).stderr
+    done = ran(stub, ["-m", "pipeline", *words])
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("mean: is 3\n")
+
+
+def test_every_command_has_the_same_options_of_help_and_loudness() -> None:
+    def check(command: click.Command) -> None:
+        options = {word for each in command.params for word in each.opts}
+        assert {"-q", "--quiet", "-v", "--verbose"} <= options, command.name
+        assert command.context_settings["help_option_names"] == ["-h", "--help"]
+        for inner in getattr(command, "commands", {}).values():
+            check(inner)
+
+    for name in NAMES:
+        command = alexnet.get_command(click.Context(alexnet), name)
+        assert command
+        check(command)

@@ -30,7 +30,7 @@ STUDIES = (ROOT / "studies/README.md").read_text()
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 
-IDLE = ("pipeline/runtime/", "pipeline/driver/", "pipeline/tracking/", "pipeline/__main__.py")
+IDLE = ("pipeline/runtime/", "pipeline/driver/", "pipeline/tracking/", "pipeline/commands/", "pipeline/__main__.py")
 """Modules that decide where, when and by which process a stage's bytes are made, but not the bytes: no stage depends on them."""
 
 
@@ -138,9 +138,9 @@ def test_no_file_and_no_function_is_longer_than_a_few_screens():
                 assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{file}: {node.name}"
 
 
-def test_pipeline_has_at_most_twenty_doors():
+def test_pipeline_has_at_most_twenty_one_doors():
     doors = [path for path in (ROOT / "pipeline").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
-    assert len([path for path in doors if path.name != "__init__.py"]) <= 20
+    assert len([path for path in doors if path.name != "__init__.py"]) <= 21
 
 
 def test_no_docstring_dangles():

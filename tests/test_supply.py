@@ -236,7 +236,7 @@ def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there
         (tmp_path / ".venv/bin").mkdir(parents=True)
         for name in ("installed", "ready"):
             (tmp_path / ".venv" / name).touch()
-        for name in (".dvc/site.pth", ".dvc/rwlock.py"):
+        for name in (".dvc/site.pth", ".dvc/rwlock.py", ".dvc/alexnet"):
             (tmp_path / name).touch()
             os.utime(tmp_path / name, (0, 0))
         (tmp_path / ".venv/bin/dvc").write_text('#!/bin/sh\necho "dvc $@"\n')

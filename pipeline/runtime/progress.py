@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -50,7 +51,7 @@ class Progress:
     ) -> None:
         now = time.monotonic()
         self._write(f"{self._line(now, '')}{'' if kind is None else ', stopped'}, {_clock(now - self._start)}")
-        if self._moves:
+        if self._moves and self._width:
             print(file=self.stream, flush=True)
 
     def _line(self, now: float, words: str) -> str:
@@ -62,6 +63,8 @@ class Progress:
         return f"{line}, {words}" if words else line
 
     def _write(self, line: str) -> None:
+        if os.environ.get("ALEXNET_QUIET"):
+            return
         if self._moves:
             print(f"\r{line:<{self._width}}", end="", file=self.stream, flush=True)
             self._width = len(line)

@@ -1,6 +1,6 @@
 """The program for the runs in MLflow: prints their address, sends journals that are left, serves MLflow's web pages.
 
-Run: python -m pipeline tracking [send|ui]
+Run: alexnet tracking [send|ui]
 """
 
 from __future__ import annotations
@@ -12,23 +12,16 @@ if __name__ == "__main__":  # before the slow imports
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.runtime import commands, machines
+from pipeline.runtime import machines
 from pipeline.tracking import courier, database, journal, runs
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the program with the arguments `words`."""
-    arguments = commands.tracking().parse_args(words)
-    if arguments.command == "send":
-        send(arguments.limit)
-    elif arguments.command == "ui":
-        show(arguments.port)
-    else:
-        print(runs.public(runs.address(machines.read())))
+def address() -> None:
+    """Prints the address of the runs, without its login."""
+    print(runs.public(runs.address(machines.read())))
 
 
 def send(limit: float) -> None:

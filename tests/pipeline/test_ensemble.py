@@ -215,7 +215,7 @@ def test_it_prints_a_table_writes_what_it_is_asked_for_and_logs_one_run(
     written(here / "one/predictions.parquet", answers(0))
     written(here / "two.parquet", answers(1))
     for _ in range(2):
-        ensemble.run(["one", "two.parquet=2", "--out", "table.json"])
+        ensemble.run(["one", "two.parquet=2"], Path("table.json"))
     said = capsys.readouterr().out
     told = json.loads((here / "table.json").read_text())
     assert not list(here.glob("*.part"))

@@ -21,7 +21,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import preflight, room
-from pipeline.__main__ import STAGES
+from pipeline.commands import STAGES
 from pipeline.runtime import params
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.__main__ import STAGES
+from pipeline.commands import STAGES
 from pipeline.runtime import guard
 from tests import kills
 

@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from alexnet.build import Classifier, save
 from alexnet.model import AlexNet
+from pipeline.commands import alexnet
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.stage import Stopped
 from pipeline.shards.tables import Manifest, Shard, Synset
@@ -151,7 +152,7 @@ def test_the_pages_are_told_of_a_database_by_the_environment(
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     monkeypatch.setattr(os, "execv", execv)
     with pytest.raises(ReplacedError) as caught:
-        program.main(["ui", "--port", "5001"])
+        program.show(5001)
     assert caught.value.args[1:] == ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5001")
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == told
     assert Path.cwd() == (tmp_path / "we?ird" if uri.startswith("sqlite") else tmp_path)
@@ -162,12 +163,12 @@ def test_the_address_is_printed_without_its_password(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:Pl4nted.Secret@there:5000")
-    program.main([])
-    program.main(["ui"])
+    program.address()
+    program.show(5000)
     assert capsys.readouterr().out == "http://there:5000\nthe runs are at http://there:5000\n"
     for words in (["sned"], ["--port", "1"], ["send", "all"], ["--help"]):
         with pytest.raises(SystemExit):
-            program.main(words)
+            alexnet.main(["tracking", *words])
     assert list(tmp_path.iterdir()) == []
 
 
