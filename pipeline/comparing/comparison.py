@@ -136,7 +136,7 @@ def _verdict(first: Group, group: Group, test: McNemar | None) -> str:
     assert own is not None
     assert others is not None
     apart = statistics.mean(paired.differences) if paired.own else own - others
-    words = f"is {better(apart)} than {first.name}{f' by {abs(apart):.2f} points' if round(apart, 2) else ''}"
+    words = f"is {better(apart)} {first.name}{f' by {abs(apart):.2f} points' if round(apart, 2) else ''}"
     if ends := interval(paired.differences):
         sure = (
             "the interval of the paired differences does not contain 0"
@@ -156,8 +156,9 @@ def _verdict(first: Group, group: Group, test: McNemar | None) -> str:
 
 
 def better(apart: float) -> str:
-    """better, worse or as good, for a difference of errors in points."""
-    return "as good" if not round(apart, 2) or math.isnan(apart) else "better" if apart < 0 else "worse"
+    """Better than, worse than or as good as, for a difference of errors in points."""
+    same = not round(apart, 2) or math.isnan(apart)
+    return "as good as" if same else "better than" if apart < 0 else "worse than"
 
 
 def _apart(ends: tuple[float, float]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -31,7 +32,8 @@ def panel(title: str, x: str, lines: Mapping[str, Sequence[Line]]) -> str:
 
     Names may be any text. The SVG has no address and no script.
     """
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has its own
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": title})

@@ -123,12 +123,11 @@ def beside(run: MeasuredRun, other: MeasuredRun) -> str:
             return f"{named}: whether it was tested on the same pictures is not recorded: not compared."
     apart = 100 * (mine.error - theirs.error)
     words = comparison.better(apart)
-    by = f" by {abs(apart):.2f} points" if words != "as good" else ""
+    by = f" by {abs(apart):.2f} points" if round(apart, 2) else ""
     if mine.interval is None or theirs.interval is None:
-        return f"{words} than {named}{by}."
+        return f"{words} {named}{by}."
     overlap = mine.interval[0] <= theirs.interval[1] and theirs.interval[0] <= mine.interval[1]
-    link = "as" if words == "as good" else "than"
-    return f"{words} {link} {named}{by}; their intervals {'overlap' if overlap else 'do not overlap'}."
+    return f"{words} {named}{by}; their intervals {'overlap' if overlap else 'do not overlap'}."
 
 
 def of_paper(run: MeasuredRun) -> str:
@@ -151,4 +150,6 @@ def of_paper(run: MeasuredRun) -> str:
     ends = rate.interval
     inside = "" if ends is None else f"; {'inside' if ends[0] <= printed <= ends[1] else 'outside'} this run's interval"
     words = comparison.better(apart)
-    return f"The paper, {contest}, {views}: {100 * printed:.1f} %; this run is {words} ({apart:+.2f} points){inside}."
+    return (
+        f"The paper, {contest}, {views}: {100 * printed:.1f} %; this run is {words} that ({apart:+.2f} points){inside}."
+    )

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.comparing import measured, outs, revisions
-from pipeline.comparing.measured import Cost, MeasuredRun, Rate, Tested
+from pipeline.comparing.measured import Cost, MeasuredRun, PictureSet, Rate
 from pipeline.runtime import machines, owner
 from pipeline.tracking import runs
 
@@ -100,10 +100,10 @@ def _pictures(record: Record) -> dict[str, int]:
     return {}
 
 
-def _tested(record: Record, metrics: Record, parameters: Record) -> Tested:
+def _tested(record: Record, metrics: Record, parameters: Record) -> PictureSet:
     split = parameters.get("results.split", "")
     names = [each["name"] for each in record["pictures"]]
-    return Tested(
+    return PictureSet(
         split=split,
         manifest=record["tags"].get("manifest", ""),
         images=metrics.get("images") or _pictures(record).get(split),

@@ -41,7 +41,7 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tested:
+class PictureSet:
     """What identifies the pictures of a test; an empty value is not recorded."""
 
     split: str = ""
@@ -58,7 +58,7 @@ class Tested:
     source: str = ""
     """`source.name`."""
 
-    def same(self, other: Tested) -> bool | None:
+    def same(self, other: PictureSet) -> bool | None:
         """Whether two tests were of the same pictures; None if that is not recorded."""
         for name in ("split", "images", "classes"):
             one, two = getattr(self, name), getattr(other, name)
@@ -93,7 +93,7 @@ class MeasuredRun:
     """Key with dots → value."""
     rates: Mapping[str, Rate] = field(default_factory=dict)
     """`ten_views/top1_error`, `centre/top5_error`, … → error rate; empty if the run was not evaluated."""
-    tested: Tested = Tested()
+    tested: PictureSet = PictureSet()
     steps: Points = ()
     epochs: Points = ()
     """Rows of data/history/steps.csv and epochs.csv."""

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.comparing import measured, revisions
-from pipeline.comparing.measured import MeasuredRun, Points, Tested
+from pipeline.comparing.measured import MeasuredRun, PictureSet, Points
 from pipeline.evaluation.trained import METRICS, OUT
 from pipeline.runtime import documents, git
 from pipeline.shards.tables import MANIFEST, Manifest
@@ -113,9 +113,9 @@ def _points(data: bytes, file: str) -> Points:
     return documents.rows(data, {"step": float}, Path(file), "train", others=lambda text: float(text or "nan"))
 
 
-def _tested(document: Mapping[str, Any], data: bytes | None, metrics: Mapping[str, Any]) -> Tested:
+def _tested(document: Mapping[str, Any], data: bytes | None, metrics: Mapping[str, Any]) -> PictureSet:
     split = document.get("results", {}).get("split", "")
-    tested = Tested(
+    tested = PictureSet(
         split=split,
         made=measured.made(document),
         images=metrics.get("images"),

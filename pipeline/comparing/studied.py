@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.comparing import measured
-from pipeline.comparing.measured import SEED, Cost, MeasuredRun, Rate, Tested
+from pipeline.comparing.measured import SEED, Cost, MeasuredRun, PictureSet, Rate
 from pipeline.runtime import added, documents, params
 
 STUDIES = Path("studies")
@@ -78,7 +78,7 @@ def _run(
         for top in (1, 5)
         if (value := row.get(f"{prefix}top{top}_error"))
     }
-    tested = Tested(
+    tested = PictureSet(
         split=document.get("results", {}).get("split", ""),
         made=measured.made(document),
         images=images,
