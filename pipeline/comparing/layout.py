@@ -68,7 +68,7 @@ def text(parts: Sequence[Part]) -> str:
 def columns(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:
     """The lines of a table whose columns are two spaces apart; the widest columns are wrapped until all fit in `width`."""
     cells = [[shown(cell) for cell in row] for row in rows]
-    wide = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
+    wide = [max(1, *(len(row[index]) for row in cells)) for index in range(len(cells[0]))]
     while sum(wide) + 2 * (len(wide) - 1) > width and max(wide) > LEAST:
         wide[wide.index(max(wide))] -= 1
     lines = []

@@ -122,12 +122,12 @@ def beside(run: MeasuredRun, other: MeasuredRun) -> str:
         case None:
             return f"{named}: whether it was tested on the same pictures is not recorded: not compared."
     apart = 100 * (mine.error - theirs.error)
-    words = comparison.better(apart)
     by = f" by {abs(apart):.2f} points" if round(apart, 2) else ""
+    words = f"{comparison.better(apart).replace(' than', f'{by} than')} {other.name}, which has {theirs} %"
     if mine.interval is None or theirs.interval is None:
-        return f"{words} {named}{by}."
+        return f"{words}."
     overlap = mine.interval[0] <= theirs.interval[1] and theirs.interval[0] <= mine.interval[1]
-    return f"{words} {named}{by}; their intervals {'overlap' if overlap else 'do not overlap'}."
+    return f"{words}; their intervals {'overlap' if overlap else 'do not overlap'}."
 
 
 def of_paper(run: MeasuredRun) -> str:

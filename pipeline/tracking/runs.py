@@ -249,7 +249,7 @@ def recorded(machine: Machine, name: str = "", number: int = 1) -> list[dict[str
         _refused(public(uri)),
         waiting.saying("MLflow", f"runs from {public(uri)}", READ),
     ):
-        asked = {"uri": uri, "public": public(uri), "name": name, "number": number}
+        asked = {"uri": uri, "public": public(uri), "name": name, "most": number}
         found: list[dict[str, Any]] = process.ask("records", READ, experiment=description.experiment(), **asked)
         return found
 

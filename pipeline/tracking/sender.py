@@ -210,13 +210,13 @@ class Program:
             raise OSError(f"MLflow at {public}: {model} has no model.pt, as `evaluate` adds it. Give the file itself")
         return str(file)
 
-    def _records(self, uri: str, public: str, experiment: str, name: str, number: int) -> list[Record]:
-        """The runs with this name, or the newest `number` if it is empty: see `records`."""
+    def _records(self, uri: str, public: str, experiment: str, name: str, most: int) -> list[Record]:
+        """The runs with this name, or the newest `most` if it is empty: see `records`."""
         from pipeline.tracking import records
 
         with _named_errors(public):
             client = _client(uri)
-            return records.named(client, experiment, name) if name else records.last(client, experiment, number)
+            return records.named(client, experiment, name) if name else records.last(client, experiment, most)
 
 
 def main(answers: BinaryIO) -> None:
