@@ -10,11 +10,11 @@ from alexnet.names import cut
 from pipeline.comparing import comparison, layout, logged
 from pipeline.comparing.groups import UNKNOWN, differing, word
 from pipeline.comparing.layout import Table, Words
-from pipeline.comparing.measured import MeasuredRun, Rate
+from pipeline.comparing.measured import SEED, MeasuredRun, Rate
 from pipeline.evaluation import paper
 from pipeline.runtime.printing import say
 
-NAME, VALUE, STATE = 26, 16, 14
+NAME, VALUE, STATE = 26, 16, 18
 """The most characters of a run's name, of a parameter's value, and of a state in the table."""
 
 NONE = "no run is in MLflow yet, or its database is elsewhere (machine.yaml, tracking). The first: make repro"
@@ -42,9 +42,11 @@ def table(listed: Sequence[MeasuredRun], champions: Sequence[tuple[MeasuredRun, 
     """The runs with errors, cost, and as many differing parameters as fit, those that most runs differ in first."""
     documents = [run.params for run in listed]
     keys = sorted(differing(documents), key=lambda key: -len({word(document, key) for document in documents}))
+    keys = [SEED] * (len({run.seed for run in listed}) > 1) + keys
     champion = {id(run) for run, _ in champions}
-    rows = [_row(run, id(run) in champion) for run in listed]
-    head, left = ["run", "begun", "state", "top-1 error, %", "top-5 error, %", "minutes", "images/s"], []
+    unfinished = any(run.state != "finished" for run in listed)
+    rows = [_row(run, id(run) in champion, unfinished) for run in listed]
+    head, left = ["run", "begun", *["state"] * unfinished, "top-1 error, %", "top-5 error, %", "minutes"], []
     for key in keys:
         column = [cut(word(document, key), VALUE) for document in documents]
         wider = [[*row, value] for row, value in zip(rows, column, strict=True)]
@@ -59,16 +61,14 @@ def table(listed: Sequence[MeasuredRun], champions: Sequence[tuple[MeasuredRun, 
     return Table("Runs, the newest first", head, rows, note)
 
 
-def _row(run: MeasuredRun, champion: bool) -> list[str]:
-    rates = [run.rate(1), run.rate(5)]
-    minutes, speed = run.cost.minutes, run.cost.images_per_second
+def _row(run: MeasuredRun, champion: bool, unfinished: bool) -> list[str]:
+    minutes, state = run.cost.minutes, cut(run.state, STATE) if run.state != "finished" else ""
     return [
         cut(run.name, NAME) + " *" * champion,
         run.date[5:16].replace("T", " "),
-        cut(run.state, STATE) if run.state != "finished" else "",
-        *(_short(rate) for rate in rates),
+        *[state] * unfinished,
+        *(_short(rate) for rate in (run.rate(1), run.rate(5))),
         UNKNOWN if minutes is None else f"{minutes:.1f}",
-        UNKNOWN if speed is None else f"{speed:,.0f}",
     ]
 
 
@@ -76,7 +76,7 @@ def _short(rate: Rate | None) -> str:
     if rate is None:
         return ""
     ends = rate.interval
-    return f"{100 * rate.error:.1f}" + (f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else "")
+    return f"{100 * rate.error:.1f}" + (f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else "")
 
 
 def _width(rows: Sequence[Sequence[str]]) -> int:

@@ -95,7 +95,8 @@ def test_the_table_is_no_wider_than_a_terminal_and_says_which_parameters_it_leav
     keys = {f"model.parameter_{key}" for key in range(1, number)}
     assert {key for key in keys if key in table.head or key in table.note} == keys
     assert [row[0].endswith(" *") for row in table.rows] == [False, True, False]
-    assert [row[3] for row in table.rows] == ["42.0 (41.6 to 42.4)"] * 3
+    assert [row[2] for row in table.rows] == ["42.0 (41.6–42.4)"] * 3
+    assert [row[table.head.index("learning.seed")] for row in table.rows] == ["0", "1", "2"]
 
 
 def test_the_table_escapes_names() -> None:
