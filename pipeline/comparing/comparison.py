@@ -42,7 +42,7 @@ def compare(
 
     `ValueError` if a name means nothing, or if there is nothing to compare.
     """
-    runs = [run for name in names for run in find.runs(name)]
+    runs = find.runs(names)
     if len(runs) < 2:
         raise ValueError(f"{names[0]} is one run: name another one to compare it with, or a study")
     groups = grouped(runs)
@@ -144,6 +144,8 @@ def _verdict(first: Group, group: Group, test: McNemar | None) -> str:
             else "the seeds alone can explain it"
         )
         return f"{words}, n = {len(paired.own)} pairs of seeds: {sure}"
+    if paired.own and max(len(first.runs), len(group.runs)) > 1:
+        words += ", n = 1 pair of seeds"
     if test is not None:
         return (
             f"{words}; on the same pictures, {test.verdict} (p = {test.p:.2g}); other seeds may give another difference"

@@ -96,7 +96,7 @@ def confused(
 
 
 def _named(name: str) -> MeasuredRun:
-    runs = find.runs(name)
+    runs = find.runs([name])
     if len(runs) > 1:
         raise ValueError(f"{name} is a study of {len(runs)} runs, which keeps no answers: name an experiment of it")
     return _at_hand(runs[0])

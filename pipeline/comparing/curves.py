@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -37,19 +38,21 @@ def panel(title: str, x: str, lines: Mapping[str, Sequence[Line]]) -> str:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": title})
-        figure, file = Figure(figsize=(7.2, 3.2 + 0.2 * len(lines)), layout="constrained"), io.StringIO()
+        figure, file = Figure(figsize=(4.8, 2.6 + 0.18 * len(lines)), layout="constrained"), io.StringIO()
         FigureCanvasSVG(figure)
-        _draw(figure, title, x, lines)
+        _draw(figure, x, lines)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    return svg.replace(INK, "currentColor").strip()
+    return (
+        svg.replace(INK, "currentColor").replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1).strip()
+    )
 
 
-def _draw(figure: Figure, title: str, x: str, lines: Mapping[str, Sequence[Line]]) -> None:
+def _draw(figure: Figure, x: str, lines: Mapping[str, Sequence[Line]]) -> None:
     axes = figure.add_subplot()
-    shown = names.told_apart([*lines], 60, names.cut)
+    shown = names.told_apart([*lines], 36, names.cut)
     handles = []
     for number, runs in enumerate(lines.values()):
         colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
@@ -57,7 +60,6 @@ def _draw(figure: Figure, title: str, x: str, lines: Mapping[str, Sequence[Line]
             marker = "o" if len(values) <= 12 else None
             (handle,) = axes.plot(steps, values, color=colour, ls=dashes, lw=1.3, marker=marker, ms=2.5)
         handles.append(handle)
-    axes.set_title(title, loc="left")
     axes.set_xlabel(x)
     axes.grid(axis="y", color=PALE, lw=0.4, alpha=0.5)
     axes.set_axisbelow(True)

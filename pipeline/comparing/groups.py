@@ -32,8 +32,9 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The first run's name, without its seed."""
-        return self.first.name.removesuffix(f", seed {self.first.seed}")
+        """The runs' names without their seeds, each once."""
+        names = dict.fromkeys(run.name.removesuffix(f", seed {run.seed}") for run in self.runs)
+        return " + ".join(names)
 
     @property
     def seeds(self) -> str:
@@ -95,11 +96,17 @@ def differing(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def _plain(value: Any) -> Any:
+    """The value with whole numbers as integers, also in lists: `1.0` and `1` are one value of a parameter."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return int(value) if whole else value
+
+
 def word(document: Mapping[str, Any], key: str) -> str:
     """A parameter's value for a person; equal values give equal words, whether YAML or MLflow had them."""
     if key not in document:
         return UNKNOWN
-    value = document[key]
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        value = int(value)
+    value = _plain(document[key])
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -22,19 +22,23 @@ STATES = {
 }
 
 
-def find(name: str) -> MeasuredRun | None:
-    """The run with this id, fingerprint or name, with its curves; None if MLflow has none. Of several, the newest."""
-    found = runs.recorded(machines.read(), name)
-    if not found:
-        return None
-    others = [each["run_id"][:8] for each in found[1:]]
-    note = f"{len(found)} runs are called {name}; this is the newest; older ones: {', '.join(others)}" if others else ""
-    return of_record(found[0], note)
+def find(names: Sequence[str]) -> list[MeasuredRun | None]:
+    """The run of each id, fingerprint or name, with its curves; None where MLflow has none. Of several, the newest."""
+    found = runs.recorded(machines.read(), names)[:-1]
+    return [_newest(name, records) if records else None for name, records in zip(names, found, strict=True)]
+
+
+def _newest(name: str, records: Sequence[Record]) -> MeasuredRun:
+    others = [each["run_id"][:8] for each in records[1:]]
+    note = (
+        f"{len(records)} runs are called {name}; this is the newest; older ones: {', '.join(others)}" if others else ""
+    )
+    return of_record(records[0], note)
 
 
 def last(number: int) -> list[tuple[MeasuredRun, Record]]:
     """The newest runs, newest first, then champions that are older, each with its record."""
-    return [(of_record(record), record) for record in runs.recorded(machines.read(), number=number)]
+    return [(of_record(record), record) for record in runs.recorded(machines.read(), last=number)[-1]]
 
 
 def of_record(record: Record, note: str = "") -> MeasuredRun:

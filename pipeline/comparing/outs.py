@@ -20,6 +20,9 @@ from pipeline.evaluation.trained import METRICS, OUT
 from pipeline.runtime import documents, git
 from pipeline.shards.tables import MANIFEST, Manifest
 
+EXPERIMENT = "DVC experiment"
+"""The origin of an experiment's run."""
+
 Read = Callable[[str], bytes | None]
 """Reads a file of the working copy or of the revision by its path; None if it is not there."""
 
@@ -35,7 +38,7 @@ def here(folder: Path, name: str = "") -> MeasuredRun:
 def revision(name: str, commit: str) -> MeasuredRun:
     """The run of an experiment or a revision. What is neither in DVC's cache nor in a remote storage is named in `notes`."""
     experiment = bool(git.output("for-each-ref", f"refs/exps/**/{name}"))
-    run = _run(name, "DVC experiment" if experiment else "git revision", partial(revisions.read, commit))
+    run = _run(name, EXPERIMENT if experiment else "git revision", partial(revisions.read, commit))
     out = (OUT / "predictions.parquet").as_posix()
     return dataclasses.replace(
         run,

@@ -40,9 +40,13 @@ def last(client: MlflowClient, experiment: str, number: int) -> list[Record]:
 
 
 def named(client: MlflowClient, experiment: str, name: str) -> list[Record]:
-    """The runs with this id, fingerprint or name, newest first, with their curves; a beginning of eight characters suffices."""
+    """The newest run with this id, fingerprint or name, with its curves, then the ids of others that have it.
+
+    The name may be the run's own or its DVC experiment's; of an id or a fingerprint, a beginning of eight characters suffices.
+    """
     quoted = name.replace("'", "")
-    exact = [f"attributes.run_name = '{quoted}'", f"tags.fingerprint = '{quoted}'", f"attributes.run_id = '{quoted}'"]
+    keys = ("attributes.run_name", "tags.`dvc.exp_name`", "tags.fingerprint", "attributes.run_id")
+    exact = [f"{key} = '{quoted}'" for key in keys]
     runs = next((found for query in exact if (found := _search(client, experiment, query, MOST))), [])
     if not runs and len(name) >= 8:
         runs = [

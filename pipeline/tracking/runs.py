@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,23 +234,23 @@ def weights(machine: Machine, model: str) -> bytes:
         return Path(file).read_bytes()
 
 
-def recorded(machine: Machine, name: str = "", number: int = 1) -> list[dict[str, Any]]:
-    """The runs in MLflow with this id, fingerprint or name, or the newest `number` if it is empty, as `records` returns them.
+def recorded(machine: Machine, names: Sequence[str] = (), last: int = 0) -> list[list[dict[str, Any]]]:
+    """The runs in MLflow with each of these ids, fingerprints or names, then the newest `last` runs, as `records` returns them.
 
-    An empty list if there is no such run, or no database yet. Raises `OSError` if the tracking server does not answer.
+    A list is empty if there is no such run, or no database yet. Raises `OSError` if the tracking server does not answer.
     """
     uri = address(machine)
     file = database.path(uri)
     if file is not None and not file.exists():  # MLflow would make it
-        return []
+        return [[] for _ in range(len(names) + 1)]
     with (
         _prepared(uri, "MLflow"),
         courier.running("MLflow") as process,
         _refused(public(uri)),
         waiting.saying("MLflow", f"runs from {public(uri)}", READ),
     ):
-        asked = {"uri": uri, "public": public(uri), "name": name, "most": number}
-        found: list[dict[str, Any]] = process.ask("records", READ, experiment=description.experiment(), **asked)
+        asked = {"uri": uri, "public": public(uri), "names": list(names), "most": last}
+        found: list[list[dict[str, Any]]] = process.ask("records", READ, experiment=description.experiment(), **asked)
         return found
 
 

@@ -210,13 +210,14 @@ class Program:
             raise OSError(f"MLflow at {public}: {model} has no model.pt, as `evaluate` adds it. Give the file itself")
         return str(file)
 
-    def _records(self, uri: str, public: str, experiment: str, name: str, most: int) -> list[Record]:
-        """The runs with this name, or the newest `most` if it is empty: see `records`."""
+    def _records(self, uri: str, public: str, experiment: str, names: list[str], most: int) -> list[list[Record]]:
+        """The runs with each of these names, and the newest `most` at the end: see `records`."""
         from pipeline.tracking import records
 
         with _named_errors(public):
             client = _client(uri)
-            return records.named(client, experiment, name) if name else records.last(client, experiment, most)
+            named = [records.named(client, experiment, name) for name in names]
+            return [*named, records.last(client, experiment, most) if most else []]
 
 
 def main(answers: BinaryIO) -> None:

@@ -124,6 +124,7 @@ def test_parameters_that_one_does_not_record_do_not_differ_and_those_it_lacks_do
     assert groups.differing([one, two]) == []
     assert groups.differing([one, two | {"source.name": "cifar10"}]) == ["source.name", "source.seed"]
     assert groups.word({"a": 1.0}, "a") == groups.word({"a": 1}, "a") == "1"
+    assert groups.word({"a": [1.0, 2.5]}, "a") == groups.word({"a": (1, 2.5)}, "a") == "[1, 2.5]"
     assert groups.word({"a": True}, "a") != groups.word({"a": 1}, "a")
 
 
@@ -216,6 +217,7 @@ def page_of(runs: list[MeasuredRun]) -> tuple[Elements, str]:
     return elements, text
 
 
+@pytest.mark.slow
 def test_the_page_makes_no_request_and_runs_nothing_whatever_runs_are_called() -> None:
     named = [
         run(name, params={"start.network": name, "model.dropout": number / 100}, cost=Cost(machine=name), notes=(name,))
@@ -233,6 +235,7 @@ def test_the_page_makes_no_request_and_runs_nothing_whatever_runs_are_called() -
     assert max(map(len, layout.text(comparison.parts(grouped(named[:8]), [])).split("\n"))) <= layout.WIDTH
 
 
+@pytest.mark.slow
 def test_equal_runs_give_an_equal_page_with_both_curves() -> None:
     runs = [run("a"), run("b", error=0.1, **OTHER)]
     elements, text = page_of(runs)
@@ -252,7 +255,7 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["ablations", "ablations_quarter_width", "plateau"])
 def test_a_study_s_comparison_has_its_table_s_differences(studies: Path, name: str) -> None:
-    found = cells(comparison.errors(grouped(find.runs(name))))
+    found = cells(comparison.errors(grouped(find.runs([name]))))
     base = next(iter(found))
     rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -270,25 +273,25 @@ def test_a_study_s_comparison_has_its_table_s_differences(studies: Path, name: s
 
 
 def test_a_study_has_its_runs_with_their_parameters_and_curves(studies: Path) -> None:
-    runs = find.runs("ablations")
+    runs = find.runs(["ablations"])
     assert len(runs) == 39
     assert {each.params["learning.rate"] for each in runs if each.name.startswith("no-dropout")} == {0.005}
     assert all(each.steps and each.epochs and each.cost.minutes for each in runs)
-    assert [each.name for each in find.runs("ablations:one-column")] == [
+    assert [each.name for each in find.runs(["ablations:one-column"])] == [
         f"one-column, seed {seed}" for seed in range(3)
     ]
     with pytest.raises(ValueError, match="there is no variant 'one-colum'; there are base, one-column"):
-        find.runs("ablations:one-colum")
+        find.runs(["ablations:one-colum"])
     (studies / "ablations/runs.csv").write_text("variant,seed\nbase,0\n")
     with pytest.raises(ValueError, match=r"runs\.csv: line 1: has no column key\. docs/studies\.md says"):
-        find.runs("ablations")
+        find.runs(["ablations"])
 
 
 def test_rows_of_other_parameters_are_left_out(studies: Path) -> None:
     file = studies / "plateau/base.yaml"
     file.write_text(re.sub(r"(?m)^  momentum: \S+", "  momentum: 0.25", file.read_text()))
     with pytest.raises(ValueError, match="has no row of the parameters"):
-        find.runs("plateau")
+        find.runs(["plateau"])
 
 
 LOCK = """stages:

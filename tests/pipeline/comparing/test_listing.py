@@ -161,14 +161,14 @@ def test_runs_come_back_as_they_were_logged(
     assert (found[2].tested.classes, found[3].tested.classes) == (2, None)
     assert groups.differing([found[2].params, found[3].params]) == ["learning.rate"]
     assert found[2].params["learning.rate"] == 1e-05
-    by_name = find.runs("1" * 16)[0]
-    assert by_name.name == found[2].name == find.runs(found[2].name)[0].name == find.runs("11111111")[0].name
+    by_name = find.runs(["1" * 16])[0]
+    assert by_name.name == found[2].name == find.runs([found[2].name])[0].name == find.runs(["11111111"])[0].name
     assert [row["loss"] for row in by_name.steps if "loss" in row] == [1.0, 0.0]
     assert by_name.epochs[-1]["val_top1_error"] == 0.5
     with pytest.raises(
         ValueError, match=r"rusty-nail: no folder with metrics.json, study, experiment, revision or run"
     ):
-        find.runs("rusty-nail")
+        find.runs(["rusty-nail"])
     comparison.compare(["0" * 16, "1" * 16], html=logs / "page.html", markdown=logs / "page.md")
     said = capsys.readouterr().out
     assert re.search(r"learning.rate +0.01 +1e-05", said)
