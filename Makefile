@@ -28,7 +28,7 @@ help: ## prints this list
 repro: scm .venv/installed ## runs the whole workflow; with RECIPE=paper, SOURCE=ilsvrc2012 or both, as a separate experiment
 	@if [ -z "$(GIT)" ]; then dvc config --local core.no_scm true
 	elif grep -qs no_scm .dvc/config.local; then dvc config --local --unset core.no_scm; fi
-	if [ -n "$(RECIPE)$(SOURCE)" ]; then python -m pipeline.recipe $(RECIPE) $(addprefix --source ,$(SOURCE))
+	if [ -n "$(RECIPE)$(SOURCE)" ]; then python -m pipeline run $(addprefix --recipe ,$(RECIPE)) $(addprefix --source ,$(SOURCE))
 	else dvc repro && dvc metrics show; fi
 
 test: lint ## runs lint and all tests, in two processes

@@ -18,9 +18,8 @@ def main(name: str | None = None, words: Sequence[str] | None = None) -> None:
     """Runs a stage or command: `name`, or the first of `words`. Exits with code 2 for words that it does not know."""
     guard.hold_signals()
     words = sys.argv[1:] if words is None else words
-    typed = os.environ.pop(
-        "ALEXNET_TYPED_IN", ""
-    )  # by the launcher, .dvc/alexnet; not for the programs that are started here
+    # from the launcher, .dvc/alexnet; not for the programs that are started here
+    typed = os.environ.pop("ALEXNET_TYPED_IN", "")
     if typed:
         set_typed_in(Path(typed))
     with redaction.guarded():

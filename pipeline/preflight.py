@@ -90,6 +90,13 @@ def _params(faults: list[str]) -> tuple[Mapping[str, Any], NetworkSize | None]:
     except params.ParamsError as error:
         faults.append(str(error))
         return {}, None
+    problems, network = judged(document)
+    faults += problems
+    return document, None if problems else network
+
+
+def judged(document: Mapping[str, Any]) -> tuple[list[str], NetworkSize | None]:
+    """The faults of the contents of a params.yaml, and the size of the network, if its section has none."""
     problems, good, network = list[str](), dict[str, Any](), None
     all_code, code_of_torch = _code(PACKAGE, ALEXNET), _code(*CODE)
     for name in [*KINDS, *(name for name in document if name not in KINDS)]:
@@ -103,9 +110,7 @@ def _params(faults: list[str]) -> tuple[Mapping[str, Any], NetworkSize | None]:
                 good[name], network = document[name], size or network
             except params.ParamsError as error:
                 problems += str(error).splitlines()
-    problems += _between(good, network)
-    faults += problems
-    return document, None if problems else network
+    return [*problems, *_between(good, network)], network
 
 
 def _checked(name: str, section: Any, code: str) -> NetworkSize | None:

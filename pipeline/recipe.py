@@ -1,26 +1,15 @@
-"""Runs a recipe as a DVC experiment in a copy of the working copy; params.yaml here does not change.
-
-Run:    make repro RECIPE=paper SOURCE=ilsvrc2012   (python -m pipeline.recipe paper --source ilsvrc2012)
-Reads:  recipes/paper.yaml, and recipes/sources/ilsvrc2012.yaml, which overrides parts of it
-Writes: a DVC experiment, listed by `dvc exp show`, and the outs of every stage
-"""
+"""A recipe as a DVC experiment in a copy of the working copy: the command that runs it, while params.yaml here stays as it is."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the slow imports
-    from pipeline.__main__ import main as enter
-
-    enter("recipe")
-
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import added, git, guard, params
+from pipeline.runtime import added, git, params
 from pipeline.runtime.usage import RECIPES, names
 
 SITE = Path(".dvc/site")
@@ -29,28 +18,13 @@ OPEN = "source."
 """Prefix of the keys that may be in a recipe but not in params.yaml, or the reverse: each source has its own keys."""
 
 
-def main(name: str | None, source: str | None) -> None:
-    """Runs the experiment; the exit code is DVC's."""
-    try:
-        command = experiment(name, source)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"recipe: {error}") from None
-    print("recipe:", " ".join(command))
-    with subprocess.Popen(command) as dvc:
-        try:
-            raise SystemExit(dvc.wait())
-        except guard.Stopped:
-            dvc.terminate()  # its stage notices, and ends
-            raise
-
-
-def experiment(name: str | None, source: str | None = None) -> list[str]:
-    """The command that runs a recipe (None: params.yaml), with the pictures of `source` if it is given."""
+def contents(name: str | None, source: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """A recipe's file (None: params.yaml) and its parameters, with the pictures of `source` if it is given."""
     file = params.PARAMS if name is None else _named(RECIPES, name)
     wanted = params.load(file)
     if source is not None:
         wanted = with_source(wanted, _named(RECIPES / "sources", source))
-    return command(file, wanted, unused("-".join(filter(None, (name, source))) or "params"))
+    return file, wanted
 
 
 def with_source(wanted: Mapping[str, Any], file: Path) -> dict[str, Any]:

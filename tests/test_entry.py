@@ -198,3 +198,11 @@ def test_every_command_has_the_same_options_of_help_and_loudness() -> None:
         command = alexnet.get_command(click.Context(alexnet), name)
         assert command
         check(command)
+
+
+def test_a_stage_that_ran_to_its_end_leaves_its_time_and_no_other_does(stub: Path) -> None:
+    for end, lines in (("raise ValueError('is 3')", 0), ("pass", 1), ("pass", 2)):
+        (stub / "pipeline/mean.py").write_text(STUB.format(end=end))
+        ran(stub, ["-m", "pipeline", "mean"])
+        file = stub / "work/durations.jsonl"
+        assert (len(file.read_text().splitlines()) if file.exists() else 0) == lines

@@ -194,11 +194,11 @@ def test_a_recipe_takes_other_pictures(name, monkeypatch):
 
 def test_params_yaml_takes_other_pictures_and_no_others_than_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
-    command = recipe.experiment(None, "cifar10")
+    command = recipe.command(*recipe.contents(None, "cifar10"), "cifar10")
     assert "--name cifar10" in " ".join(command)
     assert not any(word.startswith("model.") for word in command)
     with pytest.raises(ValueError, match=r"recipes/sources/mnist\.yaml: not there; there are cifar10, ilsvrc2010, "):
-        recipe.experiment("paper", "mnist")
+        recipe.contents("paper", "mnist")
 
 
 def test_the_rates_of_2012_are_those_of_its_log():

@@ -39,7 +39,7 @@ def copy(tmp_path_factory):
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml")))
 def test_a_recipe_makes_two_steps_at_full_width_and_is_tested_and_reported(copy, name, ray_session):
-    copy.run("python", "-m", "pipeline.recipe", name, "--source", "two-steps", **here())
+    copy.run("python", "-m", "pipeline", "run", "--recipe", name, "--source", "two-steps", **here())
     assert copy.run("git", "status", "--porcelain") == ""
     refs = copy.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     (ref,) = (ref for ref in refs if ref.endswith(f"/{name}-two-steps"))

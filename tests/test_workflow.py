@@ -247,10 +247,10 @@ def test_a_recipe_runs_beside_the_working_copy(workflow):
     recipe.write_text(re.sub(r"(report:\n(  .*\n)*  seed: )0", r"\g<1>7", recipe.read_text()))
     workflow.run("git", "add", "-A")
     workflow.run("git", "commit", "-qm", "a recipe")
-    assert "report.seed=7" in workflow.run(sys.executable, "-m", "pipeline.recipe", "other")
+    assert "report.seed=7" in workflow.run(sys.executable, "-m", "pipeline", "run", "--recipe", "other")
     assert workflow.run("git", "status", "--porcelain") == ""
     assert "other" in workflow.run("dvc", "exp", "list", "--name-only").split()
-    code, said = workflow.run(sys.executable, "-m", "pipeline.recipe", "othr", check=False)
+    code, said = workflow.run(sys.executable, "-m", "pipeline", "run", "--recipe", "othr", check=False)
     assert code == 2
     assert "recipes/othr.yaml: not there; there are caffe, " in said
 

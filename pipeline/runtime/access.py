@@ -49,15 +49,15 @@ def token(folder: Path) -> Path:
     return file
 
 
-def admit(address: str) -> None:
+def admit(address: str, patience: float | None = None) -> None:
     """Waits until the head of a cluster at host:port answers; checks that it asks for a token and accepts this machine's.
 
-    Raises `TimeoutError` after `PATIENCE` seconds; `ValueError` for a cluster that asks for no token, unless
+    Raises `TimeoutError` after `patience` seconds (`PATIENCE`); `ValueError` for a cluster that asks for no token, unless
     `RAY_AUTH_MODE=disabled` allows it, and for a token that is missing here or that the head does not accept.
     """
-    mode = os.environ.get("RAY_AUTH_MODE") or "token"
+    mode, patience = os.environ.get("RAY_AUTH_MODE") or "token", patience or PATIENCE
     _mode(mode)
-    open_to_all = _ask(address, ()) == "welcome"
+    open_to_all = _ask(address, (), patience) == "welcome"
     if mode != "token":
         if not open_to_all:
             raise ValueError(
@@ -76,7 +76,7 @@ def admit(address: str) -> None:
             f"the Ray cluster at {address} asks for a token, and there is none here{f' ({named})' if named else ''}. "
             "Copy ~/.ray/auth_token from its head, or name the file in RAY_AUTH_TOKEN_PATH"
         )
-    if _ask(address, headers) != "welcome":
+    if _ask(address, headers, patience) != "welcome":
         raise ValueError(
             f"the Ray cluster at {address} has another token than this machine. Copy ~/.ray/auth_token from its head, or "
             "name the file in RAY_AUTH_TOKEN_PATH"
@@ -100,17 +100,19 @@ def _mode(mode: str) -> None:
     Config.initialize("")  # Ray read the environment when it was imported
 
 
-def _ask(address: str, metadata: tuple[tuple[str, str], ...]) -> Literal["welcome", "stranger"]:
+def _ask(address: str, metadata: tuple[tuple[str, str], ...], patience: float) -> Literal["welcome", "stranger"]:
     """Waits until the head answers a request with these headers, and returns whether it accepted them."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         return waiting.until(
-            lambda: _answer(channel, metadata), "ray", f"the cluster at {address}", PATIENCE, pause=1.0
+            lambda: _answer(channel, metadata, patience), "ray", f"the cluster at {address}", patience, pause=1.0
         )
 
 
-def _answer(channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> Literal["welcome", "stranger"] | None:
+def _answer(
+    channel: grpc.Channel, metadata: tuple[tuple[str, str], ...], patience: float
+) -> Literal["welcome", "stranger"] | None:
     try:
-        channel.unary_unary(ALIVE)(b"", timeout=5, metadata=metadata)
+        channel.unary_unary(ALIVE)(b"", timeout=min(5.0, patience), metadata=metadata)
     except grpc.RpcError as error:
         code = error.code()
         if code == grpc.StatusCode.UNAUTHENTICATED:

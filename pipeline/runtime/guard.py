@@ -21,6 +21,8 @@ from typing import NoReturn
 
 import psutil
 
+from pipeline.runtime import durations
+
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that stop a stage."""
 
@@ -145,6 +147,7 @@ def _prctl(option: int, value: int) -> None:
 
 def _watch(name: str, stage: int, words: mmap.mmap, ancestors: list[psutil.Process]) -> NoReturn:
     """The guard's loop: passes on signals, stops the stage if DVC is gone, and exits when the stage has ended."""
+    began = time.monotonic()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -171,6 +174,8 @@ def _watch(name: str, stage: int, words: mmap.mmap, ancestors: list[psutil.Proce
         _say(_death_line(name, signal.Signals(os.WTERMSIG(ended))))
     elif os.WEXITSTATUS(ended) and not words[-1]:
         _say(_lost_line(name, os.WEXITSTATUS(ended), reached))
+    elif not ended:
+        durations.record(name, time.monotonic() - began)
     os._exit(128 + stopped if stopped else _code(ended))
 
 

@@ -35,7 +35,7 @@ def _watch(address: str, over: threading.Event) -> None:
     while not over.wait(max(0.0, began + EVERY - time.monotonic())):
         began = time.monotonic()
         try:
-            why = _refusal(address)
+            why = refusal(address)
         except OSError:  # this machine has no more file descriptors or ports
             continue
         if over.is_set():
@@ -58,12 +58,15 @@ def _watch(address: str, over: threading.Event) -> None:
             return
 
 
-def _refusal(address: str) -> str | None:
-    """Why no connection to the head can be made; None if it can. `OSError` if the cause is on this machine."""
+def refusal(address: str, limit: float | None = None) -> str | None:
+    """Why no connection to the head can be made in `limit` seconds (`EVERY`); None if it can.
+
+    `OSError` if the cause is on this machine.
+    """
     host, _, port = address.rpartition(":")
     try:
         # the system accepts connections for a busy process, so a loaded head does not count as away
-        socket.create_connection((host.strip("[]"), int(port)), timeout=EVERY).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=limit or EVERY).close()
     except TimeoutError:
         return "it does not answer"
     except OSError as error:

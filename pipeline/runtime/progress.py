@@ -50,7 +50,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         now = time.monotonic()
-        self._write(f"{self._line(now, '')}{'' if kind is None else ', stopped'}, {_clock(now - self._start)}")
+        self._write(f"{self._line(now, '')}{'' if kind is None else ', stopped'}, {clock(now - self._start)}")
         if self._moves and self._width:
             print(file=self.stream, flush=True)
 
@@ -59,7 +59,7 @@ class Progress:
         rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
         line = f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s"
         if rate > 0 and self.done < self.total:
-            line += f", {_clock((self.total - self.done) / rate)} left"
+            line += f", {clock((self.total - self.done) / rate)} left"
         return f"{line}, {words}" if words else line
 
     def _write(self, line: str) -> None:
@@ -72,7 +72,8 @@ class Progress:
             print(line, file=self.stream, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: 1:02:03, or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

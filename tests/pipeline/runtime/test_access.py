@@ -163,7 +163,7 @@ with cluster.connected(Machine()):
     print("LISTENS", sorted(trainer.fit().return_value))
     print("MINE", sorted({each.laddr.ip for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"}))
     address = ray.get_runtime_context().gcs_address
-    print("STRANGER", access._ask(address, ()))
+    print("STRANGER", access._ask(address, (), 60.0))
 try:
     ray.put(1)
 except ray.exceptions.RaySystemError as error:

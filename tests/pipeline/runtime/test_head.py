@@ -120,7 +120,7 @@ def test_a_machine_that_sleeps_or_has_no_more_files_loses_no_head(
         knocks.append(1)
         return "it does not answer" if len(knocks) % 4 else None
 
-    monkeypatch.setattr(head, "_refusal", knock)
+    monkeypatch.setattr(head, "refusal", knock)
     thread = threading.Thread(target=head._watch, args=("x:1", over))
     thread.start()
     while len(knocks) < 40 and thread.is_alive():

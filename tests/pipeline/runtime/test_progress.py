@@ -81,4 +81,4 @@ def test_an_error_is_not_hidden_and_the_line_says_stopped() -> None:
     ("seconds", "words"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600 * 30 + 62, "30:01:02")]
 )
 def test_times_read_as_a_clock(seconds: float, words: str) -> None:
-    assert progress._clock(seconds) == words
+    assert progress.clock(seconds) == words
