@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-FILES = ("evaluation/metrics.json", "evaluation/confusion.csv")
-"""Artifacts of a run that are small enough to be read whole."""
+FILES = ("evaluation/metrics.json",)
+"""Artifacts of a run that are read with it; they are small."""
 
 MOST = 200
 """The most runs that are looked through for a name."""
