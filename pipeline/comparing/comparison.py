@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.comparing import answers, find, layout
 from pipeline.comparing.answers import McNemar
@@ -170,17 +172,13 @@ def _apart(ends: tuple[float, float]) -> bool:
 def tested(groups: Sequence[Group]) -> list[tuple[str, McNemar]]:
     """McNemar's test of each group's run against the first group's of the same seed, where both have their answers at hand."""
     first, made = groups[0], []
-    read: dict[int, answers.Answers | None] = {}
     for group in groups[1:]:
         if comparable(first, group) or group.first.view != "ten_views":
             continue
-        one, other = _same_seed(first, group)
-        both = [read.setdefault(id(run), None) or _read(run) for run in (one, other)]
-        for run, found in zip((one, other), both, strict=True):
-            read[id(run)] = found
-        if both[0] is not None and both[1] is not None:
+        one, other = (_read(run) for run in _same_seed(first, group))
+        if one is not None and other is not None:
             with contextlib.suppress(ValueError):  # other pictures than was recorded: there is no test
-                made.append((group.name, answers.mcnemar(both[0], both[1])))
+                made.append((group.name, answers.mcnemar(one, other)))
     return made
 
 
@@ -189,12 +187,17 @@ def _same_seed(first: Group, group: Group) -> tuple[MeasuredRun, MeasuredRun]:
     return pairs[0] if pairs else (first.first, group.first)
 
 
+@functools.lru_cache(maxsize=4)  # the first run's answers are those of each test
+def _answers_of(open_: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> answers.Answers:
+    with open_() as handle:
+        return answers.of(mistakes.read(name, handle))
+
+
 def _read(run: MeasuredRun) -> answers.Answers | None:
     if run.predictions is None:
         return None
     try:
-        with run.predictions() as handle:
-            return answers.of(mistakes.read(run.name, handle))
+        return _answers_of(run.predictions, run.name)
     except (ValueError, OSError):
         return None  # neither in the cache nor in the remote storage
 
