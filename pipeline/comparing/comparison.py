@@ -33,7 +33,8 @@ MANY = 4
 NOTE = (
     "One run: in brackets Wilson's 95 % interval, which covers the choice of the test pictures. Several seeds: mean ± standard "
     "deviation over the seeds. A difference is from the first row. Paired: between runs of equal seeds, whose two means stand "
-    "before it; in brackets Student's 95 % interval of its mean, which covers the seeds. Each number is rounded by itself."
+    "before it; in brackets Student's 95 % interval of its mean, which covers the seeds. Each number is rounded by "
+    "itself, so that a last digit may be off by one."
 )
 
 
