@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -18,12 +19,15 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import preflight, recipe
-from pipeline.runtime import added, durations, guard, params
+from pipeline import recipe
+from pipeline.doctor import preflight
+from pipeline.runtime import added, durations, git, guard, params
 from pipeline.runtime.printing import say
 from pipeline.runtime.progress import clock
 
 WORKFLOW = Path("dvc.yaml")
+
+INIT = "git init && git add -A && git commit -m 'as unpacked'"
 
 LONGEST = 48
 """The most characters of an experiment's name that is made from changes."""
@@ -42,31 +46,45 @@ def run(recipe_name: str | None, source: str | None, changes: Sequence[str], dry
     """Says what will run, and runs it unless `dry`; the exit code is DVC's."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     recipe.keep_here()
-    quiet = ["--quiet"] if os.environ.get("ALEXNET_QUIET") else []
-    if not (recipe_name or source or changes):
+    changed = recipe_name or source or changes
+    raise SystemExit(_in_a_copy(recipe_name, source, changes, dry) if changed else _here(dry))
+
+
+def _here(dry: bool) -> int:
+    if dry or not _quiet():
         say("run: here, with params.yaml", *table(plan([])))
-        code = 0 if dry else _done(["dvc", "repro", *quiet]) or _done(["dvc", "metrics", "show"])
-        raise SystemExit(code)
+    return 0 if dry else _done(["dvc", "repro", *_quiet()]) or _done(["dvc", "metrics", "show"])
+
+
+def _in_a_copy(recipe_name: str | None, source: str | None, changes: Sequence[str], dry: bool) -> int:
     file, wanted = recipe.contents(recipe_name, source)
     wanted = with_changes(wanted, changes)
     if faults := preflight.judged(added.completed(wanted))[0]:
         raise click.UsageError("\n".join(line.removeprefix(f"{params.PARAMS}: ") for line in faults))
+    if not git.commit():
+        raise ValueError(f"an experiment needs a git commit, which this folder ({Path.cwd()}) has not. Run: {INIT}")
     name = recipe.unused(title(recipe_name, source, changes))
     command = recipe.command(file, wanted, name)
-    changed = [word for flag, word in pairwise(command) if flag == "-S"]
-    say(
-        f"run: in a copy, as experiment {name}; params.yaml and the results here stay as they are",
-        *(f"  {word}" for word in changed),
-        *table(plan(keys(changed))),
-    )
-    code = 0 if dry else _done([*command, *quiet])
+    if dry or not _quiet():
+        changed = [word for flag, word in pairwise(command) if flag == "-S"]
+        say(
+            f"run: in a copy, as experiment {name}; params.yaml and the results here stay as they are",
+            *(f"  {word}" for word in changed),
+            *table(plan(keys(changed))),
+        )
+    code = 0 if dry else _done([*command, *_quiet()])
     if not (dry or code):
         say(
             f"run: experiment {name} is done",
             f"  its errors beside those here:      dvc metrics diff HEAD {name}",
             f"  its params.yaml and results here:  dvc exp apply {name}",
         )
-    raise SystemExit(code)
+    return code
+
+
+def _quiet() -> list[str]:
+    """DVC's option, if the user asked for no progress."""
+    return ["--quiet"] if os.environ.get("ALEXNET_QUIET") else []
 
 
 def _done(command: Sequence[str]) -> int:
@@ -84,7 +102,7 @@ def _done(command: Sequence[str]) -> int:
 
 def with_changes(wanted: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """The parameters with each `section.key=value`, a value as in YAML; `click.UsageError` for a key that there is not."""
-    changed = {section: dict(values) if isinstance(values, Mapping) else values for section, values in wanted.items()}
+    changed = copy.deepcopy(dict(wanted))
     known = {*params.flat(wanted), *added.ADDED}
     for word in changes:
         key, equals, value = word.partition("=")
@@ -99,7 +117,6 @@ def with_changes(wanted: Mapping[str, Any], changes: Sequence[str]) -> dict[str,
         *above, last = key.split(".")
         inner: dict[str, Any] = changed
         for part in above:
-            inner[part] = dict(inner[part])
             inner = inner[part]
         inner[last] = parsed
     return changed
@@ -159,7 +176,7 @@ def _status() -> dict[str, str]:
     asked = subprocess.run(["dvc", "status", "--json"], capture_output=True, text=True, check=False)
     if asked.returncode:
         words = asked.stderr.strip().splitlines()
-        raise OSError(f"dvc status: {words[-1] if words else 'failed'}. Look at it: dvc status")
+        raise OSError(f"dvc status: {words[-1] if words else 'failed'}. Without git: {INIT}, or make repro")
     return {name: _reason(entries) for name, entries in json.loads(asked.stdout).items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def stub(copy: Path, tmp_path: Path) -> Path:
     """A working copy whose stage `mean` says a little and imports nothing slow, and whose checks all pass."""
     folder = tmp_path / "stub"
     shutil.copytree(copy, folder, ignore=shutil.ignore_patterns("data", "runs"))
-    (folder / "pipeline/preflight.py").write_text("def check(name): ...")
+    (folder / "pipeline/doctor/preflight.py").write_text("def check(name): ...")
     return folder
 
 
@@ -206,3 +207,11 @@ def test_a_stage_that_ran_to_its_end_leaves_its_time_and_no_other_does(stub: Pat
         ran(stub, ["-m", "pipeline", "mean"])
         file = stub / "work/durations.jsonl"
         assert (len(file.read_text().splitlines()) if file.exists() else 0) == lines
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["train", "--help"]])
+def test_help_takes_no_half_second_of_a_cpu(copy: Path, words: list[str]) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ran(copy, ["-m", "pipeline", *words]).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5

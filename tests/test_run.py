@@ -151,6 +151,15 @@ def test_a_wrong_change_is_refused_before_anything_runs(here: Path, change: str,
     )
 
 
+def test_without_git_a_changed_run_is_refused_with_what_to_do(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program.preflight, "judged", lambda _: ([], None))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(here.parent))
+    with pytest.raises(
+        ValueError, match=rf"needs a git commit, which this folder \({here}\) has not. Run: git init && git"
+    ):
+        program.run("paper", None, ["learning.seed=5"], dry=False)
+
+
 def test_changes_stand_above_the_source_and_the_source_above_the_recipe(here: Path) -> None:
     file, wanted = program.recipe.contents("paper", "cifar10")
     changed = program.with_changes(wanted, ["source.name=x", "learning.rate=1e-3", "model.columns=1"])

@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from pipeline import ensemble, recipe
+from pipeline import recipe
+from pipeline.comparing import revisions
 from pipeline.recipe import SITE
 from studies import experiments, workspace
 
@@ -243,6 +244,7 @@ def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there
         (tmp_path / ".venv/bin/dvc").chmod(0o755)
     if there == "git":
         subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+        shutil.copy(tmp_path / ".venv/bin/dvc", tmp_path / ".venv/bin/python")
 
     outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the make that runs these tests: it would say more
 
@@ -269,6 +271,11 @@ def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there
         assert said.splitlines()[1:] == ["dvc config --local core.no_scm true", "dvc repro", "dvc metrics show"]
     else:
         assert said.splitlines() == ["dvc config --local --unset core.no_scm", "dvc repro", "dvc metrics show"]
+        for words, asked in (
+            (["RECIPE=paper"], "--recipe paper"),
+            (["RECIPE=paper", "SOURCE=cifar10"], "--recipe paper --source cifar10"),
+        ):
+            assert make("repro", *words)[1].splitlines()[-1] == f"dvc -m pipeline run {asked}", "as the stub says"
     assert code == (0 if there != "nothing" else code)
 
 
@@ -365,7 +372,7 @@ def test_what_runs_dvc_here_says_where_its_pickles_lie_without_make(tmp_path: Pa
     assert copy.databases()
 
 
-@pytest.mark.parametrize("module", [experiments, workspace, ensemble, recipe])
+@pytest.mark.parametrize("module", [experiments, workspace, revisions, recipe])
 def test_every_module_that_runs_or_reads_dvc_says_where_first(module: ModuleType) -> None:
     text = inspect.getsource(module)
     uses = re.findall(r"dvc\.api\.(?:open|read)\b|\[\"dvc\", |return \[dvc", text)

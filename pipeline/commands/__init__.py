@@ -115,7 +115,7 @@ def _stage(name: str) -> click.Command:
         import_module("pipeline.runtime.stage").main(
             name,
             lambda: import_module(f"pipeline.{name}").run(),
-            lambda: import_module("pipeline.preflight").check(name),
+            lambda: import_module("pipeline.doctor.preflight").check(name),
         )
 
     return click.Command(name, callback=callback)

@@ -1,1 +1,1 @@
-"""The doctor: looks at everything that a run needs, here and on servers, within a limit of time, and says what to do."""
+"""What a run needs, looked at before it runs: the check before each stage, and the doctor, who asks the servers, too."""

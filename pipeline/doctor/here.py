@@ -18,7 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from pipeline import preflight, room
+from pipeline.doctor import preflight, room
 from pipeline.doctor.finding import Finding, State
 from pipeline.runtime import git, machines, params
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from pipeline import preflight
+from pipeline.doctor import preflight
 from pipeline.runtime.machines import Machine
 from pipeline.tracking import addresses, runs
 

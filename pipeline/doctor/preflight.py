@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import room
-from pipeline.room import NetworkSize
+from pipeline.doctor import room
+from pipeline.doctor.room import NetworkSize
 from pipeline.runtime import added, digests, files, machines, params, stage
 from pipeline.runtime.machines import Machine
 from pipeline.tracking import runs
@@ -37,7 +37,7 @@ KINDS = {
 }
 """Section of params.yaml → module and name of its class, or of a tuple of classes that it may have."""
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 ALEXNET = PACKAGE.with_name("alexnet")
 

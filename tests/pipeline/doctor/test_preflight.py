@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import preflight, room
 from pipeline.commands import STAGES
+from pipeline.doctor import preflight, room
 from pipeline.runtime import params
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def heavy(folder: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_only_the_first_stage_after_a_change_imports_what_takes_long(here: Path) -> None:
     list(heavy(here / "heavy"))
-    code = "import sys; from pipeline import preflight; preflight.check(sys.argv[1])"
+    code = "import sys; from pipeline.doctor import preflight; preflight.check(sys.argv[1])"
 
     def check(path: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHONPATH": path}
