@@ -161,7 +161,7 @@ def opened(name: str) -> Iterator[BinaryIO]:
         with path.open("rb") as handle:
             yield handle
         return
-    with revisions.opened(OUT / PREDICTIONS, name, "evaluate") as handle:
+    with revisions.opened(name, OUT / PREDICTIONS, "evaluate") as handle:
         yield handle
 
 
@@ -175,7 +175,7 @@ def check_sealed(name: str, digest: str) -> None:
     if path.exists():
         recorded = digests.recorded(folder) if (folder / digests.SUMS).exists() else {}
     else:
-        recorded, file = revisions.recorded(OUT, name), PREDICTIONS
+        recorded, file = revisions.recorded(name, OUT), PREDICTIONS
     if recorded.get(file, digest) != digest:
         raise ValueError(
             f"{name}: {file} is not as 'evaluate' wrote it: its sha256 is {digest[:16]}…, was {recorded[file][:16]}…. "

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet.names import NO_ANSWER, cut, shown
-from pipeline.evaluation import choice
+from pipeline.evaluation import choice, paper
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.trained import METRICS, MODEL, load, names, read_model
 from pipeline.evaluation.trained import OUT as EVALUATION
@@ -54,15 +54,6 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 SECTIONS = ("source", "resize", "model", "start", "augmentation", "learning", "results", "report")
 """Sections of params.yaml, printed at the end of the page."""
-
-PAPER = {
-    "ILSVRC-2010": [("ten views (Table 1)", 0.375, 0.170), ("centre patch only (§6, footnote)", 0.390, 0.183)],
-    "ILSVRC-2012": [("ten views (Table 2)", 0.407, 0.182)],
-}
-"""The paper's top-1 and top-5 errors of one network, on the test set of 2010 and the validation set of 2012."""
-
-TESTED = {"ILSVRC-2010": ("test", 149_000), "ILSVRC-2012": ("val", 49_000)}
-"""The paper's split, and the least number of pictures for a comparison; it allows for some unreadable ones."""
 
 ABSENT = {
     "guesses": "no picture is shown: report.pictures is 0",
@@ -263,17 +254,16 @@ def render(
     environment.filters["shown"] = shown
     rejected, damaged = listed_pictures(REJECTED), listed_pictures(DAMAGED)
     hardest = hard_classes(EVALUATION / "per_class.csv")
-    contest = "ILSVRC-2010" if sections.get("source", {}).get("name") == "ilsvrc2010" else "ILSVRC-2012"
-    paper_split, least = TESTED[contest]
-    same = not manifest.drawn and len(manifest.classes) == 1000 and split == paper_split
+    source = sections.get("source", {}).get("name", "")
+    contest = paper.contest(source)
     return environment.get_template(TEMPLATE.name).render(
         metrics=metrics,
         manifest=manifest,
         tested={"val": "validation", "test": "test"}[split],
         splits={"train": manifest.rows("train"), "tested": manifest.rows(split)},
         contest=contest,
-        paper=PAPER[contest],
-        comparable=same and metrics["images"] >= least,
+        paper=paper.PAPER[contest],
+        comparable=paper.comparable(source, split, metrics["images"], len(manifest.classes), manifest.drawn),
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         hardest=hardest[:LISTED],
         rejected=rejected[:LISTED],

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 
 from alexnet import figures
+from pipeline.comparing.seeds import interval
 from pipeline.runtime import files
 from pipeline.runtime.printing import say
 from studies import rows
 from studies.rows import Row
 from studies.study import Study
-from studies.table import ONE_VIEW, ONE_VIEW_ADDS, differences, interval, table, view_differences
+from studies.table import ONE_VIEW, ONE_VIEW_ADDS, differences, table, view_differences
 
 
 def show(study: Study) -> None:
@@ -46,10 +47,12 @@ def draw(study: Study) -> None:
 def _differences(study: Study, measured: Mapping[str, Mapping[str, Row]]) -> bytes:
     base, *others = (variant.name for variant in study.variants)
     tested = {
-        name: differences(measured[name], measured.get(base, {}), "top1_error") for name in others if name in measured
+        name: differences(measured[name], measured.get(base, {}), "top1_error").differences
+        for name in others
+        if name in measured
     }
     if base in measured:
-        tested[ONE_VIEW] = view_differences(measured[base])
+        tested[ONE_VIEW] = view_differences(measured[base]).differences
     intervals = {name: ends for name, values in tested.items() if (ends := interval(values)) is not None}
     printed = {variant.name: variant.adds for variant in study.variants if variant.adds is not None}
     return figures.differences(tested, intervals, printed | {ONE_VIEW: ONE_VIEW_ADDS})

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.comparing import measured
 from pipeline.runtime import added, params
 
 STUDIES = Path("studies")
@@ -92,7 +91,7 @@ class Run:
     @property
     def key(self) -> str:
         """A hash of the parameters: 16 hexadecimal digits. Keys added later that mean "as before" do not change it."""
-        return hashlib.sha256(json.dumps(added.older(self.parameters), sort_keys=True).encode()).hexdigest()[:16]
+        return measured.key(self.parameters)
 
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")

@@ -1,14 +1,11 @@
-"""The table of a study: each variant's errors, its difference from the base, and the paper's number."""
+"""The table of a study: each variant's errors, its difference from the base with the same seeds, and the paper's number."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from scipy.special import stdtrit
-
-from alexnet.names import shown
+from pipeline.comparing import markdown, seeds
+from pipeline.comparing.seeds import Paired, spread
 from studies import rows
 from studies.rows import Row
 from studies.study import Study
@@ -17,79 +14,53 @@ ONE_VIEW, ONE_VIEW_ADDS = "one view", 1.5
 """Name of the row for the base tested with the centre patch only; percentage points that this adds in the paper (top-1)."""
 
 HEAD = (
-    "| variant | § | n | top-1 error, % | top-5 error, % | top-1 minus the base's, points (95 %) | the paper |",
-    "| --- | --- | --- | --- | --- | --- | --- |",
+    "variant", "§", "n", "top-1 error, %", "top-5 error, %", "pairs", "top-1 minus the base's, same seeds, points (95 %)",
+    "the paper",
+)  # fmt: skip
+
+NOTE = (
+    "Errors are means ± standard deviations over all n seeds of a row. A difference is paired: its two means are those of the "
+    "seeds that the row and the base both have, as many as there are pairs; in brackets Student's interval of its mean. Each "
+    "number is rounded by itself, so that the last digit of a difference may be off by one from that of the two beside it."
 )
+"""The text below the table."""
 
 
 def table(study: Study) -> str:
-    """The table in Markdown: mean ± standard deviation over seeds, and the difference from the base.
+    """The table in Markdown: mean ± standard deviation over seeds, the difference from the base, and what that is.
 
-    Differences are paired by seed, with Student's 95 % interval of their mean; a variant with one seed has no interval.
+    Differences are paired by seed, with Student's 95 % interval of their mean; a variant with one pair has no interval.
     """
     views = "centre_" if study.target == "train" else ""
     measured = rows.by_variant(study)
     base = measured.get(study.variants[0].name, {})
-    lines = [*HEAD]
+    lines = []
     for variant in study.variants:
         if runs := measured.get(variant.name):
-            one, five = f"{views}top1_error", f"{views}top5_error"
-            cells = [
-                cell(variant.name),
-                cell(variant.section),
-                str(len(runs)),
-                spread([100 * float(run[one]) for run in runs.values()]),
-                spread([100 * float(run[five]) for run in runs.values()]),
-                difference(differences(runs, base, one) if runs is not base else []),
-                cell(variant.paper),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+            beside = differences(runs, base, f"{views}top1_error") if runs is not base else None
+            lines.append(_row([variant.name, variant.section], runs, views, beside, variant.paper))
     if base and not views:
-        lines.append(_one_view(base))
-    return "\n".join(lines)
+        paper = f"+{ONE_VIEW_ADDS} (top-5 +1.3)"
+        lines.append(_row([ONE_VIEW, "§4.1"], base, "centre_", view_differences(base), paper))
+    return f"{markdown.table(HEAD, lines)}\n\n{NOTE}"
 
 
-def _one_view(base: Mapping[str, Row]) -> str:
-    """The row for the base tested with the centre patch only."""
-    errors = [[100 * float(run[f"centre_top{top}_error"]) for run in base.values()] for top in (1, 5)]
-    added = f"+{ONE_VIEW_ADDS} (top-5 +1.3)"
-    cells = [ONE_VIEW, "§4.1", str(len(base)), *map(spread, errors), difference(view_differences(base)), added]
-    return f"| {' | '.join(cells)} |"
+def _row(named: list[str], runs: Mapping[str, Row], views: str, beside: Paired | None, paper: str) -> list[str]:
+    errors = [[100 * value for value in of_seeds(runs, f"{views}top{top}_error").values()] for top in (1, 5)]
+    pairs = str(len(beside.own)) if beside else ""
+    return [*named, str(len(runs)), *map(spread, errors), pairs, str(beside or ""), paper]
 
 
-def differences(runs: Mapping[str, Row], base: Mapping[str, Row], error: str) -> list[float]:
-    """Error of a variant minus that of the base with the same seed, in percentage points, for each seed that both have."""
-    return [100 * (float(run[error]) - float(base[seed][error])) for seed, run in runs.items() if seed in base]
+def differences(runs: Mapping[str, Row], base: Mapping[str, Row], error: str) -> Paired:
+    """A variant's errors and the base's, in per cent, for each seed that both have."""
+    return seeds.paired(of_seeds(runs, error), of_seeds(base, error))
 
 
-def view_differences(base: Mapping[str, Row]) -> list[float]:
-    """The base's top-1 error by the centre patch minus that by ten views, in percentage points, for each seed."""
-    return [100 * (float(run["centre_top1_error"]) - float(run["top1_error"])) for run in base.values()]
+def view_differences(base: Mapping[str, Row]) -> Paired:
+    """The base's top-1 error by the centre patch and by ten views, in per cent, for each seed."""
+    return seeds.paired(of_seeds(base, "centre_top1_error"), of_seeds(base, "top1_error"))
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean; None for fewer than two values."""
-    count = len(values)
-    if count < 2:
-        return None
-    mean, deviation = statistics.mean(values), statistics.stdev(values)
-    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
-    return mean - half, mean + half
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; only the mean for one value."""
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def difference(values: Sequence[float]) -> str:
-    """The mean of differences with its 95 % interval; empty if there is no difference."""
-    if not values:
-        return ""
-    ends = interval(values)
-    return f"{statistics.mean(values):+.2f}" + (f" ({ends[0]:+.2f} to {ends[1]:+.2f})" if ends else "")
-
-
-def cell(text: str) -> str:
-    """A text escaped for a cell of a Markdown table."""
-    return shown(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+def of_seeds(runs: Mapping[str, Row], error: str) -> dict[str, float]:
+    """One of the errors (0 to 1) by seed."""
+    return {seed: float(run[error]) for seed, run in runs.items()}

@@ -189,6 +189,19 @@ def test_an_experiment_is_compared_and_applied(workflow):
     assert [member["weight"] for member in told["members"]] == [1, 1, 2]
     here = json.loads((workflow.folder / "metrics.json").read_text())["ten_views"]["top1_error"]
     assert [member["top1_error"] for member in told["members"]] == [here] * 3
+    said = workflow.run(
+        sys.executable, "-m", "pipeline", "compare", "HEAD", "other-codes", "--html", "work/compared.html"
+    )
+    assert re.search(r"other-codes is as good as HEAD.*on the same\s+pictures,\s+chance\s+alone", said, re.S)
+    assert re.search(r"results.code_epochs +\d+ +1$", said, re.M)
+    assert (workflow.folder / "work/compared.html").read_text().count("<svg") == 2
+    rows = workflow.run(sys.executable, "-m", "pipeline", "runs")
+    assert f"top-1 error {100 * here:.2f}" in rows and max(map(len, rows.splitlines())) <= 110
+    confused = workflow.run(
+        sys.executable, "-m", "pipeline", "confused", "--model-run", "other-codes", "--html", "work/c.html"
+    )
+    assert f"{round(here * 12)} of 12 pictures were taken for another class" in confused
+    assert "data:image/jpeg;base64," in (workflow.folder / "work/c.html").read_text()
     workflow.run("dvc", "exp", "apply", "other-codes")
     try:
         assert "results.code_epochs" in workflow.run("dvc", "params", "diff")

@@ -77,7 +77,7 @@ def _of_revision(name: str) -> Found | None:
 
     if not revisions.is_known(name):
         return None
-    with revisions.opened(MODEL, name, "train") as handle:
+    with revisions.opened(name, MODEL, "train") as handle:
         return Found(handle.read(LARGEST), f"{MODEL} of {name}")
 
 

@@ -24,10 +24,22 @@ def keep_here() -> None:
 
 def is_known(name: str) -> bool:
     """Whether the name is a DVC experiment or a git revision of this working copy; a name that is a pattern is none."""
-    if not name or set(name) & set("*?[\\"):
-        return False
-    commit = git.output("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    return bool(commit or git.output("for-each-ref", f"refs/exps/**/{name}"))
+    try:
+        return bool(commit(name))
+    except ValueError:
+        return True  # of several experiments: which is meant, `commit` asks
+
+
+def commit(name: str) -> str:
+    """The commit of an experiment or a revision, in hexadecimal; empty if there is none. `ValueError` for several."""
+    if not name or set(name) & set("*?[\\"):  # a pattern for git
+        return ""
+    if found := git.output("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"):
+        return found
+    same = git.output("for-each-ref", "--format=%(objectname) %(refname)", f"refs/exps/**/{name}").splitlines()
+    if len(same) > 1:
+        raise ValueError(f"{name}: {len(same)} experiments have this name: give one's commit, of {', '.join(same)}")
+    return same[0].split()[0] if same else ""
 
 
 def experiments() -> list[str]:
@@ -36,7 +48,7 @@ def experiments() -> list[str]:
 
 
 @contextmanager
-def opened(out: Path, name: str, stage: str) -> Iterator[BinaryIO]:
+def opened(name: str, out: str | Path, stage: str) -> Iterator[BinaryIO]:
     """Opens the out of a DVC experiment or a git revision. `stage`: the stage that makes it, for messages.
 
     `ValueError` if there is no such experiment or revision, or its out is neither in DVC's cache nor in its remote storage.
@@ -49,7 +61,7 @@ def opened(out: Path, name: str, stage: str) -> Iterator[BinaryIO]:
     keep_here()
     try:
         # from DVC's cache if it is there, else from the remote storage, read by range
-        with dvc.api.open(out.as_posix(), rev=name, mode="rb") as handle:
+        with dvc.api.open(Path(out).as_posix(), rev=name, mode="rb") as handle:
             yield handle
     except RevError as error:
         raise ValueError(f"{name}: not a path, an experiment or a revision ({error}). See: dvc exp list") from None
@@ -60,14 +72,20 @@ def opened(out: Path, name: str, stage: str) -> Iterator[BinaryIO]:
         ) from None
 
 
-def recorded(folder: Path, name: str) -> dict[str, str]:
-    """The digests in SHA256SUMS of a folder of an experiment or revision, by file name; none if it has no such file."""
+def read(name: str, out: str | Path) -> bytes | None:
+    """The bytes of a file of an experiment or a revision, tracked by git or by DVC; None if it is nowhere."""
     import dvc.api
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexDirError
 
     keep_here()
     try:
-        return digests.parse(dvc.api.read((folder / digests.SUMS).as_posix(), rev=name, mode="rb"))
+        data: bytes = dvc.api.read(Path(out).as_posix(), rev=name, mode="rb")
     except (DvcException, DataIndexDirError, OSError):
-        return {}
+        return None
+    return data
+
+
+def recorded(name: str, folder: Path) -> dict[str, str]:
+    """The digests in SHA256SUMS of a folder of an experiment or revision, by file name; none if it has no such file."""
+    return digests.parse(read(name, folder / digests.SUMS) or b"")

@@ -1,4 +1,4 @@
-"""Single pictures of the shards, looked up by their ids."""
+"""Single pictures of the shards, looked up by their ids, after the digest of their shard was compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ def fetch(
     """Pictures, uint8 H×W×3, and their labels, by id; `ValueError` if an id is not in the shards."""
     from alexnet.pictures import decode
 
-    wanted, pictures = set(ids), {}
+    found = encoded(ids, split, manifest, folder)
+    return {name: (decode(data).permute(1, 2, 0).numpy(), label) for name, (data, label) in found.items()}
+
+
+def encoded(ids: Iterable[str], split: str, manifest: Manifest, folder: AnyPath) -> dict[str, tuple[bytes, int]]:
+    """The stored bytes of pictures, and their labels, by id; `ValueError` if an id is not in the shards."""
+    wanted, pictures = set(ids), dict[str, tuple[bytes, int]]()
     for shard in manifest.shards[split]:
         file, first = folder / shard.file, 0
         # ids first, for all row groups: pictures are most of the bytes, and few of them are wanted
@@ -31,8 +37,8 @@ def fetch(
         for group in tables.groups(file, ["image", "label"], "resize"):
             for name, row in row_of.items():
                 if first <= row < first + group.num_rows:
-                    picture = decode(group["image"][row - first].as_py()["bytes"])
-                    pictures[name] = (picture.permute(1, 2, 0).numpy(), group["label"][row - first].as_py())
+                    picture = group["image"][row - first].as_py()["bytes"]
+                    pictures[name] = (picture, group["label"][row - first].as_py())
             first += group.num_rows
     if wanted - pictures.keys():
         raise ValueError(

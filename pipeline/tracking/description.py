@@ -68,7 +68,7 @@ def wanted(
     """Describes the run that a stage asks for. `section`: its parameters, nested; `adopt`: whether to continue a FINISHED run."""
     file, commit = database.path(uri), git.commit()
     return Wanted(
-        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet",
+        experiment=experiment(),
         # a server decides where it stores artifacts; for a database MLflow's default is the current folder
         artifacts=None if file is None else (file.parent / database.ARTIFACTS).as_uri(),
         name=f"{os.environ.get('DVC_EXP_NAME') or 'alexnet'}-{fingerprint[:8]}",
@@ -82,6 +82,11 @@ def wanted(
         source=_source(commit),
         pictures=None if manifest is None else _pictures(manifest),
     )
+
+
+def experiment() -> str:
+    """The name of MLflow's experiment."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet"
 
 
 def words(section: Mapping[str, Any]) -> dict[str, str]:

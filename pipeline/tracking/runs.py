@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,9 @@ EXPORT = 600.0
 
 DOWNLOAD = 900.0
 """Seconds that the download of a model may take."""
+
+READ = 120.0
+"""Seconds that reading runs back may take."""
 
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 """The databases that MLflow's server supports."""
@@ -230,6 +233,26 @@ def weights(machine: Machine, model: str) -> bytes:
     ):
         file = process.ask("weights", DOWNLOAD, uri=uri, public=public(uri), model=model, folder=folder)
         return Path(file).read_bytes()
+
+
+def recorded(machine: Machine, names: Sequence[str] = (), last: int = 0) -> list[list[dict[str, Any]]]:
+    """The runs in MLflow with each of these ids, fingerprints or names, then the newest `last` runs, as `records` returns them.
+
+    A list is empty if there is no such run, or no database yet. Raises `OSError` if the tracking server does not answer.
+    """
+    uri = address(machine)
+    file = database.path(uri)
+    if file is not None and not file.exists():  # MLflow would make it
+        return [[] for _ in range(len(names) + 1)]
+    with (
+        _prepared(uri, "MLflow"),
+        courier.running("MLflow") as process,
+        _refused(public(uri)),
+        waiting.saying("MLflow", f"runs from {public(uri)}", READ),
+    ):
+        asked = {"uri": uri, "public": public(uri), "names": list(names), "most": last}
+        found: list[list[dict[str, Any]]] = process.ask("records", READ, experiment=description.experiment(), **asked)
+        return found
 
 
 def model_name(model: Model, manifest: Pictures) -> str:

@@ -211,6 +211,15 @@ class Program:
             raise OSError(f"MLflow at {public}: {model} has no model.pt, as `evaluate` adds it. Give the file itself")
         return str(file)
 
+    def _records(self, uri: str, public: str, experiment: str, names: list[str], most: int) -> list[list[Record]]:
+        """The runs with each of these names, and the newest `most` at the end: see `records`."""
+        from pipeline.tracking import records
+
+        with _named_errors(public):
+            client = _client(uri)
+            named = [records.named(client, experiment, name) for name in names]
+            return [*named, records.last(client, experiment, most) if most else []]
+
 
 def main(answers: BinaryIO) -> None:
     """Runs the process. `answers`: the stream for answers."""

@@ -20,6 +20,7 @@ import torch
 from alexnet.names import NO_ANSWER
 from pipeline import download, ensemble, evaluate, report, resize
 from pipeline.archives.contents import Contents
+from pipeline.comparing.markdown import cell as markdown
 from pipeline.evaluation import scores, trained, vectors
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests, params, printing, stage, web
@@ -32,7 +33,6 @@ from pipeline.shards.tables import Shard, Synset
 from pipeline.sources import huggingface
 from pipeline.tracking import runs
 from studies.study import Study, Variant
-from studies.table import cell as markdown
 from tests.names import NASTY, UNUSABLE
 from tests.pipeline import layouts
 from tests.pipeline.miniature import jpeg

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 from scipy import stats
 
+from pipeline.comparing import seeds
 from pipeline.runtime import params, stage
 from studies import __main__ as entry
 from studies import experiments, rows, table
@@ -60,9 +62,9 @@ def test_the_table_has_means_deviations_and_paired_intervals(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     base, other = [0.40, 0.42, 0.41], [0.45, 0.46, 0.48]
     recorded(tmp_path, {"base": base, "other": other})
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.table(study()).splitlines()[2:]]
+    lines = cells(table.table(study()))
     assert [line[0] for line in lines] == ["base", "other", "one view"]
-    assert lines[0][2:6] == ["3", "41.00 ± 1.00", "20.50 ± 0.50", ""]
+    assert lines[0][2:7] == ["3", "41.00 ± 1.00", "20.50 ± 0.50", "", ""]
     differences = 100 * (np.array(other) - base)
     low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
     assert lines[1] == [
@@ -71,19 +73,65 @@ def test_the_table_has_means_deviations_and_paired_intervals(tmp_path: Path, mon
         "3",
         "46.33 ± 1.53",
         "23.17 ± 0.76",
-        f"+5.33 ({low:+.2f} to {high:+.2f})",
+        "3",
+        f"46.33 - 41.00 = +5.33 ({low:+.2f} to {high:+.2f})",
         "worse",
     ]
-    assert table.interval(differences.tolist()) == pytest.approx((low, high), rel=1e-3)
-    assert lines[2][5].startswith("+2.00")
-    assert table.view_differences(rows.by_variant(study())["base"]) == pytest.approx([2.0, 2.0, 2.0])
+    assert seeds.interval(differences.tolist()) == pytest.approx((low, high), rel=1e-3)
+    assert lines[2][6].startswith("43.00 - 41.00 = +2.00")
+    assert table.view_differences(rows.by_variant(study())["base"]).differences == pytest.approx([2.0, 2.0, 2.0])
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def contradictions(text: str) -> list[list[str]]:
+    """The rows of a study's table whose difference is not that of the numbers beside it, or has too many pairs."""
+    wrong, base = [], cells(text)[0]
+    for row in cells(text)[1:]:
+        own, others, apart = map(float, re.findall(r"[+-]?\d+\.\d+", row[6])[:3])
+        if abs(own - others - apart) > 0.0101 or int(row[5]) > min(int(row[2]), int(base[2])):
+            wrong.append(row)
+        if row[5] == row[2] and row[3].split()[0] != f"{own:.2f}":
+            wrong.append(row)
+        if row[5] == base[2] and row[0] != "one view" and base[3].split()[0] != f"{others:.2f}":
+            wrong.append(row)
+    return wrong
+
+
+@pytest.mark.parametrize("seeds_of", [(3, 1), (1, 3), (2, 3), (3, 3)])
+def test_no_row_contradicts_its_difference_whatever_seeds_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds_of: tuple[int, int]
+) -> None:
+    """With one seed a variant's error was below the base's mean, and its difference from the base's same seed above 0."""
+    monkeypatch.chdir(tmp_path)
+    base, other = [0.5896, 0.6, 0.61], [0.592, 0.7, 0.8]
+    recorded(tmp_path, {"base": base[: seeds_of[0]], "other": other[: seeds_of[1]]})
+    made = table.table(study())
+    assert contradictions(made) == []
+    row, both = cells(made)[1], min(seeds_of)
+    assert row[5] == str(both)
+    assert row[6].startswith(f"{100 * np.mean(other[:both]):.2f} - {100 * np.mean(base[:both]):.2f} = ")
+    assert f"= {100 * np.mean(np.subtract(other, base)[:both]):+.2f}" in row[6]
+
+
+def test_a_difference_is_minus_the_other_way_round() -> None:
+    one, other = {"0": 0.5, "1": 0.6, "3": 0.9}, {"1": 0.55, "0": 0.41, "2": 0.1}
+    there, back = seeds.paired(one, other), seeds.paired(other, one)
+    assert sorted(there.differences) == pytest.approx(sorted(-value for value in back.differences))
+    (low, high), (least, most) = seeds.interval(there.differences), seeds.interval(back.differences)
+    assert (low, high) == pytest.approx((-most, -least))
+    assert str(seeds.paired(one, {})) == ""
 
 
 @pytest.mark.parametrize("count", [2, 3, 11, 40])
 def test_an_interval_is_student_s_for_any_number_of_seeds(count: int) -> None:
     differences = np.random.default_rng(0).normal(size=count)
     expected = stats.t.interval(0.95, count - 1, differences.mean(), stats.sem(differences))
-    assert table.interval(differences.tolist()) == pytest.approx(expected)
+    assert seeds.interval(differences.tolist()) == pytest.approx(expected)
 
 
 def test_a_run_of_other_parameters_has_no_part_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +175,7 @@ def test_every_recorded_run_is_found_again(monkeypatch: pytest.MonkeyPatch) -> N
         assert [row["key"] for row in rows.read(read(name)) if not points[row["key"]]] == []
         said = (read(name).folder / "table.md").read_text()
         assert said == table.table(read(name)) + "\n"
+        assert contradictions(said) == []
 
 
 def test_the_plateau_is_that_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
