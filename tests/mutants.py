@@ -187,7 +187,8 @@ def copied() -> Iterator[Path]:
             if name and (ROOT / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, copy / name)
-        subprocess.run(["git", "init", "-q"], cwd=copy, check=True)  # some tests ask it for the files
+        for words in (["init", "-q"], ["add", "-A"]):  # some tests ask git for the files
+            subprocess.run(["git", *words], cwd=copy, check=True)
         for name in SHARED:
             importlib.import_module(name)
         gc.freeze()  # else every process that tests looks through all of it, at its end
