@@ -14,9 +14,9 @@ from typing import Any
 
 import dvc.api
 
-from pipeline import recipe
 from pipeline.runtime import params, revisions
 from pipeline.runtime.printing import say
+from pipeline.workflow import recipe
 from studies import rows
 from studies.rows import Result
 from studies.study import Run, Study

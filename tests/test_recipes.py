@@ -16,10 +16,10 @@ from alexnet.build import build
 from alexnet.learning import Learning, Momentum, step
 from alexnet.network import Dropout, Model
 from alexnet.peers import from_torchvision, to_torchvision
-from pipeline import recipe
 from pipeline.download import SOURCES
 from pipeline.resize import Resize
 from pipeline.runtime import added, params
+from pipeline.workflow import recipe
 
 ROOT = Path(__file__).parents[1]
 

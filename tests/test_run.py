@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import run as program
 from pipeline.runtime import durations, params
+from pipeline.workflow import run as program
 
 ROOT = Path(__file__).parents[1]
 

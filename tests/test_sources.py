@@ -12,10 +12,10 @@ import ray
 from ruamel.yaml import YAML
 
 from alexnet.pictures import decode
-from pipeline import recipe
 from pipeline.runtime import params
 from pipeline.shards import tables
 from pipeline.shards.manifest import Manifest
+from pipeline.workflow import recipe
 from tests.pipeline import layouts
 from tests.test_workflow import Copy
 

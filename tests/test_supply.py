@@ -21,9 +21,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from pipeline import recipe
 from pipeline.runtime import revisions
 from pipeline.runtime.revisions import SITE
+from pipeline.workflow import recipe
 from studies import experiments, workspace
 
 ROOT = Path(__file__).parents[1]

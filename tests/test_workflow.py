@@ -182,7 +182,7 @@ def test_an_experiment_is_compared_and_applied(workflow):
     assert "other-codes" in workflow.run("dvc", "exp", "show", "--csv")
     # an ensemble of its predictions, which are not in the working copy, of the last commit's, and of what is here
     asked = ["HEAD", "other-codes", "data/evaluation=2", "--out", "table.json"]
-    said = workflow.run(sys.executable, "-m", "pipeline.ensemble", *asked)
+    said = workflow.run(sys.executable, "-m", "pipeline", "ensemble", *asked)
     told = json.loads((workflow.folder / "table.json").read_text())
     (workflow.folder / "table.json").unlink()
     assert "all 3 together" in said

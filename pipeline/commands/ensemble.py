@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from pipeline.commands import TypedPath, lazily, typed_in
-from pipeline.runtime import git
+from pipeline.runtime import revisions
 
 
 class Network(click.ParamType[str]):
@@ -29,12 +29,8 @@ class Network(click.ParamType[str]):
         for name in (value, value.rpartition("=")[0]):
             if name and (typed_in() / name).exists():
                 return value if typed_in() == Path.cwd() else f"{typed_in() / name}{value[len(name) :]}"
-            for asked in (
-                ["rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"],
-                ["for-each-ref", f"refs/exps/**/{name}"],
-            ):
-                if name and git.output(*asked):
-                    return str(value)
+            if revisions.is_known(name):
+                return str(value)
         return self.fail(
             f"{value}: neither a path nor an experiment nor a revision. See: dvc exp list", parameter, context
         )
@@ -46,5 +42,5 @@ command = click.Command(
         click.Argument(["members"], type=Network(), nargs=-1, required=True, metavar="NAME[=WEIGHT]..."),
         click.Option(["--out"], type=TypedPath(), metavar="FILE", help="Write the table to FILE as JSON."),
     ],
-    callback=lazily("pipeline.ensemble", "main"),
+    callback=lazily("pipeline.comparing.ensemble", "main"),
 )

@@ -25,5 +25,5 @@ command = click.Command(
         ),
         click.Option(["--dry"], is_flag=True, help="Say what would run, and run nothing."),
     ],
-    callback=lazily("pipeline.run", "run"),
+    callback=lazily("pipeline.workflow.run", "run"),
 )

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from alexnet.names import NO_ANSWER
-from pipeline import download, ensemble, evaluate, report, resize
+from pipeline import download, evaluate, report, resize
 from pipeline.archives.contents import Contents
+from pipeline.comparing import ensemble
 from pipeline.comparing.markdown import cell as markdown
 from pipeline.evaluation import scores, trained, vectors
 from pipeline.evaluation.results import Results

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from alexnet.learning import Learning
-from pipeline import recipe
 from pipeline.runtime import added, params
+from pipeline.workflow import recipe
 from studies import rows
 from studies.study import read
 

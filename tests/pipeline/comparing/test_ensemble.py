@@ -21,8 +21,8 @@ import torch
 from scipy.stats import binomtest
 
 from alexnet.errors import summary
-from pipeline import ensemble
-from pipeline.ensemble import Argument, Member
+from pipeline.comparing import ensemble
+from pipeline.comparing.ensemble import Argument, Member
 from pipeline.evaluation import vectors
 from pipeline.runtime import digests
 from tests.pipeline.flips import unsaid

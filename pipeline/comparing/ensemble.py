@@ -1,21 +1,9 @@
 """Saved probabilities of several networks → the errors of their weighted mean (§6, Table 2).
 
-Run:    alexnet ensemble NAME[=WEIGHT] NAME[=WEIGHT] ... [--out FILE]
-Reads:  predictions.parquet of each NAME: a DVC experiment, a git revision, a folder such as data/evaluation, or the
-        file itself
-Writes: a table to the terminal, a run to MLflow, and with --out the table as JSON
-Takes:  no section of params.yaml
-Expect: no network is run; 7 networks of 1000 classes on 50,000 pictures: 10 seconds of one CPU, 0.8 GB of memory
-
 The paper's 5 CNNs are five seeds: dvc exp run --queue -S learning.seed=1,2,3,4,5. Weights need not sum to 1.
 """
 
 from __future__ import annotations
-
-if __name__ == "__main__":  # before the slow imports
-    from pipeline.__main__ import main as enter
-
-    enter("ensemble")
 
 import hashlib
 import json

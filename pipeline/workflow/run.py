@@ -19,11 +19,11 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import recipe
 from pipeline.doctor import preflight
 from pipeline.runtime import added, durations, git, guard, params, revisions
 from pipeline.runtime.printing import say
 from pipeline.runtime.progress import clock
+from pipeline.workflow import recipe
 
 WORKFLOW = Path("dvc.yaml")
 
