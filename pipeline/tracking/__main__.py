@@ -11,12 +11,13 @@ if __name__ == "__main__":  # before the slow imports
     enter("tracking")
 
 import os
+import socket
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.runtime import machines
-from pipeline.tracking import courier, database, journal, runs
+from pipeline.tracking import courier, database, description, journal, pages, runs
 
 
 def address() -> None:
@@ -51,7 +52,8 @@ def send(limit: float) -> None:
 def show(port: int) -> None:
     """Replaces this process by MLflow's server for a database, at `port` of 127.0.0.1; for a server prints its address.
 
-    The database's address is passed in the environment, because all users can see a process's arguments.
+    Prints the address of the page that opens on the runs. The database's address is passed in the environment, because all
+    users can see a process's arguments. `OSError` if the port is in use.
     """
     uri = runs.address(machines.read())
     if urlsplit(uri).scheme in ("http", "https"):
@@ -67,6 +69,26 @@ def show(port: int) -> None:
     if file is not None:
         os.chdir(file.parent)
         uri = database.address(Path(file.name))
+    _check_free(port)
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
-    sys.stdout.flush()
+    print(f"the runs: {_page(port, file)}", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)])  # noqa: S606
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a connection's end does not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise OSError(
+                f"port {port} of 127.0.0.1 cannot be used ({error.strerror}). Choose another one: "
+                f"make ui PORT={port + 1 if port < 2**16 - 1 else port - 1}"
+            ) from None
+
+
+def _page(port: int, file: Path | None) -> str:
+    """The address of the page of the runs; of the server if `file`, the database, is another one than SQLite's or has no run."""
+    server = f"http://127.0.0.1:{port}"
+    number = file and database.experiment(file, description.experiment())
+    return pages.link(server, number) if number else server

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.entities import Run as Record
 from mlflow.exceptions import MlflowException
 
 from pipeline.runtime import owner
+from pipeline.tracking import pages
 from pipeline.tracking.description import Wanted
 
 
@@ -26,6 +29,8 @@ def begin(client: MlflowClient, wanted: Wanted, ending: set[str]) -> str:
         client.set_tag(run_id, "process", wanted.owner)
         client.update_run(run_id, status="RUNNING")
     _describe(client, run_id, params, wanted)
+    with contextlib.suppress(MlflowException):  # of a server that lets nobody change an experiment's tags
+        pages.update(client, client.get_experiment(experiment))
     return str(run_id)
 
 

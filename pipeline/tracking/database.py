@@ -47,6 +47,18 @@ def path(uri: str) -> Path | None:
     return Path(unquote(name))
 
 
+def experiment(file: Path, name: str) -> str | None:
+    """The id of the experiment `name`; None if the database, or an experiment of that name, is not there."""
+    if not file.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=5)) as database:
+            row = database.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    return str(row[0]) if row else None
+
+
 def holder(file: Path) -> str | None:
     """The processes that lock the database, in words; None if none does. `OSError` if it is not a database or not writable."""
     if not file.exists():

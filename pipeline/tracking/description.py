@@ -11,8 +11,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from alexnet.names import cut
 from pipeline.runtime import git, owner, params, redaction
 from pipeline.tracking import database
+
+NAMED = 3
+"""The most changed parameters that a run's name has."""
+
+LONGEST = 120
+"""Most characters of a run's name."""
 
 
 class Pictures(Protocol):
@@ -71,7 +81,7 @@ def wanted(
         experiment=experiment(),
         # a server decides where it stores artifacts; for a database MLflow's default is the current folder
         artifacts=None if file is None else (file.parent / database.ARTIFACTS).as_uri(),
-        name=f"{os.environ.get('DVC_EXP_NAME') or 'alexnet'}-{fingerprint[:8]}",
+        name=run_name(section),
         fingerprint=fingerprint,
         stage=stage,
         adopt=adopt,
@@ -87,6 +97,32 @@ def wanted(
 def experiment() -> str:
     """The name of MLflow's experiment."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alexnet"
+
+
+def run_name(section: Mapping[str, Any]) -> str:
+    """A name that a person recognizes: the experiment or the source, what differs from the commit, and the seed.
+
+    Such as `sample, learning.rate 0.02, seed 0`. `section`: the run's parameters, nested.
+    """
+    here = params.load(params.PARAMS) if params.PARAMS.exists() else {}
+    name = os.environ.get("DVC_EXP_NAME") or here.get("source", {}).get("name") or "alexnet"
+    changed = [f"{key} {value}" for key, value in _changed(here).items() if key != "learning.seed"]
+    more = [f"{len(changed) - NAMED} more changes"] if len(changed) > NAMED else []
+    seed = section.get("learning", {}).get("seed")
+    seeds = [] if seed is None else [f"seed {seed}"]
+    return cut(redaction.redact(", ".join([name, *changed[:NAMED], *more, *seeds])), LONGEST)
+
+
+def _changed(here: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters, by dotted key, whose values are not those of the checked-out commit; none if it has no params.yaml."""
+    try:
+        committed = YAML(typ="safe", pure=True).load(git.output("show", f"HEAD:./{params.PARAMS}")) or {}
+    except YAMLError:
+        committed = {}
+    if not isinstance(committed, dict) or not committed:
+        return {}
+    before = words(committed)
+    return {key: value for key, value in words(here).items() if before.get(key) != value}
 
 
 def words(section: Mapping[str, Any]) -> dict[str, str]:
