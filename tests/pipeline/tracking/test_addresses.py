@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy.engine import make_url
 
 from pipeline.doctor import preflight
 from pipeline.runtime.machines import Machine
+from pipeline.tracking import __main__ as program
 from pipeline.tracking import addresses, runs
 
 
@@ -113,3 +115,15 @@ def test_an_address_of_a_plugin_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(addresses.metadata, "entry_points", lambda group: [Plugin] * (group == "mlflow.tracking_store"))
     assert addresses.parse("arn:aws:sagemaker:eu-west-1:1:mlflow-tracking-server/x").startswith("arn:")
+
+
+def test_the_pages_of_a_plugin_s_address_are_refused_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        name = "arn"
+
+    monkeypatch.setattr(addresses.metadata, "entry_points", lambda group: [Plugin] * (group == "mlflow.tracking_store"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "arn://me:Pl4nted.Secret@there/runs")
+    monkeypatch.setattr(os, "execv", lambda *_: None)  # MLflow's server, which would print the address
+    with pytest.raises(ValueError, match=r"arn://there/runs is neither a server nor a database") as caught:
+        program.show(5000)
+    assert "Pl4nted" not in str(caught.value)
