@@ -28,7 +28,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-    (tmp_path / "params.yaml").write_text("source: {name: sample}\nlearning: {rate: 0.01, seed: 0}\nmodel: {dropout: 0.5}\n")
+    (tmp_path / "params.yaml").write_text(
+        "source: {name: sample}\nlearning: {rate: 0.01, seed: 0}\nmodel: {dropout: 0.5}\n"
+    )
     for words in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "as it is"]):
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *who, *words], cwd=tmp_path, check=True)
@@ -44,7 +46,9 @@ def test_a_run_is_called_by_its_pictures_its_seed_and_what_differs_from_the_comm
 ) -> None:
     assert name(seed=0) == "sample, seed 0"
     assert description.run_name({"results": {"split": "val"}}) == "sample"
-    (here / "params.yaml").write_text("source: {name: sample}\nlearning: {rate: 0.02, seed: 3}\nmodel: {dropout: none}\n")
+    (here / "params.yaml").write_text(
+        "source: {name: sample}\nlearning: {rate: 0.02, seed: 3}\nmodel: {dropout: none}\n"
+    )
     assert name(seed=3) == "sample, learning.rate 0.02, model.dropout none, seed 3"
     monkeypatch.setenv("DVC_EXP_NAME", "rusty-nail")
     assert name(seed=3) == "rusty-nail, learning.rate 0.02, model.dropout none, seed 3"
