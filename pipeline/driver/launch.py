@@ -57,7 +57,7 @@ def until_the_last_checkpoint(
     """
     attempts = Attempts(task.run, last)
     with Progress("train", images, "images") as progress:
-        listener = Listener(placement, progress, log, patience)
+        listener = Listener(placement, progress, log, patience, epochs)
         while True:
             fault, raised = None, None
             try:

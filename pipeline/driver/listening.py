@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,11 +30,44 @@ from pipeline.runtime.silence import ANSWER, cluster_in_words
 Rows = Callable[[list[dict[str, float]]], None]
 
 
+class Course:
+    """The course of a training in words: the epoch, the error on validation pictures, and the best one so far."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.words = ""
+        """For the end of the line of progress."""
+        self._loss, self._error, self._best, self._last = "", "", (math.inf, 0), -1
+
+    def take(self, rows: list[dict[str, float]]) -> list[str]:
+        """Reads rows of the history; returns a line for each epoch that is new."""
+        lines = []
+        for row in rows:
+            if "loss" in row:
+                self._loss = f"loss {row['loss']:.3f}"
+            if "val_top1_error" in row and row["epoch"] > self._last:
+                lines.append(self._epoch(row))
+        # the epoch that is under way, counted from 1
+        under_way = f"epoch {min(self.epochs, int(self._last) + 2)} of {self.epochs}"
+        self.words = ", ".join(filter(None, (under_way, self._loss, self._error)))
+        return lines
+
+    def _epoch(self, row: Mapping[str, float]) -> str:
+        self._last, error, number = int(row["epoch"]), row["val_top1_error"], int(row["epoch"]) + 1
+        if error < self._best[0]:
+            self._best = error, number
+        best = "the best so far" if self._best[1] == number else f"best {self._best[0]:.1%} after epoch {self._best[1]}"
+        self._error = f"error {error:.1%} ({best})"
+        loss = f", loss {row['train_loss']:.3f}" if "train_loss" in row else ""
+        return f"epoch {number} of {self.epochs}: validation top-1 error {error:.1%} ({best}){loss}"
+
+
 class Listener:
     """Polls the mailbox, logs its rows, and ends workers that have been silent for too long."""
 
-    def __init__(self, placement: Placement, progress: Progress, log: Rows, patience: float) -> None:
+    def __init__(self, placement: Placement, progress: Progress, log: Rows, patience: float, epochs: int) -> None:
         self.placement, self.progress, self.log, self.patience = placement, progress, log, patience
+        self.course = Course(epochs)
         self.ended = ""
         """Why this listener ended the workers; empty if it did not."""
         self.hopeless = False
@@ -87,13 +121,14 @@ class Listener:
         self._gap = self._gap or before.mailbox not in ("", news.mailbox)
         if news.beats != before.beats or news.mailbox != before.mailbox:
             self._hear(news)
+        for line in self.course.take(news.rows):
+            self.progress.note(line)
         if news.first is not None:
             if not self._begun:
                 self._begun = True
                 self.progress.begin(news.first)
             else:
-                loss = next((f"loss {row['loss']:.3f}" for row in reversed(news.rows) if "loss" in row), "")
-                self.progress.add(news.images - self.progress.done, loss)
+                self.progress.add(news.images - self.progress.done, self.course.words)
         if news.saved > before.saved:
             stage.reached(f"step {news.saved}")
 

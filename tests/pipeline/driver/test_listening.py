@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.driver import listening
-from pipeline.driver.listening import Listener
+from pipeline.driver.listening import Course, Listener
 from pipeline.driver.mailbox import News, Process
 from pipeline.runtime import stage, waiting
 from pipeline.runtime.cluster import Placement
@@ -29,7 +30,7 @@ class Heard:
     def __init__(self, patience: float = 300.0) -> None:
         self.rows: list[dict[str, float]] = []
         self.progress = Progress("train", 100, "images", io.StringIO())
-        self.listener = Listener(PLACEMENT, self.progress, self.rows.extend, patience)
+        self.listener = Listener(PLACEMENT, self.progress, self.rows.extend, patience, epochs=3)
         self.ends = 0
 
     def end(self) -> None:
@@ -62,6 +63,25 @@ def told(monkeypatch: pytest.MonkeyPatch, heard: Heard, *answers: News | Excepti
     for _ in answers:
         heard.listener._look()
     heard.listener._mailbox = None
+
+
+def epoch(number: int, error: float) -> dict[str, float]:
+    return {"step": 10.0 * number, "epoch": number, "rate": 0.1, "train_loss": 1.5, "val_top1_error": error}
+
+
+def test_the_course_says_the_epoch_the_error_and_the_best_so_far() -> None:
+    course = Course(epochs=3)
+    assert course.take([{"step": 2, "epoch": 0, "loss": 2.25}]) == []
+    assert course.words == "epoch 1 of 3, loss 2.250"
+    (first,) = course.take([epoch(0, 0.5)])
+    assert first == "epoch 1 of 3: validation top-1 error 50.0% (the best so far), loss 1.500"
+    assert course.words == "epoch 2 of 3, loss 2.250, error 50.0% (the best so far)"
+    (worse,) = course.take([epoch(1, 0.75)])
+    assert worse == "epoch 2 of 3: validation top-1 error 75.0% (best 50.0% after epoch 1), loss 1.500"
+    assert course.take([epoch(0, 0.5), epoch(1, 0.75)]) == [], "a resumed training sends its rows again"
+    (nan,) = course.take([epoch(2, math.nan)])
+    assert nan == "epoch 3 of 3: validation top-1 error nan% (best 50.0% after epoch 1), loss 1.500"
+    assert course.words.startswith("epoch 3 of 3, ")
 
 
 def test_rows_are_logged_as_they_come(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:

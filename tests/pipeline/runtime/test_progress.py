@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
@@ -75,6 +76,34 @@ def test_an_error_is_not_hidden_and_the_line_says_stopped() -> None:
     with pytest.raises(ValueError, match="mine"), Progress("mean", 10, "images", log):
         raise ValueError("mine")
     assert ", stopped, " in log.getvalue()
+
+
+def test_a_log_is_not_silent_while_nothing_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.05)
+    log = io.StringIO()
+    with Progress("evaluate", 10, "images", log) as told:
+        told.add(1, "a word")
+        begun = len(log.getvalue().splitlines())
+        until = time.monotonic() + 10
+        while len(log.getvalue().splitlines()) < begun + 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    *lines, _ = log.getvalue().splitlines()[begun:]
+    assert len(lines) >= 2
+    assert all(line.startswith("evaluate: 1 of 10 images, ") and line.endswith(", a word") for line in lines)
+
+
+def test_on_a_terminal_a_line_is_no_wider_and_a_note_stays_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal = Terminal()
+    with Progress("train", 10, "images", terminal) as told:
+        told.add(1, "many words " * 10)
+        told.note("epoch 1 of 2: error 5.0%")
+        told.add(1)
+    first, blank, note, *_ = terminal.getvalue().split("\r")[1:]
+    assert len(first) <= 39 and first.endswith("…")
+    assert blank == " " * len(first)
+    assert note == "train: epoch 1 of 2: error 5.0%\n"
 
 
 @pytest.mark.parametrize(
