@@ -125,6 +125,7 @@ def publish(record: runs.Run, network: Network, summary: dict[str, Any], weights
     for name in ("per_class.csv", "confusion.csv", "errors.csv"):
         record.artifact(OUT / name, "evaluation")
     record.artifact(METRICS, "evaluation")
+    record.describe(summary[views[0]])
     aliases = record.publish(weights, network.model, summary[views[0]]["top1_error"])
     if aliases:
         print(f"evaluate: registered in MLflow as {' and '.join(aliases)}")

@@ -10,7 +10,7 @@ from mlflow.entities import Run as Record
 from mlflow.exceptions import MlflowException
 
 from pipeline.runtime import owner
-from pipeline.tracking import pages
+from pipeline.tracking import description, pages
 from pipeline.tracking.description import Wanted
 
 
@@ -24,6 +24,8 @@ def begin(client: MlflowClient, wanted: Wanted, ending: set[str]) -> str:
         new = client.create_run(experiment, run_name=wanted.name, tags=wanted.source | tags)
         run_id, params = new.info.run_id, {}
     else:
+        if description.NOTE in existing.data.tags:  # which may have the errors already
+            wanted.tags.pop(description.NOTE, None)
         run_id, params = existing.info.run_id, dict(existing.data.params)
         # set before the run is RUNNING, so that another start cannot take it for abandoned
         client.set_tag(run_id, "process", wanted.owner)

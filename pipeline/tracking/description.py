@@ -21,6 +21,9 @@ from pipeline.tracking import database
 NAMED = 3
 """The most changed parameters that a run's name has."""
 
+NOTE = "mlflow.note.content"
+"""MLflow's tag for a description."""
+
 LONGEST = 120
 """Most characters of a run's name."""
 
@@ -76,19 +79,20 @@ def wanted(
     uri: str, fingerprint: str, section: Mapping[str, Any], manifest: Pictures | None, stage: str, adopt: bool
 ) -> Wanted:
     """Describes the run that a stage asks for. `section`: its parameters, nested; `adopt`: whether to continue a FINISHED run."""
-    file, commit = database.path(uri), git.commit()
+    file, commit, name = database.path(uri), git.commit(), run_name(section)
+    described = {NOTE: note(name, manifest)} if stage == "train" else {}
     return Wanted(
         experiment=experiment(),
         # a server decides where it stores artifacts; for a database MLflow's default is the current folder
         artifacts=None if file is None else (file.parent / database.ARTIFACTS).as_uri(),
-        name=run_name(section),
+        name=name,
         fingerprint=fingerprint,
         stage=stage,
         adopt=adopt,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         owner=owner.identity(),
         params=words(section),
-        tags=_tags(fingerprint, stage, manifest, commit),
+        tags=_tags(fingerprint, stage, manifest, commit) | described,
         source=_source(commit),
         pictures=None if manifest is None else _pictures(manifest),
     )
@@ -102,15 +106,49 @@ def experiment() -> str:
 def run_name(section: Mapping[str, Any]) -> str:
     """A name that a person recognizes: the experiment or the source, what differs from the commit, and the seed.
 
-    Such as `sample, learning.rate 0.02, seed 0`. `section`: the run's parameters, nested.
+    Such as `sample, learning.rate 0.02, seed 0`. `section`: the run's parameters, nested; if it has no `learning`, the seed is
+    that of params.yaml.
     """
     here = params.load(params.PARAMS) if params.PARAMS.exists() else {}
     name = os.environ.get("DVC_EXP_NAME") or here.get("source", {}).get("name") or "alexnet"
     changed = [f"{key} {value}" for key, value in _changed(here).items() if key != "learning.seed"]
     more = [f"{len(changed) - NAMED} more changes"] if len(changed) > NAMED else []
-    seed = section.get("learning", {}).get("seed")
+    seed = (section.get("learning") or here.get("learning") or {}).get("seed")
     seeds = [] if seed is None else [f"seed {seed}"]
     return cut(redaction.redact(", ".join([name, *changed[:NAMED], *more, *seeds])), LONGEST)
+
+
+def note(name: str, manifest: Pictures | None, errors: Mapping[str, float] | None = None) -> str:
+    """The description of a run for its page, in Markdown. `name`: as `run_name` gives it.
+
+    `errors`: metrics.json's `ten_views`, error rates from 0 to 1 with the ends of their 95 % intervals; None before `evaluate`.
+    """
+    lines = [f"**{_code(name)}**", ""]
+    if errors is None:
+        lines.append("- not evaluated yet")
+    else:
+        lines += [
+            f"- top-{top} error **{errors[f'top{top}_error']:.2%}** "
+            f"({errors[f'top{top}_low']:.2%} to {errors[f'top{top}_high']:.2%}), ten views"
+            for top in (1, 5)
+        ]
+    if manifest is not None:
+        counts = ", ".join(f"{manifest.rows(split):,} {split}" for split in manifest.shards if manifest.rows(split))
+        lines.append(f"- {'drawn by a program, not photographed' if manifest.drawn else 'pictures'}: {counts}")
+    if commit := git.commit():
+        lines.append(f"- commit {_code(commit[:12])}")
+    here = params.load(params.PARAMS) if params.PARAMS.exists() else {}
+    lines += [f"- changed from the commit: {_code(f'{key}: {value}')}" for key, value in _changed(here).items()]
+    lines += [
+        "",
+        "The report is under *Artifacts*, `report/index.html`. Beside other runs: `alexnet runs`, `alexnet compare`",
+    ]
+    return redaction.redact("\n".join(lines))
+
+
+def _code(text: str) -> str:
+    """Text from people as code in Markdown, in which nothing has a meaning."""
+    return f"`{cut(text.replace('`', chr(39)), LONGEST)}`"
 
 
 def _changed(here: Mapping[str, Any]) -> dict[str, str]:

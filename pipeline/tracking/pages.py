@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.tracking.description import NOTE
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
@@ -55,7 +57,7 @@ def update(client: MlflowClient, experiment: Experiment) -> None:
     )
     wanted = {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": experiment.tags.get("mlflow.note.content") or DESCRIPTION,
+        NOTE: experiment.tags.get(NOTE) or DESCRIPTION,
         TAG: json.dumps(state(differing(run.data.params for run in runs))),
     }
     for name, value in wanted.items():

@@ -83,6 +83,10 @@ class Run:
         """Sets a tag, without secrets; replaces its old value."""
         self.journal.write({"tag": [name, redaction.redact(words)]})
 
+    def describe(self, errors: Mapping[str, float]) -> None:
+        """Writes the run's description anew, with its errors: metrics.json's `ten_views`."""
+        self.tag(description.NOTE, description.note(description.run_name({}), self.manifest, errors))
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Adds a copy of a file, or of a folder's files, to the run's artifacts in `folder`."""
         self.journal.write({"artifact": self.journal.keep(path), "folder": folder})

@@ -45,7 +45,7 @@ def test_a_run_is_called_by_its_pictures_its_seed_and_what_differs_from_the_comm
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert name(seed=0) == "sample, seed 0"
-    assert description.run_name({"results": {"split": "val"}}) == "sample"
+    assert description.run_name({"results": {"split": "val"}}) == "sample, seed 0", "evaluate reads no learning"
     (here / "params.yaml").write_text(
         "source: {name: sample}\nlearning: {rate: 0.02, seed: 3}\nmodel: {dropout: none}\n"
     )
@@ -53,7 +53,29 @@ def test_a_run_is_called_by_its_pictures_its_seed_and_what_differs_from_the_comm
     monkeypatch.setenv("DVC_EXP_NAME", "rusty-nail")
     assert name(seed=3) == "rusty-nail, learning.rate 0.02, model.dropout none, seed 3"
     (here / "params.yaml").write_text("".join(f"{key}: {{a: 1, b: 2}}\n" for key in "cdef"))
-    assert name() == "rusty-nail, c.a 1, c.b 2, d.a 1, 5 more changes"
+    assert description.run_name({}) == "rusty-nail, c.a 1, c.b 2, d.a 1, 5 more changes"
+
+
+class Drawn:
+    drawn, digest, shards = True, "0" * 64, {"train": (), "val": (), "test": ()}
+
+    def rows(self, split: str) -> int:
+        return {"train": 1500, "val": 300, "test": 0}[split]
+
+
+def test_a_run_s_page_says_its_errors_its_pictures_and_what_was_changed(here: Path) -> None:
+    before = description.note("sample, seed 0", Drawn())
+    assert "- not evaluated yet" in before
+    assert "- drawn by a program, not photographed: 1,500 train, 300 val\n" in before
+    assert "changed" not in before
+    (here / "params.yaml").write_text("source: {name: '`<b>`\\n# x'}\n")
+    errors = {"top1_error": 0.407, "top1_low": 0.4, "top1_high": 0.4142}
+    errors |= {"top5_error": 0.182, "top5_low": 0.18, "top5_high": 0.19}
+    after = description.note("a ` <i>", Drawn(), errors)
+    assert after.startswith("**`a ' <i>`**\n")
+    assert "- top-1 error **40.70%** (40.00% to 41.42%), ten views\n" in after
+    (changed,) = (line for line in after.split("\n") if "changed" in line)
+    assert changed.startswith("- changed from the commit: `source.name: '<b>'") and changed.count("`") == 2
 
 
 @pytest.mark.parametrize("committed", ["", "[1, 2", "- 1\n"])
@@ -106,6 +128,20 @@ def test_the_experiment_s_page_follows_its_runs(here: Path) -> None:
     with runs.run(MACHINE, "third", {"learning": {"seed": 1}}, None, "train"):
         pass
     assert client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "mine"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_taken_over_keeps_its_errors(here: Path) -> None:
+    errors = {f"top{top}_{name}": 0.25 for top in (1, 5) for name in ("error", "low", "high")}
+    with runs.run(MACHINE, "a", {"learning": {"seed": 0}}, None, "train") as run:
+        pass
+    client = mlflow.MlflowClient(runs.address(MACHINE))
+    assert "not evaluated yet" in client.get_run(run.run_id).data.tags[description.NOTE]
+    with runs.run(MACHINE, "a", {}, None, "evaluate", adopt=True) as run:
+        run.describe(errors)
+    with runs.run(MACHINE, "a", {"learning": {"seed": 0}}, None, "train", adopt=True):
+        pass
+    assert "error **25.00%**" in client.get_run(run.run_id).data.tags[description.NOTE]
 
 
 def test_a_busy_port_is_told_with_another_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
