@@ -227,6 +227,32 @@ def test_the_environment_that_make_makes_says_so_to_every_dvc(tmp_path: Path) ->
     assert needy - set(having.split()) == set()
 
 
+def test_a_stage_that_is_run_as_a_file_finds_the_packages_beside_its_folder(tmp_path: Path) -> None:
+    ready(tmp_path)
+    (tmp_path / "pipeline").mkdir()
+    for name, code in (
+        ("__init__", ""),
+        ("other", "word = 'found'"),
+        ("mean", "import pipeline.other as o; print(o.word)"),
+    ):
+        (tmp_path / f"pipeline/{name}.py").write_text(code)
+
+    def run(folder: Path, file: Path) -> str:
+        words = [tmp_path / ".venv/bin/python", file]
+        done = subprocess.run(words, cwd=folder, check=False, capture_output=True, text=True)
+        return done.stdout or done.stderr.splitlines()[-1]
+
+    missing = "ModuleNotFoundError: No module named 'pipeline'"
+    assert run(tmp_path, Path("pipeline/mean.py")) == missing, "it is no working copy"
+    (tmp_path / "dvc.yaml").touch()
+    for folder, file in (
+        (tmp_path, "pipeline/mean.py"),
+        (tmp_path / "pipeline", "mean.py"),
+        (Path("/"), tmp_path / "pipeline/mean.py"),
+    ):
+        assert run(folder, Path(file)) == "found\n"
+
+
 @pytest.mark.parametrize("there", ["nothing", "an environment", "git"])
 def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
