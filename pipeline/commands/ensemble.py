@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from pipeline.commands import TypedPath, lazily, typed_in
-from pipeline.runtime import revisions
+from pipeline.runtime import git
 
 
 class Network(click.ParamType[str]):
@@ -29,7 +29,7 @@ class Network(click.ParamType[str]):
         for name in (value, value.rpartition("=")[0]):
             if name and (typed_in() / name).exists():
                 return value if typed_in() == Path.cwd() else f"{typed_in() / name}{value[len(name) :]}"
-            if revisions.is_known(name):
+            if git.is_known(name):
                 return str(value)
         return self.fail(
             f"{value}: neither a path nor an experiment nor a revision. See: dvc exp list", parameter, context

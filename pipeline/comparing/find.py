@@ -10,7 +10,7 @@ from alexnet.names import cut
 from pipeline.comparing import logged, outs, studied
 from pipeline.comparing.measured import MeasuredRun
 from pipeline.evaluation.trained import METRICS
-from pipeline.runtime import revisions
+from pipeline.runtime import git
 
 HERE = ("here", ".")
 
@@ -49,7 +49,7 @@ def _nearby(name: str) -> list[MeasuredRun]:
         return [outs.here(Path(name))]
     if (studied.STUDIES / name / "program.py").is_file():
         raise ValueError(f"{name}: a study with a program of its own: studies/{name}/README.md has its results")
-    commit = revisions.commit(name)
+    commit = git.commit_of(name)
     return [outs.revision(name, commit)] if commit else []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.comparing import measured, outs
 from pipeline.comparing.measured import Cost, MeasuredRun, PictureSet, Rate
-from pipeline.runtime import machines, owner, revisions
+from pipeline.runtime import git, machines, owner
 from pipeline.tracking import runs
 
 Record = Mapping[str, Any]
@@ -70,7 +70,7 @@ def of_record(record: Record, note: str = "") -> MeasuredRun:
 
 
 def _predictions(experiment: str) -> Any:
-    commit = revisions.commit(experiment)
+    commit = git.commit_of(experiment)
     return outs.revision(experiment, commit).predictions if commit else None
 
 

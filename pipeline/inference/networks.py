@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.runtime import machines
+from pipeline.runtime import git, machines
 from pipeline.runtime.machines import Machine
 from pipeline.tracking import addresses
 
@@ -75,7 +75,7 @@ def _of_revision(name: str) -> Found | None:
     """The out of `train` in an experiment or a revision; None if there is none of that name."""
     from pipeline.runtime import revisions
 
-    if not revisions.is_known(name):
+    if not git.is_known(name):
         return None
     with revisions.opened(name, MODEL, "train") as handle:
         return Found(handle.read(LARGEST), f"{MODEL} of {name}")
@@ -85,12 +85,10 @@ def _of_run(name: str, machine: Machine) -> Found:
     try:
         return Found(_from_mlflow(name, machine), f"the run {name} in MLflow")
     except (ValueError, OSError) as error:
-        from pipeline.runtime import revisions
-
         there = [
             _some("files here", sorted(path.name for path in Path().glob("*.pt"))),
             _some("runs with a model.pt in " + str(machines.runs(machine)), _local(machine)),
-            _some("experiments", revisions.experiments()),
+            _some("experiments", git.experiments()),
         ]
         raise type(error)(
             f"{name}: no file here, no experiment, no revision; and {error}\nThere are: {'; '.join(there)}\n{KINDS}"

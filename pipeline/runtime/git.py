@@ -19,3 +19,28 @@ def output(*words: str) -> str:
 def commit() -> str:
     """The commit that is checked out, in hexadecimal; empty outside of a repository."""
     return output("rev-parse", "HEAD")
+
+
+def is_known(name: str) -> bool:
+    """Whether the name is a DVC experiment or a git revision of this working copy; a name that is a pattern is none."""
+    try:
+        return bool(commit_of(name))
+    except ValueError:
+        return True  # of several experiments: which is meant, `commit_of` asks
+
+
+def commit_of(name: str) -> str:
+    """The commit of an experiment or a revision, in hexadecimal; empty if there is none. `ValueError` for several."""
+    if not name or set(name) & set("*?[\\"):  # a pattern for git
+        return ""
+    if found := output("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"):
+        return found
+    same = output("for-each-ref", "--format=%(objectname) %(refname)", f"refs/exps/**/{name}").splitlines()
+    if len(same) > 1:
+        raise ValueError(f"{name}: {len(same)} experiments have this name: give one's commit, of {', '.join(same)}")
+    return same[0].split()[0] if same else ""
+
+
+def experiments() -> list[str]:
+    """The names of the DVC experiments of this working copy, the newest first."""
+    return output("for-each-ref", "--sort=-creatordate", "--format=%(refname:lstrip=-1)", "refs/exps").split()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.runtime import digests, git
+from pipeline.runtime import digests
 
 SITE = Path(".dvc/site")
 
@@ -20,31 +20,6 @@ def keep_here() -> None:
     """
     if not os.environ.get("DVC_SITE_CACHE_DIR"):
         os.environ["DVC_SITE_CACHE_DIR"] = str(SITE.absolute())
-
-
-def is_known(name: str) -> bool:
-    """Whether the name is a DVC experiment or a git revision of this working copy; a name that is a pattern is none."""
-    try:
-        return bool(commit(name))
-    except ValueError:
-        return True  # of several experiments: which is meant, `commit` asks
-
-
-def commit(name: str) -> str:
-    """The commit of an experiment or a revision, in hexadecimal; empty if there is none. `ValueError` for several."""
-    if not name or set(name) & set("*?[\\"):  # a pattern for git
-        return ""
-    if found := git.output("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"):
-        return found
-    same = git.output("for-each-ref", "--format=%(objectname) %(refname)", f"refs/exps/**/{name}").splitlines()
-    if len(same) > 1:
-        raise ValueError(f"{name}: {len(same)} experiments have this name: give one's commit, of {', '.join(same)}")
-    return same[0].split()[0] if same else ""
-
-
-def experiments() -> list[str]:
-    """The names of the DVC experiments of this working copy, the newest first."""
-    return git.output("for-each-ref", "--sort=-creatordate", "--format=%(refname:lstrip=-1)", "refs/exps").split()
 
 
 @contextmanager

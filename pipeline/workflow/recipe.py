@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import added, params, revisions
+from pipeline.runtime import added, git, params, revisions
 from pipeline.runtime.usage import RECIPES, names
 
 OPEN = "source."
@@ -69,7 +69,7 @@ def differences(here: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) 
 
 def unused(name: str) -> str:
     """The name, followed by a number if an experiment with this name exists."""
-    taken = revisions.experiments()
+    taken = git.experiments()
     number = 1
     while (unused := name if number == 1 else f"{name}-{number}") in taken:
         number += 1
