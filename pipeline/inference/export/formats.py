@@ -117,9 +117,14 @@ def _read_safetensors(folder: Path, views: Views) -> Answer:
     from safetensors.torch import load_file
 
     about = json.loads((folder / PREPARATION).read_text(encoding="utf-8"))
+    return _by_views(built(about, load_file(str(folder / "model.safetensors"))), folder, about, views)
+
+
+def built(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Network:
+    """The network that preparation.json describes, in eval mode, with weights from model.safetensors."""
     network = build.build(_model(about["model"]), about["classes"])
-    network.load_state_dict(load_file(str(folder / "model.safetensors")))
-    return _by_views(network.eval(), folder, about, views)
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
 
 
 def _write_torchvision(predictor: Predictor, _: Views, file: Path) -> None:
