@@ -127,14 +127,14 @@ def _use(name: Name, predictor: Predictor, views: Views) -> str:
     side = predictor.preparation.side
     average = "the ten views of each picture" if views == 10 else "the centre of each picture"
     about = {
-        "onnx": f"In: `pictures`, uint8 N × {side} × {side} × 3, RGB. Out: `probabilities`, float32 N × K. Mean image, softmax and "
-        f"{average} are inside.",
-        "torch-export": f"In: uint8 N × {side} × {side} × 3, RGB. Out: probabilities, float32 N × K. Mean image, softmax and "
-        f"{average} are inside.",
+        "onnx": f"In: `pictures`, uint8 N×{side}×{side}×3, RGB. Out: `probabilities`, float32 N×K. Mean image, softmax and"
+        f" {average} are inside.",
+        "torch-export": f"In: uint8 N×{side}×{side}×3, RGB. Out: probabilities, float32 N×K. Mean image, softmax and"
+        f" {average} are inside.",
         "safetensors": "Weights alone, under this project's names: the mean image (`mean.npy`) is subtracted before. These lines "
         "show the centre of the picture, and run in a working copy of this project.",
-        "torchvision": "Weights alone, under torchvision's names: the mean image (`mean.npy`) is subtracted and the rest divided by "
-        "`deviation` before. These lines show the centre of the picture.",
+        "torchvision": "Weights alone, under torchvision's names: the mean image (`mean.npy`) is subtracted, the rest divided by"
+        " `deviation` before. These lines show the centre of the picture.",
     }[name]
     lines = "\n".join(_lines(name, predictor))
     return (
@@ -144,21 +144,21 @@ def _use(name: Name, predictor: Predictor, views: Views) -> str:
 
 
 def _lines(name: Name, predictor: Predictor) -> list[str]:
-    """An import, and five lines: the file picture.jpg → the name of its class."""
+    """Five lines, the first of them imports: the file picture.jpg → the name of its class."""
     made, side, patch = predictor.preparation, predictor.preparation.side, predictor.network.model.patch
     low = (side - patch) // 2
-    shape = f"({side}, {side}), Image.Resampling.{FILTERS[made.filter]})"
-    opened = 'Image.open("picture.jpg").convert("RGB")'
-    prepared = f"ImageOps.fit({opened}, {shape}" if made.fit == "crop" else f"{opened}.resize({shape}"
+    shape = f"({side}, {side}), PIL.Image.Resampling.{FILTERS[made.filter]})"
+    opened = 'PIL.Image.open("picture.jpg").convert("RGB")'
+    prepared = f"PIL.ImageOps.fit({opened}, {shape}" if made.fit == "crop" else f"{opened}.resize({shape}"
     named = (
         'print(json.load(open("classes.json", encoding="utf-8"))[int(answer.argmax())]["name"], float(answer.max()))'
     )
     tensors = f'patches = (torch.tensor(pixels).permute(2, 0, 1) - torch.tensor(numpy.load("mean.npy")))[None, :, {low}:{low + patch}, {low}:{low + patch}]'  # noqa: E501
     head = {
-        "onnx": "import json, numpy, onnxruntime",
-        "torch-export": "import json, numpy, torch",
-        "safetensors": "import json, numpy, torch, safetensors.torch, pipeline.inference.export.formats as formats",
-        "torchvision": "import json, numpy, torch, torchvision",
+        "onnx": "import json, numpy, onnxruntime, PIL.Image, PIL.ImageOps",
+        "torch-export": "import json, numpy, torch, PIL.Image, PIL.ImageOps",
+        "safetensors": "import json, numpy, torch, PIL.Image, PIL.ImageOps, safetensors.torch, pipeline.inference.export.formats as formats",
+        "torchvision": "import json, numpy, torch, torchvision, PIL.Image, PIL.ImageOps",
     }[name]
     model = predictor.network.model
     body = {
@@ -180,4 +180,4 @@ def _lines(name: Name, predictor: Predictor) -> list[str]:
             f"{tensors}; answer = network(patches / torch.tensor({list(model.deviation)})[:, None, None]).softmax(1)[0]",
         ],
     }[name]
-    return [head, "from PIL import Image, ImageOps", f"pixels = numpy.array({prepared})", *body, named]
+    return [head, f"pixels = numpy.array({prepared})", *body, named]
