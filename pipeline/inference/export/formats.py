@@ -184,7 +184,10 @@ def _whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _model(fields: Mapping[str, Any]) -> Model:
-    return Model(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return Model(**values)
 
 
 FORMATS: Mapping[Name, Format] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from pipeline.training import foreign
 from tests.pipeline import miniature, noise
 from tests.pipeline.inference.test_predictor import model
 
+SOME = 10
+
 ROOT = Path(__file__).parents[3]
 
 INSTALLED = {
@@ -38,7 +39,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/model.pt").write_bytes(model())
     (tmp_path / "mine").mkdir()
-    for number in range(check.PICTURES):
+    monkeypatch.setattr(check, "PICTURES", SOME)
+    for number in range(SOME):
         (tmp_path / f"mine/{number}.jpg").write_bytes(miniature.jpeg(number, 48))
     return tmp_path
 
@@ -122,6 +124,17 @@ def run_the_lines(here: Path, predictor: Predictor) -> None:
 
 
 @pytest.mark.slow
+def test_a_hundred_validation_pictures_are_asked_where_they_are_prepared(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    miniature.prepared(here, train=4, val=101, classes=2)
+    program.export(here / "out", to="torch-export", views=1)
+    assert "checked on 100 pictures; largest difference of probabilities: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_what_is_beside_has_the_classes_as_they_are_and_its_digests(here: Path) -> None:
     program.export(here / "out", to="torch-export", views=1, check=here / "mine")
     classes = json.loads((here / "out/classes.json").read_text(encoding="utf-8"))
@@ -140,7 +153,6 @@ def test_what_is_beside_has_the_classes_as_they_are_and_its_digests(here: Path) 
 def test_what_answers_otherwise_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch, change: float) -> None:
     true = check.expected
     monkeypatch.setattr(check, "expected", lambda *given: true(*given) + change)
-    monkeypatch.setattr(check, "PICTURES", 3)
     one = formats.FORMATS["torchvision"]
     stand_in = formats.Format(
         "x", (), lambda *_: None, lambda *_: lambda x: Predictor.load(model()).described(list(x), 1)[0], False
@@ -164,7 +176,7 @@ def test_what_exists_is_replaced_only_if_an_export_wrote_it(here: Path) -> None:
 
 def test_too_few_pictures_are_refused(here: Path) -> None:
     (here / "mine/7.jpg").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match="mine: 99 pictures, and an export is checked on 100"):
+    with pytest.raises(ValueError, match="mine: 9 pictures, and an export is checked on 10"):
         program.export(here / "out", to="torch-export", check=here / "mine")
     with pytest.raises(OSError, match=r"--check DIR"):
         program.export(here / "out", to="torch-export")
@@ -189,5 +201,5 @@ def test_torchvision_refuses_another_architecture_and_names_the_recipe(here: Pat
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ValueError, match="not installed: onnxscript. Run: python -m pip install onnxscript$"):
+    with pytest.raises(ValueError, match=r"not installed: onnxscript\. Run: python -m pip install onnxscript$"):
         formats.require("onnx")
