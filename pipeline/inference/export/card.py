@@ -150,12 +150,12 @@ def _lines(name: Name, predictor: Predictor) -> list[str]:
     shape = f"({side}, {side}), PIL.Image.Resampling.{FILTERS[made.filter]})"
     opened = 'PIL.Image.open("picture.jpg").convert("RGB")'
     prepared = f"PIL.ImageOps.fit({opened}, {shape}" if made.fit == "crop" else f"{opened}.resize({shape}"
-    named = 'print(json.loads(pathlib.Path("classes.json").read_text("utf-8"))[int(answer.argmax())]["name"], float(answer.max()))'
+    named = 'print(json.loads(pathlib.Path("classes.json").read_text("utf-8"))[int(answer.argmax())]["name"], float(answer.max()))'  # noqa: E501
     tensors = f'patches = (torch.tensor(pixels).permute(2, 0, 1) - torch.tensor(numpy.load("mean.npy")))[None, :, {low}:{low + patch}, {low}:{low + patch}]'  # noqa: E501
     head = {
         "onnx": "import json, numpy, pathlib, onnxruntime, PIL.Image, PIL.ImageOps",
         "torch-export": "import json, numpy, pathlib, torch, PIL.Image, PIL.ImageOps",
-        "safetensors": "import json, numpy, pathlib, torch, PIL.Image, PIL.ImageOps, safetensors.torch, pipeline.inference.export.formats as formats",
+        "safetensors": "import json, numpy, pathlib, torch, PIL.Image, PIL.ImageOps, safetensors.torch, pipeline.inference.export.formats as formats",  # noqa: E501
         "torchvision": "import json, numpy, pathlib, torch, torchvision, PIL.Image, PIL.ImageOps",
     }[name]
     model = predictor.network.model
@@ -169,7 +169,7 @@ def _lines(name: Name, predictor: Predictor) -> list[str]:
             "answer = network(torch.tensor(pixels[None]))[0]",
         ],
         "safetensors": [
-            'network = formats.built(json.loads(pathlib.Path("preparation.json").read_text("utf-8")), safetensors.torch.load_file("model.safetensors"))',
+            'network = formats.built(json.loads(pathlib.Path("preparation.json").read_text("utf-8")), safetensors.torch.load_file("model.safetensors"))',  # noqa: E501
             f"{tensors}; answer = network(patches).softmax(1)[0]",
         ],
         "torchvision": [

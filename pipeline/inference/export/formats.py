@@ -73,10 +73,14 @@ def _traced(predictor: Predictor, views: Views) -> torch.export.ExportedProgram:
 
 
 def _write_onnx(predictor: Predictor, views: Views, file: Path) -> None:
-    names = {"input_names": [graph.INPUT], "output_names": [graph.OUTPUT]}
     with contextlib.redirect_stdout(io.StringIO()):  # its progress
         written = torch.onnx.export(
-            _traced(predictor, views), dynamo=True, opset_version=graph.OPSET, verbose=False, **names
+            _traced(predictor, views),
+            dynamo=True,
+            opset_version=graph.OPSET,
+            verbose=False,
+            input_names=[graph.INPUT],
+            output_names=[graph.OUTPUT],
         )
     assert written is not None
     written.save(str(file), external_data=False)

@@ -64,7 +64,7 @@ def _written(
         largest = check.difference(expected, formats.FORMATS[to].read(partial, views), pictures)
         if not largest <= check.LARGEST:
             raise ValueError(
-                f"--to {to}: what was written gives other probabilities than the network: the largest difference is {largest:.2g} "
+                f"--to {to}: what was written gives other probabilities than the network: by as much as {largest:.2g} "
                 f"on {len(pictures)} pictures, and {check.LARGEST:g} is allowed. Nothing was written. Is the network sound "
                 "(alexnet predict)? If so, this is a fault of the export: please report it"
             )
