@@ -96,7 +96,9 @@ def _data(record: Record, kind: str) -> str:
 def _parameters(record: Record) -> str:
     known = {section: record.sections[section] for section in SECTIONS if section in record.sections}
     if not known:
-        return "Of the training: not recorded where this was exported. Of the network: `preparation.json`, `model`."
+        return (
+            "Those of the training were not recorded where this was exported; the network's are in `preparation.json`."
+        )
     return f"```json\n{json.dumps(known, indent=1, default=str)}\n```"
 
 
