@@ -20,6 +20,7 @@ from alexnet.network import Model
 from alexnet.preparation import Preparation
 from pipeline.inference.export import check, formats, program
 from pipeline.inference.predictor import Predictor
+from pipeline.runtime import params
 from pipeline.training import foreign
 from tests.pipeline import miniature, noise
 from tests.pipeline.inference.test_predictor import model
@@ -197,6 +198,18 @@ def test_torchvision_refuses_another_architecture_and_names_the_recipe(here: Pat
         program.export(here / "out", to="torchvision", check=here / "mine")
     assert (ROOT / "recipes/torchvision.yaml").exists()
     assert not (here / "out").exists()
+
+
+@pytest.mark.slow
+def test_torchvision_reads_a_network_of_its_recipe_as_the_card_says(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = params.load(ROOT / "recipes/torchvision.yaml")["model"]
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    monkeypatch.setattr(noise, "MODEL", Model(**plain))
+    (here / "data/model.pt").write_bytes(data := model())
+    program.export(here / "out", to="torchvision", views=1, check=here / "mine")
+    run_the_lines(here, Predictor.load(data))
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
