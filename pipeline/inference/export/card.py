@@ -175,7 +175,7 @@ def _lines(name: Name, predictor: Predictor) -> list[str]:
             f"{tensors}; answer = network(patches).softmax(1)[0]",
         ],
         "torchvision": [
-            f"network = torchvision.models.{model.network}(num_classes={predictor.network.classes}).eval().requires_grad_(False); "
+            f"network = torchvision.models.{model.network}(num_classes={predictor.network.classes}).eval().requires_grad_(False); "  # noqa: E501
             'network.load_state_dict(torch.load("weights.pth", weights_only=True))',
             f"{tensors}; answer = network(patches / torch.tensor({list(model.deviation)})[:, None, None]).softmax(1)[0]",
         ],
