@@ -126,6 +126,8 @@ def publish(record: runs.Run, network: Network, summary: dict[str, Any], weights
         record.artifact(OUT / name, "evaluation")
     record.artifact(METRICS, "evaluation")
     record.describe(summary[views[0]])
-    aliases = record.publish(weights, network.model, summary[views[0]]["top1_error"])
+    best = summary[views[0]]
+    interval, guessing = (best["top1_low"], best["top1_high"]), 1 - 1 / network.classes
+    aliases = record.publish(weights, network.model, best["top1_error"], interval, guessing)
     if aliases:
         print(f"evaluate: registered in MLflow as {' and '.join(aliases)}")

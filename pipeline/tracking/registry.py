@@ -30,6 +30,12 @@ from alexnet.build import Classifier, load
 WEIGHTS = PurePosixPath("extra_files/model.pt")
 """The path of model.pt in an MLflow model."""
 
+MEASURED = frozenset({"top1_error", "top1_low", "top1_high", "guessing"})
+"""The tags of a version that a new evaluation of equal weights replaces."""
+
+UNKNOWN = (("top1_low", "0"), ("top1_high", "1"))
+"""The ends of an unknown interval."""
+
 Working = Callable[[], AbstractContextManager[None]]
 """A context manager for computation in this process, whose time does not count as waiting for a server."""
 
@@ -37,32 +43,27 @@ Working = Callable[[], AbstractContextManager[None]]
 def publish(
     client: MlflowClient, run_id: str, weights: bytes, name: str, tags: Mapping[str, str], working: Working
 ) -> tuple[list[str], str]:
-    """Registers the network as `candidate`, and also as `champion` if its error is lower than the present champion's.
+    """Registers the network, and gives it the aliases that its error and its interval allow: see `deserved`.
 
-    Equal weights are stored once. Errors on different pictures cannot be compared: a champion with another manifest stays
-    until a person moves the alias. Returns the aliases, and a message for the user or "".
+    `tags`: `fingerprint`, `manifest`, `top1_error`, and if known `top1_low`, `top1_high` and `guessing`. Equal weights are
+    stored once. Returns the aliases, and a message for the user or "".
     """
     digest = hashlib.sha256(weights).hexdigest()
     tags = {**tags, "weights": digest}
     known = client.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
     if known:
         version = known[0].version
-        client.set_model_version_tag(name, version, "top1_error", tags["top1_error"])
+        for key in MEASURED & tags.keys():
+            client.set_model_version_tag(name, version, key, tags[key])
     else:
         about = {key: tags[key] for key in ("fingerprint", "manifest", "weights")}
         model = _served(client, run_id, about) or serve(client, run_id, weights, about, working)
         with contextlib.redirect_stderr(io.StringIO()):  # the stage prints the version itself
             version = mlflow.register_model(model, name, tags=dict(tags)).version
-    champion = _champion(client, name)
-    aliases = ["candidate", "champion"] if beats(tags, champion) else ["candidate"]
+    aliases, why = deserved(tags, _champion(client, name))
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
-    if champion is not None and champion["manifest"] != tags["manifest"]:
-        return (
-            aliases,
-            f"{name}@champion was measured on other pictures and stays; this model is {name} version {version}",
-        )
-    return aliases, ""
+    return aliases, f"{name} version {version}: {why}" if why else ""
 
 
 def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str], working: Working) -> str:
@@ -119,9 +120,10 @@ def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.f
 def _served(client: MlflowClient, run_id: str, tags: dict[str, str]) -> str | None:
     """The URI of the run's stored model with these weights; None if there is none."""
     experiment = client.get_run(run_id).info.experiment_id
-    words = f"source_run_id = '{run_id}' AND tags.weights = '{tags['weights']}' AND status = 'READY'"
-    models = client.search_logged_models([experiment], filter_string=words, max_results=1)
-    return str(models[0].model_uri) if models else None
+    words = f"source_run_id = '{run_id}' AND tags.weights = '{tags['weights']}'"
+    # MLflow's database finds no model by the word of its status, which it stores as a number
+    models = client.search_logged_models([experiment], filter_string=words)
+    return next((str(model.model_uri) for model in models if model.status == LoggedModelStatus.READY), None)
 
 
 def of_run(client: MlflowClient, name: str) -> str:
@@ -159,12 +161,28 @@ def fetch(model: str, folder: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def beats(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
-    """Whether a model with these tags becomes champion: its error is lower on the same pictures, or there is no champion."""
+def deserved(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[list[str], str]:
+    """The aliases of a model with these tags beside the champion's tags (None: no champion), and why not both, or "".
+
+    Its 95 % interval decides: none if it contains or exceeds the error of guessing, or lies wholly above the champion's
+    error; both if it lies wholly below; `candidate` between, or if the champion was measured on other pictures, whose errors
+    do not compare. An unknown interval is 0 to 1.
+    """
+    error, low, high = (float(tags.get(key, other)) for key, other in (("top1_error", "nan"), *UNKNOWN))
+    said = f"its top-1 error of {error:.1%} ({low:.1%} to {high:.1%})"
+    guessing = float(tags.get("guessing", "nan"))
+    if math.isnan(error) or high >= guessing:
+        return [], f"no alias, since {said} cannot be told from guessing"
     if champion is None:
-        return not math.isnan(float(tags["top1_error"]))
-    same = tags["manifest"] == champion["manifest"]
-    return same and float(tags["top1_error"]) < float(champion["top1_error"])
+        return ["candidate", "champion"], ""
+    if tags["manifest"] != champion["manifest"]:
+        return ["candidate"], "candidate; the champion was measured on other pictures and stays until a person moves it"
+    best = float(champion["top1_error"])
+    if low > best:
+        return [], f"no alias, since {said} is clearly above the champion's, {best:.1%}"
+    if high < best:
+        return ["candidate", "champion"], ""
+    return ["candidate"], f"candidate; {said} cannot be told from the champion's, {best:.1%}, which stays"
 
 
 def _champion(client: MlflowClient, name: str) -> dict[str, Any] | None:

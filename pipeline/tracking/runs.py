@@ -8,6 +8,7 @@ the next stage.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 import tempfile
@@ -91,16 +92,19 @@ class Run:
         """Adds a copy of a file, or of a folder's files, to the run's artifacts in `folder`."""
         self.journal.write({"artifact": self.journal.keep(path), "folder": folder})
 
-    def publish(self, weights: bytes, model: Model, error: float) -> tuple[str, ...]:
-        """Registers the network as `candidate`, and also as `champion` if its error is lower than the present champion's.
+    def publish(
+        self, weights: bytes, model: Model, error: float, interval: Sequence[float] = (0, 1), guessing: float = math.nan
+    ) -> tuple[str, ...]:
+        """Registers the network; it becomes `candidate` or `champion` as `registry.deserved` says.
 
-        `weights`: the bytes of its model.pt; equal weights are stored once. `error`: the top-1 error, from 0 to 1. Errors on
-        different pictures cannot be compared: a champion with another manifest stays until a person moves the alias. The
-        registered model's name is `model_name`. Returns the aliases that were set; none if MLflow does not answer: the model is
+        `weights`: the bytes of its model.pt; equal weights are stored once. `error`: the top-1 error, from 0 to 1;
+        `interval`: the ends of its 95 % interval; `guessing`: the error of guessing, NaN if unknown. The registered model's
+        name is `model_name`. Returns the aliases that were set; none if MLflow does not answer: the model is
         then registered when the journal is sent.
         """
         assert self.manifest is not None, "a model needs the manifest of its pictures"
         tags = {"fingerprint": self.fingerprint, "manifest": self.manifest.digest, "top1_error": repr(error)}
+        tags |= {"top1_low": repr(interval[0]), "top1_high": repr(interval[1]), "guessing": repr(guessing)}
         kept, name = self.journal.keep_bytes("model.pt", weights), model_name(model, self.manifest)
         self.journal.write({"publish": kept, "sha256": hashlib.sha256(weights).hexdigest(), "name": name, "tags": tags})
         return self._handover.published()

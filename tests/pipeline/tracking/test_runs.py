@@ -202,15 +202,23 @@ def test_an_address_that_the_pages_cannot_be_shown_of_is_refused_without_its_pas
 
 
 def test_a_champion_has_fewer_errors_on_the_same_pictures() -> None:
-    def tags(error: float, pictures: str = "a") -> dict[str, str]:
-        return {"manifest": pictures, "top1_error": repr(error)}
+    """Clearly fewer or clearly more by its 95 % interval; what may be guessing gets no alias even without a champion."""
 
-    assert registry.beats(tags(0.9), None)
-    assert registry.beats(tags(0.3), tags(0.4))
-    assert not registry.beats(tags(0.4), tags(0.4))
-    assert not registry.beats(tags(0.3, "b"), tags(0.4))
-    assert not registry.beats(tags(math.nan), None)
-    assert not registry.beats(tags(math.nan), tags(0.4))
+    def aliases(error: float, best: float | None, pictures: str = "a", half: float = 0.02) -> list[str]:
+        ends = {"top1_low": repr(error - half), "top1_high": repr(error + half)}
+        tags = {"manifest": pictures, "top1_error": repr(error), "guessing": "0.9", **ends}
+        return registry.deserved(tags, None if best is None else {"manifest": "a", "top1_error": repr(best)})[0]
+
+    both, one = ["candidate", "champion"], ["candidate"]
+    assert aliases(0.8, None) == both
+    assert aliases(0.3, 0.4) == both
+    assert aliases(0.39, 0.4) == aliases(0.4, 0.4) == aliases(0.41, 0.4) == one
+    assert aliases(0.3, 0.4, half=0.2) == aliases(0.5, 0.4, half=0.2) == one
+    assert aliases(0.5, 0.4) == []
+    assert aliases(0.3, 0.4, "b") == aliases(0.5, 0.4, "b") == one
+    assert aliases(0.89, None) == aliases(0.95, None) == aliases(0.89, 0.95, "b") == []
+    assert aliases(math.nan, None) == aliases(math.nan, 0.4) == []
+    assert registry.deserved({"manifest": "a", "top1_error": "0.1"}, {"manifest": "a", "top1_error": "0.4"})[0] == one
 
 
 @pytest.mark.slow
@@ -479,7 +487,7 @@ def test_each_kind_of_network_has_a_champion_of_its_own() -> None:
 def test_candidate_and_champion(store: Any) -> None:
     def publish(seed: int, error: float, pictures: int) -> tuple[str, ...]:
         with runs.run(MACHINE, f"published {seed}", {}, manifest(pictures), "evaluate", adopt=True) as run:
-            return run.publish(weights(seed), PAPER, error)
+            return run.publish(weights(seed), PAPER, error, (error - 0.05, error + 0.05), 0.9)
 
     @functools.cache
     def weights(seed: int) -> bytes:
@@ -489,7 +497,8 @@ def test_candidate_and_champion(store: Any) -> None:
         return str(store.get_model_version_by_alias("alexnet-drawn", "champion").tags["weights"])
 
     assert publish(1, 0.5, 0) == ("candidate", "champion")
-    assert publish(2, 0.6, 0) == ("candidate",)
+    assert publish(2, 0.52, 0) == ("candidate",)
+    assert publish(5, 0.6, 0) == (), "clearly worse than the champion"
     assert publish(3, 0.1, 1) == ("candidate",), "errors on other pictures do not compare"
     assert champion() == hashlib.sha256(weights(1)).hexdigest()
     assert publish(4, 0.4, 0) == ("candidate", "champion")
@@ -504,7 +513,7 @@ def test_candidate_and_champion(store: Any) -> None:
 def test_the_weights_of_a_model_are_found_by_each_of_its_names(store: Any) -> None:
     given = saved(classifier("none", 5))
     with runs.run(MACHINE, "weights", {}, manifest(drawn=False), "evaluate", adopt=True) as run:
-        run.publish(given, PAPER, 0.1)
+        run.publish(given, PAPER, 0.1, (0.09, 0.11))
     version = store.get_model_version_by_alias("alexnet", "candidate")
     logged = store.get_model_version("alexnet", version.version).source
     names = ["models:/alexnet@champion", f"models:/alexnet/{version.version}", logged, f"runs:/{run.run_id}/model"]
