@@ -3,7 +3,6 @@
 from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.resize import Resize
 
 PAPER = Model(
     network="alexnet",
@@ -22,18 +21,6 @@ PAPER = Model(
     first_weights="normal",
     first_std=(0.01, 0.01, 0.03, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01, 0.01),
     first_bias=(0, 1, 0, 1, 1, 1, 1, 1, 0, 0),
-)
-
-RESIZE = Resize(
-    side=256,
-    fit="crop",
-    filter="bilinear",
-    quality=95,
-    shuffle_seed=0,
-    images_per_shard=5000,
-    max_rejected=0.0,
-    max_megapixels=200.0,
-    damaged="keep",
 )
 
 AUGMENTATION = Augmentation(
