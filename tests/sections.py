@@ -4,7 +4,6 @@ from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning
 from alexnet.network import Model
 from alexnet.preparation import Preparation
-from pipeline.resize import Resize
 
 PAPER = Model(
     network="alexnet",
@@ -25,19 +24,7 @@ PAPER = Model(
     first_bias=(0, 1, 0, 1, 1, 1, 1, 1, 0, 0),
 )
 
-RESIZE = Resize(
-    side=256,
-    fit="crop",
-    filter="bilinear",
-    quality=95,
-    shuffle_seed=0,
-    images_per_shard=5000,
-    max_rejected=0.0,
-    max_megapixels=200.0,
-    damaged="keep",
-)
-
-PREPARATION = Preparation(**RESIZE.plain)
+PREPARATION = Preparation(side=256, fit="crop", filter="bilinear", quality=95, max_megapixels=200.0, damaged="keep")
 
 AUGMENTATION = Augmentation(
     patches="random", chunk=1, reflections=True, mean="centre", colour="deviations", colour_std=0.1, colour_epochs=9

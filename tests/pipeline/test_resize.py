@@ -38,11 +38,11 @@ from pipeline.shards import artifacts, rejected, tables
 from pipeline.shards.census import Census
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.tables import Synset
-from tests import sections
 from tests.pipeline.flips import unsaid
+from tests.pipeline.sections import RESIZE
 
 CLASSES = (Synset(wnid="n01440764", words="tench"), Synset(wnid="n01443537", words="goldfish"))
-SECTION = dataclasses.replace(sections.RESIZE, side=32, shuffle_seed=3, images_per_shard=8, max_rejected=0.2)
+SECTION = dataclasses.replace(RESIZE, side=32, shuffle_seed=3, images_per_shard=8, max_rejected=0.2)
 PARAMS = """source:
   kind: none
 resize:

@@ -27,7 +27,8 @@ from pipeline.inference import predictor
 from pipeline.inference.predictor import Guess, Predictor
 from pipeline.shards import tables
 from tests.pipeline import noise
-from tests.sections import PREPARATION, RESIZE
+from tests.pipeline.sections import RESIZE
+from tests.sections import PREPARATION
 
 COUNT = 50
 

@@ -26,8 +26,7 @@ from pipeline.runtime.paths import AnyPath, S3Path
 from pipeline.shards import artifacts, tables
 from pipeline.shards.batches import Pictures, batches, order
 from pipeline.shards.manifest import Manifest
-from tests import sections
-from tests.pipeline import layouts
+from tests.pipeline import layouts, sections
 from tests.pipeline.object_store import CREDENTIALS, ObjectStore, serving
 from tests.sections import LEARNING
 

@@ -24,6 +24,7 @@ from pipeline.shards.tables import Shard
 from tests import sections
 from tests.pipeline import miniature
 from tests.pipeline.flips import unsaid
+from tests.pipeline.sections import RESIZE
 
 SIDE = 16
 
@@ -129,7 +130,7 @@ def drawn_evenly(seed: int) -> float:
     index = resize.Index(
         rows=pa.table(columns), classes=(), archives=tables.ARCHIVES.empty_table(), drawn=False, digest=""
     )
-    section = dataclasses.replace(sections.RESIZE, shuffle_seed=seed)
+    section = dataclasses.replace(RESIZE, shuffle_seed=seed)
     shards = [task.rows["label"].to_numpy() for task in resize.plan(section, index, Path(), Path())]
     sizes = [min(resize.GROUP, len(shard) - first) for shard in shards for first in range(0, len(shard), resize.GROUP)]
     epoch = order(Sizes(sizes), learning(seed=seed, batch_size=128, streams=6), epoch=seed)

@@ -109,19 +109,27 @@ def test_three_slashes_where_four_are_meant_are_told(tmp_path: Path, monkeypatch
         runs.address(Machine(tracking=f"sqlite://{tmp_path}/a.db"))
 
 
-def test_an_address_of_a_plugin_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin of MLflow for addresses that begin with arn:."""
+
     class Plugin:
         name = "arn"
 
     monkeypatch.setattr(addresses.metadata, "entry_points", lambda group: [Plugin] * (group == "mlflow.tracking_store"))
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_address_of_a_plugin_is_left_to_it() -> None:
     assert addresses.parse("arn:aws:sagemaker:eu-west-1:1:mlflow-tracking-server/x").startswith("arn:")
 
 
-def test_the_pages_of_a_plugin_s_address_are_refused_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Plugin:
-        name = "arn"
-
-    monkeypatch.setattr(addresses.metadata, "entry_points", lambda group: [Plugin] * (group == "mlflow.tracking_store"))
+@pytest.mark.usefixtures("plugin")
+def test_the_pages_of_a_plugin_s_address_are_refused_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "arn://me:Pl4nted.Secret@there/runs")
     monkeypatch.setattr(os, "execv", lambda *_: None)  # MLflow's server, which would print the address
     with pytest.raises(ValueError, match=r"arn://there/runs is neither a server nor a database") as caught:
