@@ -10,6 +10,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 # .venv/ready sets the same for a `dvc` that make does not run
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site
+# Python is started for each stage, and hundreds of times by the tests: without bytecode it compiles everything each time
+unexport PYTHONDONTWRITEBYTECODE
 RECIPE ?=
 SOURCE ?=
 ONLY ?=
