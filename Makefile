@@ -107,7 +107,11 @@ repro fast lint mutants kills faults fuzz whole study ui licences: .venv/ready
 	touch $@
 
 .venv/installed: requirements.lock
-	@python=
+	@if [ -L .venv ]; then
+		echo "make: .venv is a link to $$(readlink .venv), which making an environment here would empty. Remove the link: rm .venv" >&2
+		exit 1
+	fi
+	python=
 	for each in $${PYTHON:-python3 python3.13 python3.12 python3.11}; do
 		if "$$each" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$each; break; fi
 	done

@@ -253,6 +253,28 @@ def test_a_stage_that_is_run_as_a_file_finds_the_packages_beside_its_folder(tmp_
         assert run(folder, Path(file)) == "found\n"
 
 
+def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path) -> None:
+    """`venv --clear` empties what the link leads to: the environment of another working copy."""
+    other = tmp_path / "other/.venv"
+    (other / "bin").mkdir(parents=True)
+    (other / "bin/python").touch()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / ".venv").symlink_to(other)
+    shutil.copy(ROOT / "Makefile", copy)
+    (copy / "requirements.lock").touch()
+    kept = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    done = subprocess.run(
+        ["make", ".venv/installed"], cwd=copy, env=kept, check=False, text=True, capture_output=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert (
+        f"make: .venv is a link to {other}, which making an environment here would empty. Remove the link: rm .venv"
+        in (done.stderr)
+    )
+    assert (other / "bin/python").exists()
+
+
 @pytest.mark.parametrize("there", ["nothing", "an environment", "git"])
 def test_without_git_make_says_so_before_it_installs_and_runs_all_the_same(there: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)

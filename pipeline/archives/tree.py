@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from alexnet import formats
 from pipeline.archives import bounds
@@ -135,10 +135,7 @@ def _ending(path: str) -> str:
 
 def of_folder(folder: StorePath) -> Tree:
     """The files below a folder of the store; links are followed. `FileNotFoundError` if there is no such folder."""
-    if not folder.path.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such folder in the data store. If it lies elsewhere, link it: ln -s /where/it/is {folder}"
-        )
+    check_folder(folder)
     ranges = {
         path: ByteRange(archive=(folder / path).inside, offset=0, length=length)
         for path, length in files.listed(folder.path)
@@ -149,6 +146,19 @@ def of_folder(folder: StorePath) -> Tree:
         except UnicodeEncodeError:
             raise ValueError(f"{folder}: the name {os.fsencode(path)!r} is not UTF-8. Rename the file") from None
     return Tree(where=folder, files=ranges)
+
+
+def check_folder(folder: StorePath) -> None:
+    """`FileNotFoundError` if a folder is not in the store, is a file, or a link to what is not there."""
+    if folder.path.is_dir():
+        return
+    if folder.path.exists():
+        said = "is a file. A source needs a folder of class folders, or of archives: unpack it, or name its folder"
+    elif isinstance(folder.path, Path) and folder.path.is_symlink():
+        said = f"is a link to {folder.path.readlink()}, which is not there. Link it anew: ln -sfn /where/it/is {folder}"
+    else:
+        said = f"no such folder in the data store. If it lies elsewhere, link it: ln -s /where/it/is {folder}"
+    raise FileNotFoundError(f"{folder}: {said}")
 
 
 def of_tar(file: StorePath) -> Tree:

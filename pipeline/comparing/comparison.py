@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from alexnet.names import cut
 from pipeline.comparing import answers, find, layout
 from pipeline.comparing.answers import McNemar
 from pipeline.comparing.groups import UNKNOWN, Group, differing, grouped, word
@@ -47,7 +48,8 @@ def compare(
     """
     runs = find.runs(names)
     if len(runs) < 2:
-        raise ValueError(f"{names[0]} is one run: name another one to compare it with, or a study")
+        again = " is named more than once, and" if len(names) > 1 else ""
+        raise ValueError(f"{cut(names[0], 100)}{again} is one run: name another one to compare it with, or a study")
     groups = grouped(runs)
     tests = tested(groups)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from alexnet.names import cut
@@ -32,8 +33,8 @@ def runs(names: Sequence[str]) -> list[MeasuredRun]:
             found[name] = [log]
         else:
             raise ValueError(
-                f"{cut(name, 100)}: no folder with {METRICS}, study, experiment, revision or run in MLflow is called so. "
-                "See: alexnet runs, dvc exp list, ls studies"
+                f"{cut(name, 100)}: no folder with {METRICS}, study, experiment, revision or run in MLflow is called "
+                f"so{_nearest(name)} See: alexnet runs, dvc exp list, ls studies"
             )
     return [run for name in dict.fromkeys(names) for run in found[name]]
 
@@ -51,6 +52,13 @@ def _nearby(name: str) -> list[MeasuredRun]:
         raise ValueError(f"{name}: a study with a program of its own: studies/{name}/README.md has its results")
     commit = git.commit_of(name)
     return [outs.revision(name, commit)] if commit else []
+
+
+def _nearest(name: str) -> str:
+    """The end of the sentence: the study or experiment that was probably meant, if one is similar."""
+    known = [file.parent.name for file in studied.STUDIES.glob("*/README.md")] + git.experiments()
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else "."
 
 
 def _with_cost(run: MeasuredRun, log: MeasuredRun | None) -> MeasuredRun:

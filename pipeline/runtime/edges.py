@@ -132,12 +132,14 @@ def _means(what: str, todo: str) -> Words:
 # Families
 
 
+ALLOW = "Allow it (chown, chmod), or name another place in machine.yaml (storage, shards, store, tracking)"
+
 SYSTEM: dict[int, str] = {
     errno.ENOSPC: f"Make room on the disk, or name another in machine.yaml (storage). {AGAIN}",
     errno.EDQUOT: f"Your quota on this disk is used up: make room, or name another disk in machine.yaml (storage). {AGAIN}",
     errno.EROFS: "The disk can only be read. Name another folder in machine.yaml (storage, shards, store)",
-    errno.EACCES: "Allow it (chown, chmod), or name another folder in machine.yaml (storage, shards, store)",
-    errno.EPERM: "Allow it (chown, chmod), or name another folder in machine.yaml (storage, shards, store)",
+    errno.EACCES: ALLOW,
+    errno.EPERM: ALLOW,
     errno.EMFILE: "This process may open no more files: ulimit -n 65536 before the stage",
     errno.ENFILE: "This machine may open no more files: raise sysctl fs.file-max, or end programs with many open files",
     errno.EIO: "The disk failed to read or write: dmesg says more. Put the data on another one",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.archives import bounds, ilsvrc
+from pipeline.archives import bounds, ilsvrc, tree
 from pipeline.archives.class_folders import random_share
 from pipeline.archives.contents import Archive, Choice, Contents, Picture, check_choice, check_folder, gather
 from pipeline.archives.store import StorePath
@@ -48,7 +48,11 @@ class Synsets:
         folder = StorePath(store) / self.folder
         tars = [folder / name for name in sorted(file.name for file in folder.path.glob("[!.]*.tar"))]
         if not tars:
-            raise FileNotFoundError(f"{folder}: no such folder in the data store, or no tar in it")
+            tree.check_folder(folder)
+            raise FileNotFoundError(
+                f"{folder}: no tar is in it, and params.yaml: source.name: synsets reads n01440764.tar and the like, or tars of "
+                "those. Class folders are read by imagefolder"
+            )
         archives: list[Archive] = []
         notes: list[str] = []
 

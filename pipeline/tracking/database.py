@@ -70,7 +70,10 @@ def holder(file: Path) -> str | None:
             database.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
         if "locked" not in str(error):
-            raise OSError(f"{file}: {error}. It has to be a database that this user may write") from None
+            raise OSError(
+                f"{file}: {error}. It has to be a database that this user may read and write: chmod u+rw, or name another one in "
+                "machine.yaml (tracking)"
+            ) from None
         return _processes(file)
     except sqlite3.DatabaseError as error:
         raise OSError(f"{file}: {error}. Move it away, and a new one is made") from None

@@ -175,9 +175,16 @@ def _status() -> dict[str, str]:
     """Stage → what has changed of it since it last ran, from `dvc status`; nothing for one that is up to date."""
     asked = subprocess.run(["dvc", "status", "--json"], capture_output=True, text=True, check=False)
     if asked.returncode:
-        words = asked.stderr.strip().splitlines()
-        raise OSError(f"dvc status: {words[-1] if words else 'failed'}. Without git: {INIT}, or make repro")
+        advice = "" if git.commit() else f". Without git: {INIT}, or make repro"
+        raise OSError(f"dvc status: {_first_error(asked.stderr)}{advice}")
     return {name: _reason(entries) for name, entries in json.loads(asked.stdout).items()}
+
+
+def _first_error(stderr: str) -> str:
+    """What DVC says is wrong, without its offer of help: the line ERROR, else the first two."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ").removeprefix("unexpected error - ") for line in lines if "ERROR: " in line]
+    return " ".join(errors[:1] or lines[:2] or ["failed"]).rstrip(".")
 
 
 def _reason(entries: Sequence[Any]) -> str:

@@ -332,6 +332,8 @@ def test_one_run_alone_is_not_a_comparison(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="here is one run: name another one"):
         comparison.compare(["here"])
+    with pytest.raises(ValueError, match="here is named more than once, and is one run: name another one"):
+        comparison.compare(["here", "here"])
 
 
 def test_groups_have_a_line_of_each_run() -> None:
