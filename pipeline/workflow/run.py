@@ -19,6 +19,7 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.comparing import comparison
 from pipeline.doctor import preflight
 from pipeline.runtime import added, durations, git, guard, params, revisions
 from pipeline.runtime.printing import say
@@ -74,12 +75,22 @@ def _in_a_copy(recipe_name: str | None, source: str | None, changes: Sequence[st
         )
     code = 0 if dry else _done([*command, *_quiet()])
     if not (dry or code):
-        say(
-            f"run: experiment {name} is done",
-            f"  its errors beside those here:      dvc metrics diff HEAD {name}",
-            f"  its params.yaml and results here:  dvc exp apply {name}",
-        )
+        _beside_here(name)
     return code
+
+
+def _beside_here(name: str) -> None:
+    """Prints the comparison of an experiment that is done with the results here, and what can be done with it."""
+    try:
+        comparison.compare(["here", name])
+    except (ValueError, OSError) as error:
+        say(f"run: not compared with the results here: {error}")
+    say(
+        "",
+        f"run: experiment {name} is done",
+        f"  beside the results here, as a page:  alexnet compare here {name} --html compared.html",
+        f"  its params.yaml and results here:    dvc exp apply {name}",
+    )
 
 
 def _quiet() -> list[str]:
