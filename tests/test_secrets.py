@@ -134,7 +134,7 @@ def test_no_stage_says_keeps_or_shows_a_secret(
         assert code != 0 and "401" in refused and "Traceback" in refused
         code, listed = copy.run("python", "-m", "pipeline.tracking", **environment(uri, tmp_path), check=False)
         assert (code, listed) == (0, f"{proxy.url}\n")
-    assert "registered in MLflow as candidate and champion" in said
+    assert "no alias, since its top-1 error" in said, "the network is registered, and the reason comes back"
     assert PLANTED not in said + refused
     assert words_of_processes == set()
     assert holding(copy.folder) == sorted(OWN)

@@ -307,5 +307,6 @@ def _in_mlflow(summary: dict[str, Any], home: Path) -> None:
     (record,) = client.search_runs([experiment.experiment_id])
     assert record.info.status == "FINISHED"
     assert record.data.metrics["ten_views/top1_error"] == summary["ten_views"]["top1_error"]
-    version = client.get_model_version_by_alias("alexnet-drawn", "champion")
+    version = client.get_model_version("alexnet-drawn", "1")
+    assert version.aliases == [], "an untrained network is no candidate"
     assert version.tags["weights"] == hashlib.sha256((home / "data/model.pt").read_bytes()).hexdigest()

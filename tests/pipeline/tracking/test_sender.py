@@ -308,7 +308,7 @@ def test_what_was_not_sent_is_sent_by_the_command_and_a_model_is_registered_once
     assert len(client.search_model_versions("name = 'alexnet-drawn'")) == 1
     assert len(client.search_logged_models([record.info.experiment_id])) == 1
     monkeypatch.setattr(runs, "END", 60.0)
-    assert runs.weights(Machine(tracking=proxy.url), "models:/alexnet-drawn@candidate") == weights
+    assert runs.weights(Machine(tracking=proxy.url), "models:/alexnet-drawn/1") == weights
 
 
 @pytest.mark.faults
