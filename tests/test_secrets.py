@@ -150,7 +150,10 @@ def test_the_server_was_told_none(server: str) -> None:
 
 
 def _serves(process: psutil.Process, uri: str) -> bool:
-    words = process.cmdline()
+    try:
+        words = process.cmdline()
+    except psutil.Error:  # it has ended, or nobody has waited for it yet
+        return False
     return "mlflow" in words and uri.rpartition(":")[2] in words
 
 
