@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 LARGEST = 2**25
 """The most bytes of a picture; a photograph has some 10 MB."""
+
+THROWN_AWAY = 4 * LARGEST
+"""The most bytes that are read of a request that is refused."""
 
 WAITING = 32
 """The most requests at once. Each holds the bytes of a picture, and then its pixels as the network is shown them."""
@@ -97,6 +101,8 @@ class App:
                     raise Refused(405, "POST a picture to /predict; GET /ready")
             raise Refused(404, "there are /predict, /ready and /")
         except Refused as refused:
+            if refused.status != 408:
+                await _throw_away(request)
             more = {"Retry-After": "1"} if refused.status == 503 else {}
             return _json(refused.status, {"error": str(refused)}, more)
 
@@ -155,6 +161,8 @@ class App:
             for views in {each.views for each in some}:
                 # an answer that is done was given up
                 group = [each for each in some if each.views == views and not each.answer.done()]
+                if not group:
+                    continue
                 try:
                     answers = await loop.run_in_executor(self._network, self._asked, group, views)
                 except Exception as error:  # of the network: those who asked are told, and the server goes on
@@ -194,7 +202,7 @@ def _asked(request: Request) -> tuple[Views, int]:
 
 async def _body(request: Request) -> bytes:
     """The body, read no further than its limit."""
-    length = request.headers.get("content-length", "0")
+    length = request.headers.get("content-length", "")
     too_large = Refused(413, f"a picture has at most {LARGEST:,} bytes")
     if length.isascii() and length.isdigit() and int(length[:20]) > LARGEST:
         raise too_large
@@ -205,6 +213,20 @@ async def _body(request: Request) -> bytes:
             raise too_large
         pieces.append(piece)
     return b"".join(pieces)
+
+
+async def _throw_away(request: Request) -> None:
+    """Reads what is left of a body that is refused: many clients read no answer before they have sent all."""
+    if request.headers.get("expect"):  # such a client waits, and sends nothing
+        return
+    count = 0
+    # RuntimeError: all was read
+    with contextlib.suppress(RuntimeError, ClientDisconnect, TimeoutError):
+        async with asyncio.timeout(ARRIVAL):
+            async for piece in request.stream():
+                count += len(piece)
+                if count > THROWN_AWAY:
+                    return
 
 
 def _json(status: int, words: dict[str, Any], headers: dict[str, str] | None = None) -> Response:

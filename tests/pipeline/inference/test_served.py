@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import ast
 import base64
-import contextlib
 import io
 import json
 import os
 import pickle
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +22,8 @@ from pipeline.inference import served
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.served import Served
 from pipeline.tracking import packing, registry
-from tests.pipeline import noise
+from tests.pipeline.inference.servers import Row, check, free_port, post, running
 from tests.pipeline.inference.test_predictor import COUNT, model, original
-
-Row = dict[str, Any]
 
 # MLflow's own code, on the versions that are pinned
 pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
@@ -52,14 +42,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     mlflow.pyfunc.save_model(folder / "model", **registry.packed(model(), folder))
     return folder / "model"
-
-
-def check(rows: Sequence[Row], tested: Sequence[Row], column: str = "probabilities") -> None:
-    """Compares answers, each with lists of wnids and probabilities, with the rows of `evaluate`."""
-    for row, expected in zip(rows, tested, strict=True):
-        best = np.argsort(-np.array(expected[column]), kind="stable")[:5]
-        assert list(row["wnid"]) == [noise.CLASSES[label].wnid for label in best]
-        np.testing.assert_allclose(row["probability"], [expected[column][label] for label in best], atol=1e-5)
 
 
 def text(data: bytes) -> str:
@@ -247,46 +229,6 @@ def test_the_packed_code_needs_the_named_packages_and_no_other(tmp_path: Path) -
     named = {"pillow": "PIL"}
     listed = {named.get(each, each) for each in registry.PACKAGES} | {"mlflow", "torchvision"}
     assert needed - sys.stdlib_module_names == listed
-
-
-@contextlib.contextmanager
-def running(command: Sequence[str], folder: Path, url: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process of its own, from a folder outside of the repository; yields when `url` answers."""
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHON", "ALEXNET_"))
-    }
-    clean |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
-    log = folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=folder, env=clean, stdout=out, stderr=out, start_new_session=True)
-    try:
-        for _ in range(1200):
-            assert process.poll() is None, log.read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError(log.read_text())
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def post(url: str, body: bytes, kind: str = "application/json") -> tuple[int, Any]:
-    request = urllib.request.Request(url, body, {"Content-Type": kind})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
 
 
 @pytest.mark.slow
