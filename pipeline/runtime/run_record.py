@@ -71,15 +71,15 @@ def hardware(gpu: str = "") -> dict[str, Any]:
     return {"host": socket.gethostname(), "processor": processor, "gpu": gpu, "memory": psutil.virtual_memory().total}
 
 
-def read(folder: Path, model: str) -> RunRecord | None:
-    """The record of the run in a folder; None if it has none, or made another model.pt than that of this sha256.
+def read(folder: Path, model: str | None = None) -> RunRecord | None:
+    """The record of the run in a folder; None if it has none, or made another model.pt than that of this sha256, if given.
 
     Damaged lines are passed over.
     """
     rows = _rows(folder / FILE)
     began = [row for row in rows if row["what"] == "began"]
     ended = [row for row in rows if row["what"] == "ended"]
-    if not began or not any(row.get("model") == model for row in ended):
+    if not began or not any(model in (None, row.get("model")) for row in ended):
         return None
     facts: dict[str, Any] = {}
     for row in rows:

@@ -173,10 +173,7 @@ def words(section: Mapping[str, Any]) -> dict[str, str]:
 
     Secrets in the values, such as a login in an address, are removed.
     """
-    return {
-        key: redaction.redact(value if isinstance(value, str) else json.dumps(value))
-        for key, value in params.flat(section).items()
-    }
+    return {key: redaction.word(value) for key, value in params.flat(section).items()}
 
 
 def _pictures(manifest: Pictures) -> dict[str, str]:

@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from alexnet.names import NO_ANSWER
-from pipeline import download, evaluate, report, resize
+from pipeline import download, evaluate, resize
 from pipeline.archives.contents import Contents
 from pipeline.comparing import ensemble
 from pipeline.comparing.markdown import cell as markdown
 from pipeline.evaluation import scores, trained, vectors
+from pipeline.evaluation.reporting import page as pages
+from pipeline.evaluation.reporting import reading
 from pipeline.evaluation.results import Results
 from pipeline.runtime import digests, params, printing, stage, web
 from pipeline.runtime.machines import Machine
@@ -35,7 +37,7 @@ from pipeline.sources import huggingface
 from pipeline.tracking import runs
 from studies.study import Study, Variant
 from tests.names import NASTY, UNUSABLE
-from tests.pipeline import layouts
+from tests.pipeline import layouts, reported
 from tests.pipeline.miniature import jpeg
 from tests.sections import PREPARATION
 
@@ -146,7 +148,7 @@ def test_no_two_classes_are_one_and_none_is_no_answer(evaluated: Path) -> None:
     names = trained.names(CLASSES)
     assert len(set(names)) == len(names)
     assert NO_ANSWER not in names
-    matrix_KK = report.confusion(evaluated / "data/evaluation/confusion.csv", names)
+    matrix_KK = reading.confusion(evaluated / "data/evaluation/confusion.csv", names)
     expected = np.roll(np.eye(len(names), dtype=np.int64), 1, axis=1)
     expected[NASTY.index("crane")] = 0
     np.testing.assert_array_equal(matrix_KK, expected)
@@ -180,10 +182,8 @@ class Elements(html.parser.HTMLParser):
 
 def page(evaluated: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> str:
     monkeypatch.chdir(evaluated)
-    monkeypatch.setattr(report, "LISTED", 10**6)
-    said = json.loads(Path("metrics.json").read_text())
-    pngs = dict.fromkeys(("curves", "first-layer", "confusion"), b"png")
-    return report.render(said, "val", manifest(), pngs, settings)
+    monkeypatch.setattr(pages, "LISTED", 10**6)
+    return reported.page(manifest(), settings)
 
 
 def test_a_page_of_names_has_no_element_of_theirs(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
