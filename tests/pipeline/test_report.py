@@ -14,60 +14,33 @@ import numpy as np
 import pytest
 
 from alexnet.model import AlexNet
-from pipeline import evaluate, report
-from pipeline.evaluation import mistakes, scores, trained
+from pipeline import report
+from pipeline.evaluation import mistakes, trained
 from pipeline.evaluation.reporting import drawing, gallery, reading
-from pipeline.evaluation.reporting.page import Before
 from pipeline.evaluation.reporting.section import Report
 from pipeline.runtime import digests, params, run_record
-from pipeline.runtime.clock import PARTS
 from pipeline.runtime.machines import Machine
-from pipeline.runtime.run_record import RunRecord
 from pipeline.shards import lookup
 from pipeline.shards.census import Census
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.tables import Synset
 from pipeline.tracking import runs
 from tests.pipeline.flips import unsaid
-from tests.pipeline.noise import CLASSES, RESULTS, as_test, parts, rows_of, world
-from tests.pipeline.reported import page
+from tests.pipeline.noise import CLASSES, as_test, rows_of
+from tests.pipeline.reported import BEFORE, CENSUS, RECORD, after_evaluate, page
 
 ROOT = Path(__file__).parents[2]
 
 SECTION = Report(pictures=3, queries=2, seed=0)
 
-CENSUS = Census(
-    formats={"JPEG colour": 21, "GIF <palette>": 2, "JPEG grey": 1},
-    rejected={"damaged": 1},
-    orientations={"6": 3, "8": 1},
-    smaller=17,
-    damaged=1,
-    duplicates={"val": 1200},
-    file_bytes=24,
-    pixels=24,
-)
-
-EPOCHS = """epoch,step,rate,train_loss,train_top1_error,val_loss,val_top1_error,val_top5_error
-0,2,0.01,2.5,0.9,2.4,0.9,0.6
-1,4,0.001,2.0,0.8,nan,0.7,0.5
-"""
+ALWAYS = {"loss", "errors", "rate", "first-layer", "confusion"}
+"""The figures of every report."""
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("evaluated")
-    manifest = world(folder)
-    (folder / "data/evaluation").mkdir()
-    (folder / "data/history").mkdir()
-    (folder / "recipes").symlink_to(ROOT / "recipes")
-    (folder / "data/history/epochs.csv").write_text(EPOCHS)
-    summary = scores.summarize(parts(folder, manifest), manifest, RESULTS, folder / "data/evaluation")
-    (folder / "metrics.json").write_text(json.dumps(summary))
-    evaluate.seal(folder / "data/evaluation", json.dumps(summary))
-    (folder / "data/shards/pictures.json").write_text(CENSUS.to_json())
-    for part in ("shards", "history"):
-        digests.seal(folder / "data" / part)
-    return folder, manifest
+    return folder, after_evaluate(folder)
 
 
 @pytest.fixture
@@ -115,7 +88,7 @@ def test_the_page_needs_nothing_else(here: Manifest) -> None:
     text = page(here, params.load(Path("params.yaml")), figures=figures(here))
     links = Links()
     links.feed(text)
-    assert len(links.links) == 6
+    assert len(links.links) == 8
     assert all(link.startswith("data:image/png;base64,") for link in links.links)
     assert not links.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"url\(|@import|https?:", text.replace("data:image/png;base64,", ""))
@@ -203,29 +176,6 @@ def test_parameters_are_printed_by_section(here: Manifest) -> None:
     assert re.search(r"<code>learning</code></caption>.*<code>rate</code></td><td>0.01</td>", page(here), re.S)
 
 
-RECORD = RunRecord(
-    began="2026-11-27T16:40:11+01:00",
-    seconds=3723.4,
-    sessions=2,
-    unended=1,
-    facts={
-        "host": "<b>node</b>", "cores": 16, "processor": "some CPU", "gpu": "H100", "memory": 2**37, "threads": 8,
-        "commit": "c0ffee", "changed_files": True, "changed": {"learning.rate": "0.02"}, "run_id": "4f00",
-        "placement": "2 processes", "python": "3.12.1", "libraries": {"torch": "2.9.1"},
-    },
-    epochs=[dict.fromkeys(PARTS, 0.0) | {"epoch": 0, "images": 3000, "waiting": 30.0, "computing": 70.0}],
-)  # fmt: skip
-
-BEFORE = Before(
-    name="<i>an older run</i>",
-    begun="2026-11-20T03:04:00+00:00",
-    errors={"top1_error": 0.2, "top1_low": 0.15, "top1_high": 0.26, "top5_error": 0.1},
-    seconds=60.0,
-    images_per_second=None,
-    beside="better by 7.70 points than it",
-)
-
-
 def test_what_differs_from_run_to_run_is_in_its_own_sections(here: Manifest) -> None:
     text = page(here, params.load(Path("params.yaml")), record=RECORD, before=BEFORE)
     assert str(Path.cwd()) not in text
@@ -242,9 +192,9 @@ def test_the_head_says_when_where_how_fast_and_by_which_code(here: Manifest) -> 
     assert dict(rows) == {
         "trained": "2026-11-27 16:40 +01:00",
         "time": "1:02:03, in 2 sessions; 1 more were killed, and their time is not known",
-        "pictures a second": "30 learned from",
+        "pictures a second": "30",
         "commit": "c0ffee, with changed files",
-        "changed from it": "learning.rate: 0.02",
+        "parameters changed from it": "learning.rate: 0.02",
         "MLflow run": "4f00",
         "machine": "&lt;b&gt;node&lt;/b&gt;, 16 CPU cores, some CPU, H100, 128 GiB of memory",
         "processes": "2 processes",
@@ -331,20 +281,21 @@ def test_classes_without_mistakes_are_not_called_hard(here: Manifest, monkeypatc
 def test_the_same_bytes_twice_and_other_pictures_for_another_seed(here: Manifest) -> None:
     first = figures(here)
     assert figures(here) == first
-    assert set(first) == {"curves", "first-layer", "confusion", "guesses", "saliency", "neighbours"}
+    assert set(first) == {*ALWAYS, "guesses", "saliency", "neighbours"}
     other = figures(here, dataclasses.replace(SECTION, seed=1))
     assert {name for name in first if first[name] != other[name]} == {"guesses", "saliency", "neighbours"}
 
 
 def test_nothing_to_show_is_left_out(here: Manifest) -> None:
     none = figures(here, Report(pictures=0, queries=0, seed=0))
-    assert set(none) == {"curves", "first-layer", "confusion"}
+    assert set(none) == ALWAYS
     assert "Figure 4" not in page(here)
     assert "Grad-CAM" not in page(here)
 
 
 def test_every_plot_of_dvc_has_its_file_whatever_is_left_out(here: Manifest) -> None:
-    wanted = {plot for plot in params.load(ROOT / "dvc.yaml")["plots"] if isinstance(plot, str)}
+    wanted = {name for plot in params.load(ROOT / "dvc.yaml")["plots"] for name in plot}
+    assert len(wanted) == len(ALWAYS) + 3
     none = figures(here, Report(pictures=0, queries=0, seed=0))
     full = none | dict.fromkeys(("guesses", "saliency", "neighbours"), b"\x89PNG of their own")
     for drawn in (full, none):

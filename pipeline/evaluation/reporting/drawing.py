@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.reporting.reading import HISTORY, confusion, history, random_rows
+from pipeline.evaluation.reporting.reading import ERROR, HISTORY, LOSS, RATE, confusion, history, random_rows
 from pipeline.evaluation.reporting.section import Report
 from pipeline.evaluation.trained import OUT as EVALUATION
 from pipeline.evaluation.trained import names
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alexnet.network import Network
+
+CURVES = {LOSS: "loss", ERROR: "errors", RATE: "rate"}
+"""Title of the curves over the epochs → name of their figure."""
 
 ABSENT = {
     "guesses": "no picture is shown: report.pictures is 0",
@@ -40,7 +43,7 @@ def draw(
     classes = names(manifest.classes)
     epochs, panels = history(HISTORY)
     pngs = {
-        "curves": figures.curves(epochs, panels, logarithmic=("learning rate",)),
+        **{CURVES[title]: figures.curves(epochs, {title: lines}, (RATE,)) for title, lines in panels.items()},
         "first-layer": figures.first_layer(network.first_layer().numpy(), network.columns),
         "confusion": figures.confusion(confusion(EVALUATION / "confusion.csv", classes), classes),
     }

@@ -156,9 +156,12 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     return [
         ("trained", when(record.began)),
         ("time", f"{clock(record.seconds)}{sessions}{lost}"),
-        ("pictures a second", "not measured" if rate is None else f"{rate:,.0f} learned from"),
+        ("pictures a second", "not measured" if rate is None else f"{rate:,.0f}"),
         ("commit", commit),
-        ("changed from it", ", ".join(f"{key}: {value}" for key, value in changed.items()) if changed else "nothing"),
+        (
+            "parameters changed from it",
+            ", ".join(f"{key}: {value}" for key, value in changed.items()) if changed else "nothing",
+        ),
         ("MLflow run", str(known.get("run_id", ""))),
         ("machine", ", ".join(filter(None, machine))),
         ("processes", str(known.get("placement", ""))),

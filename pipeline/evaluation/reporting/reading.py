@@ -22,6 +22,9 @@ DAMAGED = artifacts.SHARDS / "damaged.parquet"
 DUPLICATES = artifacts.SHARDS / duplicates.FILE
 PICTURES = artifacts.SHARDS / "pictures.json"
 
+LOSS, ERROR, RATE = "loss", "error, %", "learning rate"
+"""Titles of the curves over the epochs."""
+
 
 def read_metrics(file: Path) -> dict[str, Any]:
     """The contents of metrics.json, checked against the digest that `evaluate` recorded."""
@@ -45,17 +48,17 @@ def history(file: Path) -> tuple[list[float], dict[str, dict[str, list[float]]]]
     """The epochs, counted from 1, and the panels for `figures.curves`: panel → line → value per epoch, errors in per cent."""
     rows = documents.rows(digests.read(file, "train"), {"epoch": float}, file, "train", others=_measured)
     lines = {
-        "loss": {"training": "train_loss", "validation": "val_loss"},
-        "error, %": {
+        LOSS: {"training": "train_loss", "validation": "val_loss"},
+        ERROR: {
             "training, top-1": "train_top1_error",
             "validation, top-1": "val_top1_error",
             "validation, top-5": "val_top5_error",
         },
-        "learning rate": {"rate": "rate"},
+        RATE: {"rate": "rate"},
     }
     panels = {
         panel: {
-            name: [(100 if panel == "error, %" else 1) * row.get(key, float("nan")) for row in rows]
+            name: [(100 if panel == ERROR else 1) * row.get(key, float("nan")) for row in rows]
             for name, key in columns.items()
         }
         for panel, columns in lines.items()
