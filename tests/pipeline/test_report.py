@@ -383,6 +383,8 @@ def test_the_stage_writes_equal_bytes_twice(here: Manifest, monkeypatch: pytest.
     folder.mkdir()
     run_record.append(folder, "began", {"at": "2026-01-02T03:04:05+00:00"})
     run_record.append(folder, "ended", {"seconds": 77.0, "model": digests.of(Path("data/model.pt"))})
+    with runs.run(Machine(), "a later one", {"results": {"split": "val"}}, here, "train") as record:
+        record.score({"ten_views/top1_error": 0.5})
     seen = []
     for _ in range(2):
         report.run()
@@ -411,6 +413,7 @@ def test_any_other_byte_of_what_the_page_shows_is_refused(here: Manifest) -> Non
         (reading.DAMAGED, lambda: reading.listed_pictures(reading.DAMAGED)),
         (reading.PICTURES, lambda: Census.read(reading.PICTURES)),
         (trained.OUT / "neighbours.parquet", lambda: reading.random_rows("neighbours.parquet", 2, 0, 1)),
+        (trained.OUT / "predictions.parquet", lambda: gallery.pick(1, "val", here, Path("data/shards"))),
         (trained.OUT / "predictions.parquet", lambda: reading.random_rows("predictions.parquet", 2, 0, 0)),
     ):
         assert unsaid(file, lambda read=read: repr(read()), mask=2, always=True) == []
