@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from alexnet.augmentation import Statistics, centre_view, mean_to_subtract, training_patches
@@ -20,6 +21,7 @@ from alexnet.columns import Link, Together, gather
 from alexnet.errors import topk_credit
 from alexnet.learning import Measured, Momentum, Rates, Reduce, precision, step
 from alexnet.network import Dropout
+from pipeline.runtime.clock import Clock
 from pipeline.shards.batches import Batch, Order, Pictures, held_out, order
 from pipeline.training.spec import TrainingSpec
 
@@ -75,8 +77,9 @@ def _nothing(*_: Any) -> None:
 class Trainer:
     """Trains this rank's part of the network: one or both columns, on its replica's share of each batch.
 
-    `on_rows` is called with new rows of the history, `on_batch` after each batch of training or measuring, and `on_boundary`
-    at the points where `state_dict` is complete, that is, where no partial sum is pending.
+    `on_rows` is called with new rows of the history, `on_batch` after each batch of training or measuring, `on_boundary`
+    at the points where `state_dict` is complete, that is, where no partial sum is pending, and `on_times` after each epoch
+    with the seconds of each of the clock's parts and the number of training pictures in them.
     """
 
     def __init__(
@@ -91,9 +94,12 @@ class Trainer:
         on_rows: Callable[..., None] = _nothing,
         on_batch: Callable[[], None] = _nothing,
         on_boundary: Callable[[], None] = _nothing,
+        on_times: Callable[[dict[str, float]], None] = _nothing,
+        clock: Clock | None = None,
     ) -> None:
         self.spec, self.train, self.val, self.read, self.device = spec, train, val, read, device
-        self.on_rows, self.on_batch, self.on_boundary = on_rows, on_batch, on_boundary
+        self.on_rows, self.on_batch, self.on_boundary, self.on_times = on_rows, on_batch, on_boundary, on_times
+        self.clock = clock or Clock(gpu=device.type == "cuda")
         self.rank = rank or Rank(link=Together(spec.model.columns))
         self.learning, learning = spec.learning, spec.learning
         if device.type == "cuda":
@@ -131,9 +137,11 @@ class Trainer:
         rates = learning.rates(progress.epoch, [row.get(watched, np.inf) for row in progress.epochs])
         rate = rates.last
         started, seen, window = time.monotonic(), 0, [0.0, 0.0, 0.0]
+        self.clock.begin()
         in_order = order(self.train, learning, progress.epoch)
         for batch in self._batches(self.train, in_order, learning.batch_size, progress.batch):
-            measured = self._step(batch, rates)
+            with self.clock.during("computing"):
+                measured = self._step(batch, rates)
             for sums in (window, progress.epoch_sums):
                 sums[0] += measured.loss_sum
                 sums[1] += measured.right
@@ -146,7 +154,12 @@ class Trainer:
                 progress.steps.append(row)
                 self.on_rows(row | {"images_per_second": seen / (time.monotonic() - started)})
                 window = [0.0, 0.0, 0.0]
+                self.clock.settle()
                 self.on_boundary()
+        self._end_epoch(rate, seen)
+
+    def _end_epoch(self, rate: float, seen: int) -> None:
+        progress = self.progress
         row = {"epoch": progress.epoch, "step": progress.step, "rate": rate}
         row |= {f"train_{name}": value for name, value in _means(*progress.epoch_sums).items()}
         row |= {f"val_{name}": value for name, value in self.measure(self.val, np.arange(len(self.val))).items()}
@@ -156,10 +169,16 @@ class Trainer:
         self.on_rows(row)
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
         self.on_boundary()
+        self.on_times({"epoch": row["epoch"], "step": progress.step, "images": seen, **self.clock.seconds()})
 
     def _batches(self, stored: Pictures, epoch: Order, size: int, first: int = 0) -> Iterator[Batch]:
         replica, replicas = self.rank.replica, self.rank.replicas
-        for batch in self.read(stored, epoch, size, first=first, replica=replica, replicas=replicas):
+        batches = self.read(stored, epoch, size, first=first, replica=replica, replicas=replicas)
+        while True:
+            with self.clock.during("waiting"):
+                batch = next(batches, None)
+            if batch is None:
+                return
             yield batch
             self.on_batch()
 
@@ -189,24 +208,30 @@ class Trainer:
         """Loss, top-1 and top-5 error (0 to 1) on the centre patches of the pictures with these indices, each used once."""
         as_stored = Order(chosen_N, np.arange(len(chosen_N)) % self.rank.replicas)
         self.network.eval()
-        sums = torch.zeros(4, dtype=torch.float64)  # loss, credit in top 1 and in top 5, pictures
+        sums = torch.zeros(4, dtype=torch.float64)
         for batch in self._batches(pictures, as_stored, VALIDATION_BATCH):
-            if len(batch.labels_B):
-                labels_B = batch.labels_B.to(self.device)
-                images_BCHW = batch.images_BCHW.to(self.device)
-                patches_BCHW = centre_view(images_BCHW, self.statistics.mean_CHW, self.spec.model.patch)
-                with precision(self.learning, self.device):
-                    logits_BK = self.network(patches_BCHW)
-                logits_BK = logits_BK.to(self.dtype)
-                loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
-                right = [topk_credit(logits_BK, labels_B, top).sum() for top in (1, 5)]
-                sums += torch.stack([loss.double(), *right, loss.new_tensor(len(labels_B)).double()]).cpu()
+            with self.clock.during("validating"):
+                sums += self._sums(batch)
         sums = sums.to(self.device)
         if self.rank.reduce is not None:
             self.rank.reduce([sums])
         loss_sum, right1, right5, seen = sums.tolist()
         assert seen == len(chosen_N), f"{seen} of {len(chosen_N)} pictures were seen"
         return {**_means(loss_sum, right1, seen), "top5_error": 1 - right5 / seen}
+
+    def _sums(self, batch: Batch) -> Tensor:
+        """Sums over a batch, float64 on the CPU: loss, credit in top 1 and in top 5, pictures."""
+        if not len(batch.labels_B):
+            return torch.zeros(4, dtype=torch.float64)
+        labels_B = batch.labels_B.to(self.device)
+        images_BCHW = batch.images_BCHW.to(self.device)
+        patches_BCHW = centre_view(images_BCHW, self.statistics.mean_CHW, self.spec.model.patch)
+        with precision(self.learning, self.device):
+            logits_BK = self.network(patches_BCHW)
+        logits_BK = logits_BK.to(self.dtype)
+        loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
+        right = [topk_credit(logits_BK, labels_B, top).sum() for top in (1, 5)]
+        return torch.stack([loss.double(), *right, loss.new_tensor(len(labels_B)).double()]).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, velocity and progress. A collective call: all ranks take part.
