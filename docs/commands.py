@@ -11,22 +11,20 @@ from pipeline.commands import STAGES, alexnet
 WIDTH = 100
 
 
-def names() -> Iterator[tuple[str, click.Command]]:
-    """The words behind `alexnet`, and the command, of each command and each command of a command; not of stages."""
-    context = click.Context(alexnet)
-    for name in alexnet.list_commands(context):
-        command = alexnet.get_command(context, name)
+def text() -> str:
+    """All commands in Markdown, a heading and a block for each; a stage's help is the head of its module."""
+    whole = click.Context(alexnet, info_name="alexnet", **{**alexnet.context_settings, "max_content_width": WIDTH})
+    parts = [f"## {each.command_path}\n\n```text\n{each.get_help()}\n```" for each in contexts(alexnet, whole)]
+    return "\n\n".join(parts)
+
+
+def contexts(group: click.Group, context: click.Context) -> Iterator[click.Context]:
+    """The context of each command of a group, and of each command of a command; not of stages."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if name in STAGES or command is None:
             continue
-        yield name, command
+        inner = click.Context(command, info_name=name, parent=context, terminal_width=WIDTH)
+        yield inner
         if isinstance(command, click.Group):
-            yield from ((f"{name} {each}", inner) for each, inner in command.commands.items())
-
-
-def text() -> str:
-    """All commands in Markdown, a heading and a block for each."""
-    parts = []
-    for name, command in names():
-        context = click.Context(command, info_name=f"alexnet {name}", terminal_width=WIDTH)
-        parts.append(f"## alexnet {name}\n\n```text\n{command.get_help(context)}\n```")
-    return "\n\n".join(parts)
+            yield from contexts(command, inner)

@@ -101,7 +101,7 @@ def text() -> str:
     """All sections in Markdown: a heading for each key, so that each has an address."""
     parts = []
     recipes = {name: params.flat(params.load(ROOT / file)) for name, file in FILES.items()}
-    for section in KINDS:
+    for section in sorted(KINDS, key=lambda name: name == "source"):  # its many classes last
         for title, kind, example in classes(section):
             parts.append(f"## {title}\n\n{about(kind)}")
             parts += [_shown(key, recipes, section) for key in keys(section, kind, example)]
@@ -255,9 +255,9 @@ def _between(low: float | None, high: float | None, takes: Callable[[float], boo
         return f" from {low:,g} to {high:,g}" if low != high else f", {low:,g}"
     words = []
     if low is not None:
-        words.append(f"{'at least' if takes(low) else 'above'} {low:,g}")
+        words.append(("at least" if takes(low) else "above") + f" {low:,g}")
     if high is not None:
-        words.append(f"{'at most' if takes(high) else 'below'} {high:,g}")
+        words.append(("at most" if takes(high) else "below") + f" {high:,g}")
     return f", {' and '.join(words)}" if words else ""
 
 
@@ -268,7 +268,8 @@ def _shown(key: Key, recipes: Mapping[str, Mapping[str, Any]], section: str) -> 
         facts.append(f"unit: {key.unit}")
     if key.source:
         facts.append(f"in the paper: {key.source}")
-    lines = [f"### {key.name}", "; ".join(facts) + "."]
+    facts[0] = f"**{facts[0][0].upper()}{facts[0][1:]}**"
+    lines = [f"### {key.name}", " · ".join(facts)]
     if section != "source":
         shown = [f"{name} `{_plain(flat[key.name])}`" for name, flat in recipes.items() if key.name in flat]
         lines.append("Values: " + ", ".join(shown) + "." if shown else "")

@@ -44,7 +44,7 @@ def test_every_number_has_its_unit_and_every_unit_its_number(page: str) -> None:
     numbers = {
         heading
         for heading, facts in re.findall(r"^### (.+)\n\n(.+)$", page, re.M)
-        if re.search(r"\ba (?:whole )?number|^`1`, `2`", facts) and not heading.endswith(("seed", ".classes"))
+        if re.search(r"\b[Aa] (?:whole )?number|`1`, `2`", facts) and not heading.endswith(("seed", ".classes"))
     }
     assert numbers == set(parameters.UNITS)
 
@@ -52,12 +52,12 @@ def test_every_number_has_its_unit_and_every_unit_its_number(page: str) -> None:
 @pytest.mark.parametrize(
     ("key", "facts"),
     [
-        ("source.train_images", "a whole number from 20 to 100,000; unit: pictures."),
-        ("resize.side", "a whole number from 1 to 4,096; unit: pixels; in the paper: §2."),
-        ("model.width", "a number, above 0 and at most 1; unit: fraction of kernels and units."),
-        ("learning.momentum", "a number, at least 0 and below 1; unit: factor per step; in the paper: §5."),
-        ("model.activation", "`relu`, `tanh`, `sigmoid`; in the paper: §3.1."),
-        ("results.code_bits", "a whole number, at least 0, in steps of 8; unit: bits; in the paper: §6.1."),
+        ("source.train_images", "**A whole number from 20 to 100,000** · unit: pictures"),
+        ("resize.side", "**A whole number from 1 to 4,096** · unit: pixels · in the paper: §2"),
+        ("model.width", "**A number, above 0 and at most 1** · unit: fraction of kernels and units"),
+        ("learning.momentum", "**A number, at least 0 and below 1** · unit: factor per step · in the paper: §5"),
+        ("model.activation", "**`relu`, `tanh`, `sigmoid`** · in the paper: §3.1"),
+        ("results.code_bits", "**A whole number, at least 0, in steps of 8** · unit: bits · in the paper: §6.1"),
     ],
 )
 def test_a_key_says_what_it_may_be(page: str, key: str, facts: str) -> None:
@@ -110,3 +110,10 @@ def test_every_module_of_the_paper_and_of_the_network_in_use_is_listed_and_can_b
     for name in listed:
         assert importlib.util.find_spec(name), name
     assert modules.text().count(".. automodule:: ") == len(listed)
+
+
+def test_a_warning_of_sphinx_is_an_error_and_ci_makes_the_site() -> None:
+    (target,) = re.findall(r"^docs: .*\n\t@(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert {"-W", "--keep-going", "-E"} <= set(target.split())
+    assert re.search(r"^make docs$", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.M)
+    assert "/docs/_build/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
