@@ -38,6 +38,7 @@ autodoc_preserve_defaults = True
 html_theme = "furo"
 html_title = project
 html_extra_path = ["site"]
+html_static_path, html_css_files = ["static"], ["phone.css"]
 html_copy_source = False
 html_show_copyright = False
 html_last_updated_fmt = None

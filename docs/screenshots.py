@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import usage
 
-    ASKED = usage.parser_at(__file__, "python docs/screenshots.py")
-    ASKED.add_argument("folder", type=Path, metavar="FOLDER")
-    ASKED.parse_args()
+    parser = usage.parser_at(__file__, "python docs/screenshots.py")
+    parser.add_argument("folder", type=usage.existing_path)
+    parser.parse_args()
 
 import contextlib
 import html
@@ -173,4 +173,4 @@ def take(address: str, file: Path, height: int, beside: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(ASKED.parse_args().folder)
+    main(parser.parse_args().folder)
