@@ -22,7 +22,7 @@ PORT ?= 5000
 # empty in an unpacked zip of the repository
 GIT := $(shell [ -e .git ] && echo .git || git rev-parse --git-dir 2> /dev/null)
 
-.PHONY: help scm repro test fast lint mutants kills faults fuzz whole study ui audit licences lock clean
+.PHONY: help scm repro test fast lint mutants kills faults fuzz whole study ui docs audit licences lock clean
 
 help: ## prints this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -67,6 +67,10 @@ study: scm .venv/installed ## NAME=ablations: does the missing runs of a study a
 ui: .venv/installed ## serves MLflow's pages at http://127.0.0.1:$(PORT)
 	@python -m pipeline tracking ui --port $(PORT)
 
+docs: .venv/installed ## makes the site of README, docs/ and studies/ in docs/_build/html; a warning is an error
+	@sphinx-build -E -W --keep-going -q -b html -c docs -d docs/_build/doctrees . docs/_build/html
+	echo "docs/_build/html/index.html"
+
 audit: ## asks PyPI for advisories on the locked packages, except those that docs/advisories.csv gives a reason for
 	@# It needs PyPI, so .ci/run does not run it; a test checks the lock against the answers kept in docs/advisories.csv.
 	@# pip-audit has its own environment, so that it is not audited itself. --strict: a package without an answer fails
@@ -97,7 +101,7 @@ scm: # a zip of the repository has no git: said before anything is installed
 clean: ## removes the environment and work in progress, but no archive and no run
 	@rm -rf .venv work
 
-repro fast lint mutants kills faults fuzz whole study ui licences: .venv/ready
+repro fast lint mutants kills faults fuzz whole study ui docs licences: .venv/ready
 
 .venv/ready: .venv/installed .dvc/site.pth .dvc/rwlock.py .dvc/alexnet
 	@packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -52,6 +52,7 @@ SPDX = {
 NOTES = {
     "asyncssh": "EPL is the choice: the package is used as it is, and not given on",
     "certifi": "MPL binds its own files, which are used as they are",
+    "docutils": "GPL binds its mode for Emacs alone, which is not used; the rest is in the public domain, BSD or PSF",
     "grandalf": "EPL is the choice: DVC imports it to draw `dvc dag`, and it is not given on",
     "hypothesis": "MPL binds its own files, which are used as they are",
     "orjson": "MPL binds its own files, which are used as they are",

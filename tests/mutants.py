@@ -2,7 +2,7 @@
 
 `make mutants`, or `python tests/mutants.py [--only SUBSTRING]`. tests/mutants.yaml lists the breakages; each has
 
-    file   the file to break, in alexnet/, pipeline/, studies/ or .dvc/, or Makefile, or dvc.yaml
+    file   the file to break, in alexnet/, pipeline/, studies/, docs/ or .dvc/, or Makefile, or dvc.yaml
     old    a part of one line, which occurs exactly once
     new    its replacement
     why    the consequence, in a few words
@@ -39,7 +39,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PACKAGES = ("alexnet", "pipeline", "studies")
+PACKAGES = ("alexnet", "pipeline", "studies", "docs")
 
 FILES = ("Makefile", "dvc.yaml")
 """Files outside of the packages that can be broken, too."""

@@ -37,7 +37,7 @@ IDLE = ("pipeline/runtime/", "pipeline/driver/", "pipeline/tracking/", "pipeline
 def modules():
     return [
         file
-        for room in ("alexnet", "pipeline", "studies", "benchmarks")
+        for room in ("alexnet", "pipeline", "studies", "benchmarks", "docs")
         for file in sorted((ROOT / room).rglob("*.py"))
     ]
 
@@ -270,8 +270,12 @@ def test_every_link_and_every_module_on_a_page_is_there(page):
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
 
-def test_readme_leads_to_every_page_and_is_read_in_ten_minutes():
-    assert [name for name in DOCS if f"](docs/{name})" not in README] == []
+def test_readme_and_the_index_lead_to_every_page_and_readme_is_read_in_ten_minutes():
+    listed = re.findall(r"^.+ <(\w+)>$", DOCS["index.md"], re.M)
+    assert [name for name in DOCS if name != "index.md" and name.removesuffix(".md") not in listed] == []
+    assert [name for name in DOCS if f"](docs/{name})" not in README and f"]({name})" not in DOCS["index.md"]] == [
+        "index.md"
+    ]
     assert len(README.splitlines()) <= 120
     assert len(README.split()) <= 1200
 

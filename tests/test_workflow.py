@@ -7,12 +7,14 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import webbrowser
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from ruamel.yaml import YAML
 
 from alexnet.build import load
 from alexnet.network import Model
+from pipeline.commands import alexnet
 from pipeline.runtime import access, params
 from pipeline.runtime.machines import Machine
 from pipeline.shards import tables
@@ -205,6 +208,42 @@ def test_an_experiment_is_compared_and_applied(workflow):
     finally:
         workflow.run("git", "checkout", "--", ".")
         workflow.run("dvc", "checkout")
+
+
+def test_what_the_pages_say_to_type_can_be_typed(workflow, monkeypatch, capsys):
+    """The commands of tests/commands.yaml, in this process where they are ours, since each would import torch anew."""
+    monkeypatch.chdir(workflow.folder)
+    before, opened = dict(os.environ), []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "ALEXNET_MACHINE"):
+        os.environ.pop(name, None)
+    pictures = [row["image"]["bytes"] for row in tables.read(next(Path("data/shards").glob("val*"))).to_pylist()]
+    Path("work/PICTURES").mkdir(parents=True)
+    for number, picture in enumerate(pictures[:3]):
+        Path(f"work/PICTURES/{number}.jpg").write_bytes(picture)
+    places = {"cat.jpg": "work/PICTURES/0.jpg", "PICTURES": "work/PICTURES", "EXPERIMENT": "HEAD", "why": "work/why",
+              "answers.csv": "work/answers.csv"}  # fmt: skip
+    try:
+        for command in YAML(typ="safe").load(ROOT / "tests/commands.yaml")["typed"]:
+            program, *words = [places.get(word, word) for word in shlex.split(command)]
+            if program == "alexnet":
+                code = 0
+                try:
+                    alexnet.main(words, prog_name="alexnet", standalone_mode=False)
+                except SystemExit as end:
+                    code = end.code
+                assert not code, (command, capsys.readouterr())
+            else:
+                workflow.run(program, *words)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert len(Path("work/answers.csv").read_text().splitlines()) == 1 + 3
+    assert [file.suffix for file in Path("work/why").iterdir()] == [".png"]
+    assert Path("work/confused.html").stat().st_size > 1000 and len(opened) == 1
+    said = capsys.readouterr().out
+    assert '"probability"' in said and "in a copy, as experiment normalization-none" in said
+    assert workflow.run("git", "status", "--porcelain") == ""
 
 
 def test_a_registered_network_can_be_begun_with(workflow, monkeypatch):
