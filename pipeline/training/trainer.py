@@ -12,15 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from alexnet.augmentation import Statistics, centre_view, mean_to_subtract, training_patches
+from alexnet.augmentation import Patches, Statistics, centre_view, draw, mean_to_subtract, training_patches
 from alexnet.build import build
 from alexnet.columns import Link, Together, gather
 from alexnet.errors import topk_credit
 from alexnet.learning import Measured, Momentum, Rates, Reduce, precision, step
 from alexnet.network import Dropout
-from pipeline.shards.batches import Batch, Order, Pictures, held_out, order
+from pipeline.shards.batches import Batch, Order, Pictures, Plan, held_out, order
 from pipeline.training.spec import TrainingSpec
 
 VALIDATION_BATCH = 64
@@ -45,9 +46,17 @@ class Read(Protocol):
     """A function that reads a replica's batches: `batches.batches`, or another that yields the same."""
 
     def __call__(
-        self, stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1
+        self,
+        stored: Pictures,
+        epoch: Order,
+        size: int,
+        *,
+        first: int = 0,
+        replica: int = 0,
+        replicas: int = 1,
+        plan: Plan | None = None,
     ) -> Iterator[Batch]:
-        """Yields the batches of an epoch from batch `first` on."""
+        """Yields the batches of an epoch from batch `first` on; of patches by `plan`, or of pictures all the same."""
 
 
 @dataclass
@@ -132,7 +141,7 @@ class Trainer:
         rate = rates.last
         started, seen, window = time.monotonic(), 0, [0.0, 0.0, 0.0]
         in_order = order(self.train, learning, progress.epoch)
-        for batch in self._batches(self.train, in_order, learning.batch_size, progress.batch):
+        for batch in self._batches(self.train, in_order, learning.batch_size, progress.batch, self._plan()):
             measured = self._step(batch, rates)
             for sums in (window, progress.epoch_sums):
                 sums[0] += measured.loss_sum
@@ -157,19 +166,34 @@ class Trainer:
         progress.epoch, progress.batch, progress.epoch_sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
         self.on_boundary()
 
-    def _batches(self, stored: Pictures, epoch: Order, size: int, first: int = 0) -> Iterator[Batch]:
+    def _plan(self) -> Plan | None:
+        """On a CPU patches are made by the threads that decode; on a GPU they are made there, of the whole batch."""
+        if self.device.type != "cpu":
+            return None
+        spec, seed, epoch = self.spec, self.learning.seed, self.progress.epoch
+
+        def plan(positions_B: Tensor) -> Patches:
+            whole, side = self.statistics.mean_CHW.shape[-1], spec.model.patch
+            drawn = draw(positions_B, whole, self.statistics, spec.augmentation, seed, epoch, side)
+            return Patches(drawn, self.statistics, spec.augmentation, self.dtype, side)
+
+        return plan
+
+    def _batches(
+        self, stored: Pictures, epoch: Order, size: int, first: int = 0, plan: Plan | None = None
+    ) -> Iterator[Batch]:
         replica, replicas = self.rank.replica, self.rank.replicas
-        for batch in self.read(stored, epoch, size, first=first, replica=replica, replicas=replicas):
+        for batch in self.read(stored, epoch, size, first=first, replica=replica, replicas=replicas, plan=plan):
             yield batch
             self.on_batch()
 
     def _step(self, batch: Batch, rates: Rates) -> Measured:
         spec, progress = self.spec, self.progress
         positions_B, labels_B = batch.positions_B.to(self.device), batch.labels_B.to(self.device)
-        patches_BCHW = torch.empty(0, device=self.device)
-        if len(labels_B):
+        patches_BCHW = batch.images_BCHW.to(self.device)
+        if len(labels_B) and patches_BCHW.dtype == torch.uint8:
             patches_BCHW = training_patches(
-                batch.images_BCHW.to(self.device), positions_B, self.statistics, spec.augmentation, self.learning.seed,
+                patches_BCHW, positions_B, self.statistics, spec.augmentation, self.learning.seed,
                 progress.epoch, self.dtype, spec.model.patch,
             )  # fmt: skip
         rows_B = positions_B - batch.number * self.learning.batch_size
