@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from alexnet.augmentation import Statistics, centre_view, mean_to_subtract, training_patches
+from alexnet.augmentation import Patches, Statistics, centre_view, draw, mean_to_subtract, training_patches
 from alexnet.build import build
 from alexnet.columns import Link, Together, gather
 from alexnet.errors import topk_credit
 from alexnet.learning import Measured, Momentum, Rates, Reduce, precision, step
 from alexnet.network import Dropout
 from pipeline.runtime.clock import Clock
-from pipeline.shards.batches import Batch, Order, Pictures, held_out, order
+from pipeline.shards.batches import Batch, Order, Pictures, Plan, held_out, order
 from pipeline.training.spec import TrainingSpec
 
 VALIDATION_BATCH = 64
@@ -47,9 +47,17 @@ class Read(Protocol):
     """A function that reads a replica's batches: `batches.batches`, or another that yields the same."""
 
     def __call__(
-        self, stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1
+        self,
+        stored: Pictures,
+        epoch: Order,
+        size: int,
+        *,
+        first: int = 0,
+        replica: int = 0,
+        replicas: int = 1,
+        plan: Plan | None = None,
     ) -> Iterator[Batch]:
-        """Yields the batches of an epoch from batch `first` on."""
+        """Yields the batches of an epoch from batch `first` on; of patches by `plan`, or of pictures all the same."""
 
 
 @dataclass
@@ -139,7 +147,7 @@ class Trainer:
         started, seen, window = time.monotonic(), 0, [0.0, 0.0, 0.0]
         self.clock.begin()
         in_order = order(self.train, learning, progress.epoch)
-        for batch in self._batches(self.train, in_order, learning.batch_size, progress.batch):
+        for batch in self._batches(self.train, in_order, learning.batch_size, progress.batch, self._plan()):
             with self.clock.during("computing"):
                 measured = self._step(batch, rates)
             for sums in (window, progress.epoch_sums):
@@ -171,9 +179,24 @@ class Trainer:
         self.on_boundary()
         self.on_times({"epoch": row["epoch"], "step": progress.step, "images": seen, **self.clock.seconds()})
 
-    def _batches(self, stored: Pictures, epoch: Order, size: int, first: int = 0) -> Iterator[Batch]:
+    def _plan(self) -> Plan | None:
+        """On a CPU patches are made by the threads that decode; on a GPU they are made there, of the whole batch."""
+        if self.device.type != "cpu":
+            return None
+        spec, seed, epoch = self.spec, self.learning.seed, self.progress.epoch
+
+        def plan(positions_B: Tensor) -> Patches:
+            whole, side = self.statistics.mean_CHW.shape[-1], spec.model.patch
+            drawn = draw(positions_B, whole, self.statistics, spec.augmentation, seed, epoch, side)
+            return Patches(drawn, self.statistics, spec.augmentation, self.dtype, side)
+
+        return plan
+
+    def _batches(
+        self, stored: Pictures, epoch: Order, size: int, first: int = 0, plan: Plan | None = None
+    ) -> Iterator[Batch]:
         replica, replicas = self.rank.replica, self.rank.replicas
-        batches = self.read(stored, epoch, size, first=first, replica=replica, replicas=replicas)
+        batches = self.read(stored, epoch, size, first=first, replica=replica, replicas=replicas, plan=plan)
         while True:
             with self.clock.during("waiting"):
                 batch = next(batches, None)
@@ -185,10 +208,10 @@ class Trainer:
     def _step(self, batch: Batch, rates: Rates) -> Measured:
         spec, progress = self.spec, self.progress
         positions_B, labels_B = batch.positions_B.to(self.device), batch.labels_B.to(self.device)
-        patches_BCHW = torch.empty(0, device=self.device)
-        if len(labels_B):
+        patches_BCHW = batch.images_BCHW.to(self.device)
+        if len(labels_B) and patches_BCHW.dtype == torch.uint8:
             patches_BCHW = training_patches(
-                batch.images_BCHW.to(self.device), positions_B, self.statistics, spec.augmentation, self.learning.seed,
+                patches_BCHW, positions_B, self.statistics, spec.augmentation, self.learning.seed,
                 progress.epoch, self.dtype, spec.model.patch,
             )  # fmt: skip
         rows_B = positions_B - batch.number * self.learning.batch_size
