@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from pipeline.runtime import redaction
-from pipeline.tracking import database, journal
+from pipeline.tracking import cards, database, journal
 from pipeline.tracking.journal import Reader, Record
 
 BATCH = 1000
@@ -138,8 +138,29 @@ class Delivery:
         on_disk = self.client.tracking_uri.startswith(database.SCHEME)
         with self._local() if on_disk else contextlib.nullcontext():
             working = contextlib.nullcontext if on_disk else self._local
-            aliases, note = registry.publish(self.client, self.run_id, weights, record["name"], record["tags"], working)
-        self._answer(event="published", aliases=aliases, text=note)
+            made = registry.publish(self.client, self.run_id, weights, record["name"], record["tags"], working)
+        if made.model_id:
+            self._tried(record, self._link, record, made.model_id)
+        if texts := record.get("texts"):  # a journal of older code has none
+            self._tried(record, cards.write, self.client, record["name"], made.version, texts)
+        self._answer(event="published", aliases=made.aliases, text=made.note)
+
+    def _link(self, record: Record, model_id: str) -> None:
+        """Links the run's errors to the model and the data set, so that the model's page has them.
+
+        They are logged with the time and step that they have in the run, so that MLflow adds no second value there. Those
+        that are linked already are left out, since MLflow fails on them.
+        """
+        linked = {
+            (each.key, each.timestamp, each.step, each.run_id)
+            for each in self.client.get_logged_model(model_id).metrics or []
+        }
+        run, scores, data = self.client.get_run(self.run_id), record.get("scores", {}), record.get("dataset", {})
+        where = {"model_id": model_id, "dataset_name": data.get("name"), "dataset_digest": data.get("digest")}
+        for each in run.data._metric_objs:  # the public `metrics` has no steps
+            if each.key in scores and (each.key, each.timestamp, each.step, self.run_id) not in linked:
+                # not log_batch, which drops the data set
+                self.client.log_metric(self.run_id, each.key, each.value, each.timestamp, each.step, **where)
 
     @contextlib.contextmanager
     def _local(self) -> Iterator[None]:

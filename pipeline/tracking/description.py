@@ -24,6 +24,17 @@ NAMED = 3
 NOTE = "mlflow.note.content"
 """MLflow's tag for a description."""
 
+COLUMNS = {
+    "image": "binary",
+    "label": "long",
+    "wnid": "string",
+    "id": "string",
+    "width": "integer",
+    "height": "integer",
+    "sha256": "string",
+}
+"""The columns of the shards, by MLflow's names of types."""
+
 LONGEST = 120
 """Most characters of a run's name."""
 
@@ -67,7 +78,7 @@ class Wanted:
     source: dict[str, str]
     """MLflow's own tags for user and source."""
     pictures: dict[str, str] | None
-    """The data set: name, digest, source and profile; None if it is unknown."""
+    """The data set: name, digest, source, schema and profile; None if it is unknown."""
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def wanted(
         params=words(section),
         tags=_tags(fingerprint, stage, manifest, commit) | described,
         source=_source(commit),
-        pictures=None if manifest is None else _pictures(manifest),
+        pictures=None if manifest is None else pictures(manifest),
     )
 
 
@@ -123,11 +134,20 @@ def note(name: str, manifest: Pictures | None, errors: Mapping[str, float] | Non
 
     `errors`: metrics.json's `ten_views`, error rates from 0 to 1 with the ends of their 95 % intervals; None before `evaluate`.
     """
-    lines = [f"**{_code(name)}**", ""]
+    lines = [f"**{_code(name)}**", "", *facts(manifest, errors)]
+    lines += [
+        "",
+        "The report is under *Artifacts*, `report/index.html`. Beside other runs: `alexnet runs`, `alexnet compare`",
+    ]
+    return redaction.redact("\n".join(lines))
+
+
+def facts(manifest: Pictures | None, errors: Mapping[str, float] | None) -> list[str]:
+    """Lines of Markdown: errors with their intervals, the pictures, the commit, and the parameters that differ from it."""
     if errors is None:
-        lines.append("- not evaluated yet")
+        lines = ["- not evaluated yet"]
     else:
-        lines += [
+        lines = [
             f"- top-{top} error **{errors[f'top{top}_error']:.2%}** "
             f"({errors[f'top{top}_low']:.2%} to {errors[f'top{top}_high']:.2%}), ten views"
             for top in (1, 5)
@@ -139,11 +159,7 @@ def note(name: str, manifest: Pictures | None, errors: Mapping[str, float] | Non
         lines.append(f"- commit {_code(commit[:12])}")
     here = params.load(params.PARAMS) if params.PARAMS.exists() else {}
     lines += [f"- changed from the commit: {_code(f'{key}: {value}')}" for key, value in _changed(here).items()]
-    lines += [
-        "",
-        "The report is under *Artifacts*, `report/index.html`. Beside other runs: `alexnet runs`, `alexnet compare`",
-    ]
-    return redaction.redact("\n".join(lines))
+    return [redaction.redact(line) for line in lines]
 
 
 def _code(text: str) -> str:
@@ -176,13 +192,18 @@ def words(section: Mapping[str, Any]) -> dict[str, str]:
     return {key: redaction.word(value) for key, value in params.flat(section).items()}
 
 
-def _pictures(manifest: Pictures) -> dict[str, str]:
+def pictures(manifest: Pictures) -> dict[str, str]:
     """The fields of MLflow's Dataset."""
+    here = params.load(params.PARAMS) if params.PARAMS.exists() else {}
+    source = words({"source": here.get("source") or {}})
     return {
         "name": "drawn pictures" if manifest.drawn else "pictures",
         "digest": manifest.digest[:32],  # the column is short; the tag `manifest` has all 64
         "source_type": "code",
-        "source": json.dumps({"tags": {"manifest": manifest.digest}}),
+        "source": json.dumps(
+            {"tags": {"mlflow.source.name": "dvc repro resize", "manifest": manifest.digest, **source}}
+        ),
+        "schema": json.dumps({"mlflow_colspec": [{"name": name, "type": kind} for name, kind in COLUMNS.items()]}),
         "profile": json.dumps({split: manifest.rows(split) for split in sorted(manifest.shards)}),
     }
 

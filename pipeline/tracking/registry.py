@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,23 +45,36 @@ MEASURED = frozenset({"top1_error", "top1_low", "top1_high", "guessing"})
 UNKNOWN = (("top1_low", "0"), ("top1_high", "1"))
 """The ends of an unknown interval."""
 
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A network in MLflow's registry."""
+
+    aliases: list[str]
+    note: str
+    """A message for the user, or ""."""
+    version: str
+    model_id: str | None
+    """The id of the logged model, m-…."""
+
+
 Working = Callable[[], AbstractContextManager[None]]
 """A context manager for computation in this process, whose time does not count as waiting for a server."""
 
 
 def publish(
     client: MlflowClient, run_id: str, weights: bytes, name: str, tags: Mapping[str, str], working: Working
-) -> tuple[list[str], str]:
+) -> Published:
     """Registers the network, and gives it the aliases that its error and its interval allow: see `deserved`.
 
     `tags`: `fingerprint`, `manifest`, `top1_error`, and if known `top1_low`, `top1_high` and `guessing`. Equal weights are
-    stored once. Returns the aliases, and a message for the user or "".
+    stored once.
     """
     digest = hashlib.sha256(weights).hexdigest()
     tags = {**tags, "weights": digest}
     known = client.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
     if known:
-        version = known[0].version
+        version, model = known[0].version, str(known[0].source)
         for key in MEASURED & tags.keys():
             client.set_model_version_tag(name, version, key, tags[key])
     else:
@@ -71,7 +85,13 @@ def publish(
     aliases, why = deserved(tags, _champion(client, name))
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
-    return aliases, f"{name} version {version}: {why}" if why else ""
+    return Published(aliases, f"{name} version {version}: {why}" if why else "", str(version), _model_id(model))
+
+
+def _model_id(uri: str) -> str | None:
+    """The id in a logged model's URI, models:/m-…; None for another URI, as of a model that a person registered."""
+    word = uri.removeprefix("models:/")
+    return word if word.startswith("m-") else None
 
 
 def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str], working: Working) -> str:
@@ -83,10 +103,13 @@ def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str
     with tempfile.TemporaryDirectory() as folder:
         with working():
             contents = packed(weights, Path(folder))
-        mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
+        run = client.get_run(run_id)
+        # MLflow links the metrics of the named step to the model, without their data set; no metric has this step
+        step = 1 + max((metric.step for metric in run.data._metric_objs), default=0)
+        mlflow.set_experiment(experiment_id=run.info.experiment_id)
         mlflow.start_run(run_id=run_id, log_system_metrics=False)
         try:
-            info = mlflow.pyfunc.log_model(name="model", tags=tags, **contents)
+            info = mlflow.pyfunc.log_model(name="model", tags=tags, step=step, **contents)
         finally:
             mlflow.end_run("RUNNING")
     return str(info.model_uri)

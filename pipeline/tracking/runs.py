@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime import machines, redaction, waiting
 from pipeline.runtime.machines import Machine
-from pipeline.tracking import addresses, courier, database, description
+from pipeline.tracking import addresses, cards, courier, database, description
 from pipeline.tracking.courier import Courier, Event
 from pipeline.tracking.description import Pictures
 from pipeline.tracking.journal import Journal, Reader
@@ -65,6 +65,8 @@ class Run:
     manifest: Pictures | None
     journal: Journal = field(repr=False)
     _handover: Handover = field(repr=False)
+    _scores: dict[str, float] = field(default_factory=dict, repr=False)
+    _errors: dict[str, float] = field(default_factory=dict, repr=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of one step."""
@@ -78,7 +80,9 @@ class Run:
 
     def score(self, metrics: Mapping[str, float]) -> None:
         """Logs metrics without a step; a metric that is in MLflow already only if its value changed."""
-        self.journal.write({"score": {name: float(value) for name, value in metrics.items()}})
+        scores = {name: float(value) for name, value in metrics.items()}
+        self._scores |= scores
+        self.journal.write({"score": scores})
 
     def tag(self, name: str, words: str) -> None:
         """Sets a tag, without secrets; replaces its old value."""
@@ -86,6 +90,7 @@ class Run:
 
     def describe(self, errors: Mapping[str, float]) -> None:
         """Writes the run's description anew, with its errors: metrics.json's `ten_views`."""
+        self._errors = dict(errors)
         self.tag(description.NOTE, description.note(description.run_name({}), self.manifest, errors))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -100,13 +105,20 @@ class Run:
         `weights`: the bytes of its model.pt; equal weights are stored once. `error`: the top-1 error, from 0 to 1;
         `interval`: the ends of its 95 % interval; `guessing`: the error of guessing, NaN if unknown. The registered model's
         name is `model_name`. Returns the aliases that were set; none if MLflow does not answer: the model is
-        then registered when the journal is sent.
+        then registered when the journal is sent. The page of the model says what `describe` was told, and has the metrics of
+        `score`; that of the registered model says how to use it.
         """
         assert self.manifest is not None, "a model needs the manifest of its pictures"
         tags = {"fingerprint": self.fingerprint, "manifest": self.manifest.digest, "top1_error": repr(error)}
         tags |= {"top1_low": repr(interval[0]), "top1_high": repr(interval[1]), "guessing": repr(guessing)}
         kept, name = self.journal.keep_bytes("model.pt", weights), model_name(model, self.manifest)
-        self.journal.write({"publish": kept, "sha256": hashlib.sha256(weights).hexdigest(), "name": name, "tags": tags})
+        pictures = description.pictures(self.manifest)
+        version = cards.of_version(name, self.manifest, self._errors)
+        self.journal.write(
+            {"publish": kept, "sha256": hashlib.sha256(weights).hexdigest(), "name": name, "tags": tags}
+            | {"scores": self._scores, "dataset": {key: pictures[key] for key in ("name", "digest")}}
+            | {"texts": {"model": cards.of_model(name, self.manifest), "version": version}}
+        )
         return self._handover.published()
 
 

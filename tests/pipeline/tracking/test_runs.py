@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -30,6 +31,7 @@ from pipeline.commands import alexnet
 from pipeline.inference import predictor
 from pipeline.runtime.machines import Machine
 from pipeline.runtime.stage import Stopped
+from pipeline.shards import tables
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.tables import Shard, Synset
 from pipeline.tracking import __main__ as program
@@ -355,6 +357,7 @@ KILLED = """
 import sys, time
 from pipeline.tracking import description, registry, runs
 from pipeline.runtime.machines import Machine
+from pipeline.shards import tables
 from pipeline.shards.manifest import Manifest
 from tests.sections import PREPARATION
 pictures = Manifest(
@@ -475,6 +478,47 @@ def test_the_served_model_is_the_network(store: Any, normalization: str, border:
     answers = served.predict(files, params={"top": 1, "views": 1})
     np.testing.assert_allclose([row[0] for row in answers["probability"]], expected.max(dim=1).values, atol=1e-5)
     assert [row[0] for row in answers["wnid"]] == [f"n{1 + label}" for label in expected.argmax(dim=1)]
+
+
+@pytest.mark.slow
+def test_the_pages_of_a_model_have_its_errors_its_pictures_and_how_to_use_it(store: Any) -> None:
+    """What a person writes there stays; what was written here follows a new evaluation, and the run's errors stay single."""
+    weights, errors = saved(classifier("none", 8)), {"top1_error": 0.25, "top1_low": 0.2, "top1_high": 0.3}
+    errors |= {"top5_error": 0.125, "top5_low": 0.1, "top5_high": 0.15}
+    pictures = dataclasses.replace(manifest(7), drawn=True)
+    model = dataclasses.replace(PAPER, network="vgg16")
+
+    def evaluate(error: float) -> Any:
+        with runs.run(MACHINE, "carded", {}, pictures, "evaluate", adopt=True) as run:
+            run.score({"ten_views/top1_error": error, "centre/top1_error": 0.5})
+            run.describe(errors | {"top1_error": error})
+            run.publish(weights, model, error, (0.2, 0.3), 0.9)
+        return run, store.get_model_version_by_alias("vgg16-drawn", "champion")
+
+    for _ in range(2):
+        run, version = evaluate(0.25)
+    assert "- top-1 error **25.00%** (20.00% to 30.00%), ten views\n" in version.description
+    assert "- drawn by a program, not photographed: 3 train, 3 val\n" in version.description
+    assert f'mlflow.pyfunc.load_model("models:/vgg16-drawn/{version.version}")' in version.description
+    registered = store.get_registered_model("vgg16-drawn").description
+    assert "pictures that a program drew, not photographs" in registered
+    assert 'mlflow.pyfunc.load_model("models:/vgg16-drawn@champion")' in registered
+    linked = {each.key: each for each in store.get_logged_model(version.source.rpartition("/")[2]).metrics}
+    assert {key: each.value for key, each in linked.items()} == {"ten_views/top1_error": 0.25, "centre/top1_error": 0.5}
+    assert linked["centre/top1_error"].dataset_digest == pictures.digest[:32]
+    assert values(store, run.run_id, "ten_views/top1_error") == [(0, 0.25)], "a second value in the run"
+    (data,) = store.get_run(run.run_id).inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == (linked["centre/top1_error"].dataset_name, pictures.digest[:32])
+    columns = [each["name"] for each in json.loads(data.dataset.schema)["mlflow_colspec"]]
+    assert columns == tables.IMAGES.names
+    assert json.loads(data.dataset.profile) == {"train": 3, "val": 3}
+    assert json.loads(data.dataset.source)["tags"]["manifest"] == pictures.digest
+    store.update_registered_model("vgg16-drawn", description="mine")
+    run, version = evaluate(0.24)
+    assert "**24.00%**" in version.description
+    assert store.get_registered_model("vgg16-drawn").description == "mine"
+    store.update_model_version("vgg16-drawn", version.version, description="mine, too")
+    assert evaluate(0.23)[1].description == "mine, too"
 
 
 def test_each_kind_of_network_has_a_champion_of_its_own() -> None:
