@@ -37,7 +37,7 @@ def report(evaluated: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest
     folder, here = evaluated
     monkeypatch.chdir(folder)
     document = params.load(ROOT / "recipes/original-2012.yaml")
-    document["start"]["network"] = "s3://" + "a-long-name-without-a-space-" * 8
+    document["start"]["network"] = "s3://" + "a_long_name_without_a_space_" * 8
     shown = gallery.pick(8, "val", here, Path("data/shards"))
     long = dataclasses.replace(
         shown.confident[0], answer=mistakes.Answer(id="x" * 200, label=0, guess=1, probability=0.5)
@@ -45,7 +45,7 @@ def report(evaluated: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest
     shown = dataclasses.replace(shown, confident=[long, *shown.confident])
     png = figures.note("a figure")
     names = ("loss", "errors", "rate", "first-layer", "confusion", "guesses", "saliency", "neighbours")
-    before = dataclasses.replace(BEFORE, name="another-run-" * 20)
+    before = dataclasses.replace(BEFORE, name="another_run_" * 20)
     text = page(here, document, figures=dict.fromkeys(names, png), gallery=shown, record=RECORD, before=before)
     file = tmp_path / "index.html"
     file.write_text(text, encoding="utf-8")
