@@ -52,17 +52,18 @@ def report(evaluated: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest
     return file
 
 
-def test_a_phone_shows_the_whole_report(report: Path, tmp_path: Path) -> None:
-    seen = chromium.measured(report, 390, tmp_path)
-    assert seen["width"] == 390
+@pytest.mark.parametrize("width", [390, 700, 850])
+def test_a_phone_and_a_narrow_window_show_the_whole_report(report: Path, tmp_path: Path, width: int) -> None:
+    seen = chromium.measured(report, width, tmp_path)
+    assert seen["width"] == width
     assert seen["wider"] == []
     assert seen["cut"] == []
-    assert seen["scroll"] <= 390
+    assert seen["scroll"] <= width
     assert seen["pictures"] == seen["drawn"] > 10
     assert seen["scripts"] == 0
     # the measure itself: a page that is too wide
-    report.write_text(report.read_text().replace("<h1>", '<p style="width:600px">wide</p><h1>', 1))
-    assert chromium.measured(report, 390, tmp_path)["wider"] == ["P. wide"]
+    report.write_text(report.read_text().replace("<h1>", '<p style="width:900px;max-width:none">wide</p><h1>', 1))
+    assert chromium.measured(report, width, tmp_path)["wider"] == ["P. wide"]
 
 
 def test_in_the_dark_the_page_is_dark_and_its_ink_light(report: Path, tmp_path: Path) -> None:

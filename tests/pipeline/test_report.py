@@ -220,7 +220,8 @@ def test_the_run_before_is_beside_this_one(here: Manifest) -> None:
     this, other = re.findall(r"<tr>(.*?)</tr>", text.split("<tbody>")[1], re.S)
     assert "&lt;i&gt;an older run&lt;/i&gt;" in other
     assert re.findall(r"<span>([^<]*)</span>", other)[1:] == [
-        "2026-11-20 03:04 +00:00", "20.0\u00a0%", "15.0\u00a0% – 26.0\u00a0%", "10.0\u00a0%", "", "1:00", "not recorded",
+        "2026\u201111\u201120 03:04 +00:00", "20.0\u00a0%", "15.0\u00a0% – 26.0\u00a0%", "10.0\u00a0%", "",
+        "1:00", "not recorded",
     ]  # fmt: skip
     assert "1:02:03" in this
     assert "beside that of the run before: better by 7.70 points than it" in text
