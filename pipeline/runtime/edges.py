@@ -273,7 +273,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], Words], ...] = (
     (("torch.distributed.DistError", "torch.distributed.DistBackendError"), _GLOO),
     (
         ("jinja2.exceptions.TemplateError",),
-        _means("the report's template", "git diff pipeline/report.html.j2 says what changed"),
+        _means("the report's template", "git diff pipeline/evaluation/reporting says what changed"),
     ),
     (
         ("dvc.exceptions.DvcException", "scmrepo.exceptions.SCMError"),

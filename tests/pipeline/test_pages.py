@@ -37,7 +37,7 @@ def report(evaluated: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest
     folder, here = evaluated
     monkeypatch.chdir(folder)
     document = params.load(ROOT / "recipes/original-2012.yaml")
-    document["start"]["network"] = "s3://" + "a-long-name-without-a-space-" * 8
+    document["start"]["network"] = "s3://" + "a_long_name_without_a_space_" * 8
     shown = gallery.pick(8, "val", here, Path("data/shards"))
     long = dataclasses.replace(
         shown.confident[0], answer=mistakes.Answer(id="x" * 200, label=0, guess=1, probability=0.5)
@@ -45,24 +45,25 @@ def report(evaluated: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest
     shown = dataclasses.replace(shown, confident=[long, *shown.confident])
     png = figures.note("a figure")
     names = ("loss", "errors", "rate", "first-layer", "confusion", "guesses", "saliency", "neighbours")
-    before = dataclasses.replace(BEFORE, name="another-run-" * 20)
+    before = dataclasses.replace(BEFORE, name="another_run_" * 20)
     text = page(here, document, figures=dict.fromkeys(names, png), gallery=shown, record=RECORD, before=before)
     file = tmp_path / "index.html"
     file.write_text(text, encoding="utf-8")
     return file
 
 
-def test_a_phone_shows_the_whole_report(report: Path, tmp_path: Path) -> None:
-    seen = chromium.measured(report, 390, tmp_path)
-    assert seen["width"] == 390
+@pytest.mark.parametrize("width", [390, 700, 850])
+def test_a_phone_and_a_narrow_window_show_the_whole_report(report: Path, tmp_path: Path, width: int) -> None:
+    seen = chromium.measured(report, width, tmp_path)
+    assert seen["width"] == width
     assert seen["wider"] == []
     assert seen["cut"] == []
-    assert seen["scroll"] <= 390
+    assert seen["scroll"] <= width
     assert seen["pictures"] == seen["drawn"] > 10
     assert seen["scripts"] == 0
     # the measure itself: a page that is too wide
-    report.write_text(report.read_text().replace("<h1>", '<p style="width:600px">wide</p><h1>', 1))
-    assert chromium.measured(report, 390, tmp_path)["wider"] == ["P. wide"]
+    report.write_text(report.read_text().replace("<h1>", '<p style="width:900px;max-width:none">wide</p><h1>', 1))
+    assert chromium.measured(report, width, tmp_path)["wider"] == ["P. wide"]
 
 
 def test_in_the_dark_the_page_is_dark_and_its_ink_light(report: Path, tmp_path: Path) -> None:

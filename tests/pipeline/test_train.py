@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -37,7 +38,8 @@ from alexnet.network import Model
 from alexnet.pictures import decode
 from pipeline import train
 from pipeline.driver import provenance
-from pipeline.runtime import digests, params, waiting
+from pipeline.runtime import digests, params, run_record, waiting
+from pipeline.runtime.clock import PARTS
 from pipeline.runtime.machines import Machine
 from pipeline.shards.batches import held_out
 from pipeline.training import checkpoints, initial, looks, run_folder
@@ -683,6 +685,8 @@ def undisturbed(first: Path, ray_session: None) -> Ran:
     said = trained(first)
     # kept, for what comes after deletes it
     shutil.copyfile(first / "data/model.pt", first / "undisturbed.pt")
+    (file,) = first.glob("runs/*/record.jsonl")
+    shutil.copyfile(file, first / "record.jsonl")
     return Ran(code=0, said=said, outs=outs(first))
 
 
@@ -713,6 +717,22 @@ def test_it_trains(undisturbed: Ran, first: Path) -> None:
     for name, weight in start.named_parameters():
         assert torch.isfinite(learned[name]).all()
         assert not torch.equal(learned[name], weight), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_it_records_where_its_time_went_and_on_what_it_ran(undisturbed: Ran, first: Path) -> None:
+    record = run_record.read(first, undisturbed.outs["data/model.pt"])
+    assert record is not None
+    assert [row["epoch"] for row in record.epochs] == [*range(EPOCHS)]
+    assert all(record.total(part) > 0 for part in ("waiting", "computing", "exchanging", "validating", "checkpoints"))
+    assert 0 < record.total(*PARTS) < record.seconds
+    assert (record.sessions, record.unended) == (1, 0)
+    with contextlib.closing(sqlite3.connect(first / "mlflow.db")) as database:
+        assert record.facts["run_id"] in {run for (run,) in database.execute("SELECT run_uuid FROM runs")}
+    assert record.facts["placement"].startswith("2 processes, a column each")
+    assert record.facts["libraries"]["torch"] == torch.__version__.partition("+")[0]
+    assert record.facts["memory"] == psutil.virtual_memory().total
 
 
 @pytest.mark.slow

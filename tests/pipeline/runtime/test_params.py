@@ -15,8 +15,8 @@ from alexnet.augmentation import Augmentation
 from alexnet.learning import Learning
 from alexnet.network import Model
 from pipeline.download import SOURCES
+from pipeline.evaluation.reporting.section import Report
 from pipeline.evaluation.results import Results
-from pipeline.report import Report
 from pipeline.resize import Resize
 from pipeline.runtime import params
 from pipeline.runtime.params import ParamsError
