@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,45 +87,138 @@ def training_patches(
 ) -> Tensor:
     """Pictures uint8 B×3×S×S → training patches B×3×224×224 of `dtype`, augmented, with the mean subtracted.
 
-    `positions_B`: each picture's position in the epoch, int64; together with seed and epoch it keys the random draws.
+    `positions_B`: each picture's position in the epoch, int64; together with seed and epoch it keys the random draws. On a
+    CPU `Patches` makes them one by one, elsewhere each operation is one of the whole batch; the numbers are equal.
     """
+    drawn = draw(positions_B, images_BCHW.shape[-1], statistics, section, seed, epoch, side)
+    if images_BCHW.device.type != "cpu":
+        return _together(images_BCHW, statistics.mean_CHW.to(dtype), section, drawn, dtype, side)
+    patches = Patches(drawn, statistics, section, dtype, side)
+    for number, image_CHW in enumerate(images_BCHW):
+        patches.make(number, image_CHW)
+    return patches.patches_BCHW
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What is drawn for each picture of a batch, from its key."""
+
+    corner_B2: Tensor
+    """The upper left corner (y, x) of the part of the picture that becomes the patch, in pixels, int64."""
+    size_B2: Tensor
+    """Height and width of that part in pixels, int64: 224 × 224, or what is scaled to that."""
+    reflected_B: Tensor
+    """Whether the patch is reflected, bool."""
+    light_BC: Tensor | None
+    """What is added to the patch's channels; None: no colour is added."""
+
+
+def draw(
+    positions_B: Tensor,
+    whole: int,
+    statistics: Statistics,
+    section: Augmentation,
+    seed: int,
+    epoch: int,
+    side: int = PATCH,
+) -> Drawn:
+    """What (seed, epoch, position) decides of the patches of pictures of whole×whole pixels."""
     chunks = positions_B // section.chunk
     if section.patches == "resized":
-        patches = _resized(images_BCHW, side, seed, epoch, chunks).to(dtype)
+        corner_B2, size_B2 = _parts(whole, seed, epoch, chunks)
     else:
-        margin = images_BCHW.shape[-1] - side
+        size_B2 = torch.full((len(chunks), 2), side, device=chunks.device)
+        margin = whole - side
         if section.patches == "random":
-            y, x = (draws.integers(margin + 1, f"patch {axis}", seed, epoch, chunks) for axis in "yx")
+            places = [draws.integers(margin + 1, f"patch {axis}", seed, epoch, chunks) for axis in "yx"]
         else:
-            y = x = torch.full_like(chunks, margin // 2)
-        patches = _cut(images_BCHW, y, x, side)
-        if section.mean == "patch":
-            patches = patches.to(dtype) - _cut(statistics.mean_CHW.to(dtype).expand(len(y), -1, -1, -1), y, x, side)
+            places = [torch.full_like(chunks, margin // 2)] * 2
+        corner_B2 = torch.stack(places, -1)
+    reflected_B = torch.zeros(len(chunks), dtype=torch.bool, device=chunks.device)
     if section.reflections:
-        reflected = draws.integers(2, "reflection", seed, epoch, chunks).bool()
-        patches = torch.where(reflected[:, None, None, None], patches.flip(-1), patches)
+        reflected_B = draws.integers(2, "reflection", seed, epoch, chunks).bool()
+    light_BC = None
+    if section.colour != "none" and epoch < section.colour_epochs:
+        light_BC = _light(statistics, section, seed, epoch, positions_B)
+    return Drawn(corner_B2, size_B2, reflected_B, light_BC)
+
+
+class Patches:
+    """Training patches that are made one by one, by any threads: each stays in a processor's cache until it is finished."""
+
+    def __init__(
+        self,
+        drawn: Drawn,
+        statistics: Statistics,
+        section: Augmentation,
+        dtype: torch.dtype = torch.float32,
+        side: int = PATCH,
+    ) -> None:
+        self.section, self.side = section, side
+        self.patches_BCHW = torch.empty((len(drawn.corner_B2), len(statistics.mean_CHW), side, side), dtype=dtype)
+        """Uninitialized until `make` was called for each."""
+        self._patches = self.patches_BCHW.numpy()
+        self._mean = statistics.mean_CHW.to(dtype).contiguous().numpy()
+        self._middle = centre(statistics.mean_CHW, side).to(dtype).contiguous().numpy()
+        self._corners, self._sizes, self._reflected = (
+            each.tolist() for each in (drawn.corner_B2, drawn.size_B2, drawn.reflected_B)
+        )
+        self._light = None if drawn.light_BC is None else drawn.light_BC.to(dtype)[:, :, None, None].numpy()
+        self._gain = self._middle.dtype.type(1 + section.colour_std)
+
+    def make(self, number: int, image_CHW: Tensor) -> None:
+        """Makes the patch of this number in the batch from its picture, uint8 3×S×S in any order of memory."""
+        (y, x), (high, wide) = self._corners[number], self._sizes[number]
+        here = ..., slice(y, y + high), slice(x, x + wide)
+        part_CHW = image_CHW[here]
+        pixels = (_scaled(part_CHW, self.side) if self.section.patches == "resized" else part_CHW).numpy()
+        mean = self._mean[here] if self.section.mean == "patch" else self._middle
+        if self._reflected[number]:
+            pixels = pixels[..., ::-1]
+            mean = mean[..., ::-1] if self.section.mean == "patch" else mean
+        if pixels.strides[-1] != pixels.itemsize:  # a copy of bytes costs less than reading them out of order as floats
+            pixels = np.ascontiguousarray(pixels)
+        patch = self._patches[number]
+        np.subtract(pixels, mean, out=patch)
+        if self._light is not None:
+            np.add(patch, self._light[number], out=patch)
+            if self.section.colour == "deviations":
+                np.divide(patch, self._gain, out=patch)
+
+
+def _together(
+    images_BCHW: Tensor, mean_CHW: Tensor, section: Augmentation, drawn: Drawn, dtype: torch.dtype, side: int
+) -> Tensor:
+    """The patches of a batch, each operation on all of them, as suits a GPU."""
+    y_B, x_B = drawn.corner_B2.unbind(-1)
+    if section.patches == "resized":
+        parts = zip(images_BCHW, drawn.corner_B2.tolist(), drawn.size_B2.tolist(), strict=True)
+        cut = [_scaled(image[..., y : y + high, x : x + wide], side) for image, (y, x), (high, wide) in parts]
+        patches = torch.stack(cut).to(dtype)
+    else:
+        patches = _cut(images_BCHW, y_B, x_B, side)
+    if section.mean == "patch":
+        patches = patches.to(dtype) - _cut(mean_CHW.expand(len(patches), -1, -1, -1), y_B, x_B, side)
+    patches = torch.where(drawn.reflected_B[:, None, None, None], patches.flip(-1), patches)
     if section.mean != "patch":
         # after the reflection and itself not reflected, as in 2012 (convdata.py)
-        patches = patches.to(dtype) - centre(statistics.mean_CHW, side).to(dtype)
-    if section.colour != "none" and epoch < section.colour_epochs:
-        patches = add_colour(patches, statistics, section, seed, epoch, positions_B)
+        patches = patches.to(dtype) - centre(mean_CHW, side)
+    if drawn.light_BC is not None:
+        patches = patches + drawn.light_BC.to(dtype)[:, :, None, None]
+        if section.colour == "deviations":
+            patches = patches / (1 + section.colour_std)
     return patches
 
 
-def add_colour(
-    patches_BCHW: Tensor, statistics: Statistics, section: Augmentation, seed: int, epoch: int, positions_B: Tensor
-) -> Tensor:
-    """Adds [p1 p2 p3][α1 λ1, α2 λ2, α3 λ3]ᵀ to all pixels of each patch (§4.1), with one draw of α per patch."""
+def _light(statistics: Statistics, section: Augmentation, seed: int, epoch: int, positions_B: Tensor) -> Tensor:
+    """[p1 p2 p3][α1 λ1, α2 λ2, α3 λ3]ᵀ, to be added to all pixels of each patch (§4.1), B×3, with one draw of α per patch."""
     components = torch.arange(3, device=positions_B.device)
     alpha_BC = section.colour_std * draws.normal("colour", seed, epoch, positions_B[:, None], components)
     values_C = statistics.eigenvalues_C.clamp(min=0)
     # as printed, λ is for pixels in 0–1, 255² times smaller; the offset is then scaled back to 0–255
     size_C = values_C / 255 if section.colour == "eigenvalues" else values_C.sqrt()
-    light_BC = (alpha_BC * size_C.to(alpha_BC.dtype)) @ statistics.eigenvectors_CC.to(alpha_BC.dtype).T
-    patches_BCHW = patches_BCHW + light_BC.to(patches_BCHW.dtype)[:, :, None, None]
-    if section.colour == "deviations":
-        patches_BCHW = patches_BCHW / (1 + section.colour_std)
-    return patches_BCHW
+    light_BC: Tensor = (alpha_BC * size_C.to(alpha_BC.dtype)) @ statistics.eigenvectors_CC.to(alpha_BC.dtype).T
+    return light_BC
 
 
 def mean_to_subtract(mean_CHW: Tensor, section: Augmentation) -> Tensor:
@@ -168,13 +262,12 @@ def _cut(images_BCHW: Tensor, y_B: Tensor, x_B: Tensor, side: int) -> Tensor:
     return windows[torch.arange(len(y_B), device=y_B.device), :, y_B, x_B]
 
 
-def _resized(images_BCHW: Tensor, side: int, seed: int, epoch: int, chunks_B: Tensor) -> Tensor:
-    """A random part of each picture, resized with antialiasing to side×side, float32.
+def _parts(whole: int, seed: int, epoch: int, chunks_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Corner (y, x) and size (height, width) of a random part of each picture, int64 B×2.
 
     As in torchvision: the area is uniform in `AREAS`, the aspect ratio log-uniform in `RATIOS`, the position uniform where
     the part fits; if ten draws do not fit, the whole (square) picture.
     """
-    whole = images_BCHW.shape[-1]
     attempts = torch.arange(10, device=chunks_B.device)
     area, shape = (
         draws.uniform(f"resized {what}", seed, epoch, chunks_B[:, None], attempts) for what in ("area", "shape")
@@ -184,12 +277,12 @@ def _resized(images_BCHW: Tensor, side: int, seed: int, epoch: int, chunks_B: Te
     size_BA2 = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], -1).round().long()
     fits_BA = (size_BA2.amin(-1) > 0) & (size_BA2.amax(-1) <= whole)
     first_B = fits_BA.int().argmax(1)
-    chosen_B2 = size_BA2[torch.arange(len(first_B)), first_B]
-    chosen_B2 = torch.where(fits_BA.any(1)[:, None], chosen_B2, whole)
+    size_B2 = torch.where(fits_BA.any(1)[:, None], size_BA2[torch.arange(len(first_B)), first_B], whole)
     corner_B2 = torch.stack([draws.uniform(f"resized {axis}", seed, epoch, chunks_B) for axis in "yx"], -1)
-    corner_B2 = (corner_B2 * (whole - chosen_B2 + 1)).long()
-    parts = []
-    for image_CHW, (y, x), (high, wide) in zip(images_BCHW, corner_B2.tolist(), chosen_B2.tolist(), strict=True):
-        part = image_CHW[None, :, y : y + high, x : x + wide].float()
-        parts.append(F.interpolate(part, (side, side), mode="bilinear", antialias=True))
-    return torch.cat(parts)
+    return (corner_B2 * (whole - size_B2 + 1)).long(), size_B2
+
+
+def _scaled(part_CHW: Tensor, side: int) -> Tensor:
+    """A part of a picture, resized with antialiasing to side×side, float32."""
+    scaled_CHW: Tensor = F.interpolate(part_CHW[None].float(), (side, side), mode="bilinear", antialias=True)[0]
+    return scaled_CHW

@@ -61,13 +61,22 @@ class Apart:
         result: Tensor = _Cross.apply(units, self, False)
         return result
 
+    def swap(self, sent: Tensor) -> Tensor:
+        """Sends a tensor to the peer and returns the tensor of the same shape that the peer sends."""
+        sent = sent.contiguous()
+        received = torch.empty_like(sent)
+        both = [dist.P2POp(dist.isend, sent, self.peer), dist.P2POp(dist.irecv, received, self.peer)]
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
+        return received
+
 
 class _Cross(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, link: Apart, sum_backward: bool) -> Tensor:
         ctx.link, ctx.sum_backward = link, sum_backward
         own = own.movedim(1, -1)  # free: the maps are channels-last in memory
-        halves = [own, _swap(own, link.peer)]
+        halves = [own, link.swap(own)]
         return torch.cat(halves if link.column == 0 else halves[::-1], dim=-1).movedim(-1, 1)
 
     @staticmethod
@@ -76,7 +85,7 @@ class _Cross(torch.autograd.Function):
         halves = gradients[0].movedim(1, -1).chunk(2, dim=-1)
         own = halves[link.column]
         if ctx.sum_backward:
-            own = own + _swap(halves[1 - link.column], link.peer)
+            own = own + link.swap(halves[1 - link.column])
         return own.movedim(-1, 1), None, None
 
 
@@ -90,7 +99,7 @@ def gather(parts: dict[str, Tensor], link: Link, whole: Container[str]) -> dict[
     tensors = {}
     for name, part in parts.items():
         own = part.detach()
-        other = _swap(own, link.peer)
+        other = link.swap(own)
         if name not in whole:
             tensors[name] = torch.cat([own, other] if link.column == 0 else [other, own])
         elif torch.equal(own, other):
@@ -100,12 +109,3 @@ def gather(parts: dict[str, Tensor], link: Link, whole: Container[str]) -> dict[
                 f"{name}: both columns compute it, with different results. Are their devices of one kind?"
             )
     return tensors
-
-
-def _swap(sent: Tensor, peer: int) -> Tensor:
-    """Sends a tensor to the peer and returns the tensor of the same shape that the peer sends."""
-    sent = sent.contiguous()
-    received = torch.empty_like(sent)
-    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]):
-        work.wait()
-    return received

@@ -54,8 +54,8 @@ pre {{margin: 0; font: 14px/19px "DejaVu Sans Mono", monospace}} b {{color: #06c
 
 
 EXPERIMENTS = [
-    *("dvc", "exp", "show", "--only-changed"),
-    *("--drop", ".*(low|high)|(centre|neigh|data|metrics|report).*"),
+    *("dvc", "exp", "show", "--only-changed", "--hide-workspace"),
+    *("--drop", ".*(low|high|centre|neighb|/).*|Created|metrics.json|recipes"),
 ]
 """The command that docs/changing.md shows, with columns that fit."""
 

@@ -25,7 +25,7 @@ from alexnet.augmentation import Augmentation
 from alexnet.dataset import Mean
 from alexnet.learning import Learning
 from alexnet.network import Model
-from pipeline.driver import launch, provenance
+from pipeline.driver import launch, provenance, session
 from pipeline.runtime import cluster, machines, params, stage
 from pipeline.runtime.machines import Machine
 from pipeline.shards import artifacts
@@ -101,8 +101,9 @@ def fit(spec: TrainingSpec, machine: Machine, folder: Path, record: runs.Run, la
             print(f"train: begins with {spec.first.summary}")
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.clear(folder)
-        last = _launch(spec, machine, folder, record, last, placement)
-    run_folder.finish(checkpoints.read(last.folder), spec, folder, _looks(spec, machine))
+        with session.recorded(folder, record.run_id, placement):
+            last = _launch(spec, machine, folder, record, last, placement)
+            run_folder.finish(checkpoints.read(last.folder), spec, folder, _looks(spec, machine))
 
 
 def _looks(spec: TrainingSpec, machine: Machine) -> dict[str, Any] | None:

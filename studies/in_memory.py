@@ -32,7 +32,7 @@ from alexnet.network import Model
 from pipeline.runtime import machines, params
 from pipeline.runtime.paths import AnyPath
 from pipeline.runtime.printing import say
-from pipeline.shards.batches import Batch, Order, Pictures, batches
+from pipeline.shards.batches import Batch, Order, Pictures, Plan, batches
 from pipeline.shards.manifest import Manifest
 from pipeline.training import initial
 from pipeline.training.spec import Start, TrainingSpec
@@ -63,9 +63,17 @@ class PicturesInMemory:
         self._held[stored] = images_NCHW, labels_N
 
     def __call__(
-        self, stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1
+        self,
+        stored: Pictures,
+        epoch: Order,
+        size: int,
+        *,
+        first: int = 0,
+        replica: int = 0,
+        replicas: int = 1,
+        plan: Plan | None = None,  # noqa: ARG002  # nothing is decoded here
     ) -> Iterator[Batch]:
-        """Yields the batches of an epoch from batch `first` on, on the device."""
+        """Yields the batches of an epoch from batch `first` on, on the device, as pictures."""
         images_NCHW, labels_N = self._held[stored]
         pictures_E = torch.from_numpy(epoch.pictures_N).to(self.device)
         streams_E = torch.from_numpy(epoch.streams_N).to(self.device)

@@ -236,10 +236,10 @@ def _histories(_: Path) -> list[bytes]:
 
 
 def _history(data: bytes, whole: bytes, folder: Path) -> object:
-    from pipeline import report
+    from pipeline.evaluation.reporting import reading
 
     _sealed(folder / "epochs.csv", whole).write_bytes(data)
-    return report.history(folder / "epochs.csv")
+    return reading.history(folder / "epochs.csv")
 
 
 def _answers(_: Path) -> list[bytes]:
@@ -247,10 +247,10 @@ def _answers(_: Path) -> list[bytes]:
 
 
 def _answer(data: bytes, whole: bytes, folder: Path) -> object:
-    from pipeline import report
+    from pipeline.evaluation.reporting import reading
 
     _sealed(folder / "confusion.csv", whole).write_bytes(data)
-    return report.confusion(folder / "confusion.csv", ["a, b", "c"]).tolist()
+    return reading.confusion(folder / "confusion.csv", ["a, b", "c"]).tolist()
 
 
 def _lists(_: Path) -> list[bytes]:

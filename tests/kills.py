@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -67,6 +69,10 @@ ALSO = {
     "train": ["runs", "work/delivered"],
 }
 """Stage → its files outside its outs and work/."""
+
+
+RECORD = re.compile(rb'<section class="record">.*?</section>', re.DOTALL)
+"""The sections of the report's page that differ from run to run: when, where, how fast, and the run before."""
 
 
 class WrongError(Exception):
@@ -133,7 +139,16 @@ class Copy:
     def outs(self) -> dict[str, dict[str, Any]]:
         """The outs of each stage in dvc.lock."""
         stages = self.lock()["stages"]
-        return {name: {out["path"]: dict(out) for out in stages.get(name, {}).get("outs", [])} for name in STAGES}
+        outs = {name: {out["path"]: dict(out) for out in stages.get(name, {}).get("outs", [])} for name in STAGES}
+        if "report" in outs["report"]:
+            outs["report"]["report"] = self.report()
+        return outs
+
+    def report(self) -> dict[str, str]:
+        """The digest of each file of the report; those sections of its page that tell of one training are left out."""
+        files = {file.name: file.read_bytes() for file in sorted((self.folder / "report").iterdir())}
+        files["index.html"] = RECORD.sub(b"", files["index.html"])
+        return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
     def lock(self) -> Any:
         """dvc.lock."""

@@ -41,7 +41,7 @@ def test_all_stages_run_in_a_folder_of_any_name(strange: Copy) -> None:
     assert json.loads((strange.folder / "metrics.json").read_text())["images"] == 12
     assert [path.name for path in strange.folder.parent.iterdir()] == [strange.folder.name], "something lies beside it"
     assert any(name.endswith("artifacts/report/index.html") for name in artifacts(strange.folder))
-    assert any(name.endswith("extra_files/model.pt") for name in artifacts(strange.folder))
+    assert any(name.endswith("data/model.pt") for name in artifacts(strange.folder))
     assert not list((strange.folder / "runs/journal").iterdir())
 
 

@@ -1,1 +1,1 @@
-"""Runs beside each other: differing parameters, errors with intervals, paired differences, curves. Decides no byte of an out"""
+"""Runs beside each other: what differs, errors with intervals, paired differences, curves. Only `before` decides bytes"""

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from alexnet.names import cut
 from pipeline.comparing import answers, find, layout
 from pipeline.comparing.answers import McNemar
+from pipeline.comparing.beside import better
 from pipeline.comparing.groups import UNKNOWN, Group, differing, grouped, word
 from pipeline.comparing.layout import Figure, Part, Table, Words
 from pipeline.comparing.measured import VIEWS, MeasuredRun
@@ -160,12 +161,6 @@ def _verdict(first: Group, group: Group, test: McNemar | None) -> str:
         overlap = mine.interval[0] <= theirs.interval[1] and theirs.interval[0] <= mine.interval[1]
         return f"{words}; their intervals {'overlap' if overlap else 'do not overlap'}; other seeds may give another difference"
     return f"{words}; one pair has no interval over seeds"
-
-
-def better(apart: float) -> str:
-    """Better than, worse than or as good as, for a difference of errors in points."""
-    same = not round(apart, 2) or math.isnan(apart)
-    return "as good as" if same else "better than" if apart < 0 else "worse than"
 
 
 def _apart(ends: tuple[float, float]) -> bool:

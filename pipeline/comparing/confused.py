@@ -29,8 +29,6 @@ PAIRS, OF_PAIR, LISTED = 10, 8, 16
 LONGEST = 40
 """Most characters of a class's name."""
 
-JPEG = b"\xff\xd8\xff"
-
 CLASSES = (OUT / "errors.csv").as_posix()
 
 
@@ -205,16 +203,7 @@ def pictures(confusion: Confusion) -> tuple[dict[str, str], str]:
         found = lookup.encoded(wanted, split, manifest, folder)
     except FileNotFoundError as error:
         return {}, f"The pictures are not at hand: {error}"
-    return {name: base64.b64encode(_jpeg(data)).decode() for name, (data, _) in found.items()}, ""
-
-
-def _jpeg(data: bytes) -> bytes:
-    """The stored bytes, or a JPEG of pictures that are stored in another format."""
-    if data.startswith(JPEG):
-        return data
-    from alexnet.pictures import decode, encode
-
-    return encode(decode(data), 95)
+    return {name: base64.b64encode(lookup.as_jpeg(data)).decode() for name, (data, _) in found.items()}, ""
 
 
 def page(confusion: Confusion, images: Mapping[str, str], why: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from alexnet.names import cut
 from pipeline.comparing import comparison, layout, logged
+from pipeline.comparing.beside import beside, better
 from pipeline.comparing.groups import UNKNOWN, differing, word
 from pipeline.comparing.layout import Table, Words
 from pipeline.comparing.measured import SEED, MeasuredRun, Rate
@@ -108,28 +109,6 @@ def verdict(listed: Sequence[MeasuredRun], champions: Sequence[tuple[MeasuredRun
     return [*lines, of_paper(newest)]
 
 
-def beside(run: MeasuredRun, other: MeasuredRun) -> str:
-    """Better, worse or as good as another run, by how much, and whether their intervals overlap; or why they are not compared."""
-    mine, theirs = run.rate(), other.rate()
-    assert mine is not None
-    assert theirs is not None
-    named = f"{other.name}, with {theirs} %"
-    if run.view != other.view:
-        return f"{named}, was tested on other views: not compared."
-    match run.tested.same(other.tested):
-        case False:
-            return f"{named}, was tested on other pictures: not compared."
-        case None:
-            return f"{named}: whether it was tested on the same pictures is not recorded: not compared."
-    apart = 100 * (mine.error - theirs.error)
-    by = f" by {abs(apart):.2f} points" if round(apart, 2) else ""
-    words = f"{comparison.better(apart).replace(' than', f'{by} than')} {other.name}, which has {theirs} %"
-    if mine.interval is None or theirs.interval is None:
-        return f"{words}."
-    overlap = mine.interval[0] <= theirs.interval[1] and theirs.interval[0] <= mine.interval[1]
-    return f"{words}; their intervals {'overlap' if overlap else 'do not overlap'}."
-
-
 def of_paper(run: MeasuredRun) -> str:
     """The run beside the paper's network of the same test; or that they cannot be compared, and why."""
     tested, rate = run.tested, run.rate()
@@ -149,7 +128,7 @@ def of_paper(run: MeasuredRun) -> str:
     apart = 100 * (rate.error - printed)
     ends = rate.interval
     inside = "" if ends is None else f"; {'inside' if ends[0] <= printed <= ends[1] else 'outside'} this run's interval"
-    words = comparison.better(apart)
+    words = better(apart)
     return (
         f"The paper, {contest}, {views}: {100 * printed:.1f} %; this run is {words} that ({apart:+.2f} points){inside}."
     )

@@ -33,7 +33,7 @@ KINDS = {
     "augmentation": "alexnet.augmentation:Augmentation",
     "learning": "alexnet.learning:Learning",
     "results": "pipeline.evaluation.results:Results",
-    "report": "pipeline.report:Report",
+    "report": "pipeline.evaluation.reporting.section:Report",
 }
 """Section of params.yaml → module and name of its class, or of a tuple of classes that it may have."""
 

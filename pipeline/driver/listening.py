@@ -56,10 +56,10 @@ class Course:
         self._last, error, number = int(row["epoch"]), row["val_top1_error"], int(row["epoch"]) + 1
         if error < self._best[0]:
             self._best = error, number
-        best = "the best so far" if self._best[1] == number else f"best {self._best[0]:.1%} after epoch {self._best[1]}"
-        self._error = f"error {error:.1%} ({best})"
+        best = "the best so far" if self._best[1] == number else f"best {self._best[0]:.1%} (epoch {self._best[1]})"
+        self._error = f"error {error:.1%}, {best}"
         loss = f", loss {row['train_loss']:.3f}" if "train_loss" in row else ""
-        return f"epoch {number} of {self.epochs}: validation top-1 error {error:.1%} ({best}){loss}"
+        return f"epoch {number} of {self.epochs}: validation error {error:.1%}, {best}{loss}"
 
 
 class Listener:

@@ -84,19 +84,17 @@ def each(
 def _prepared(
     item: Item, read: Callable[[Item], bytes], predictor: Predictor
 ) -> Answer | tuple[tuple[str, int, list[str]], Tensor]:
-    from alexnet.pictures import Undecodable, decode
+    from alexnet.pictures import Undecodable
 
     try:
         data = read(item)
     except Unreadable as error:
         return Answer(item.name, item.size, reason=str(error))
     try:
-        picture_CHW, damage = predictor.preparation.accept(data)
+        picture_CHW, warnings = predictor.see(data)
     except Undecodable as error:
         return Answer(item.name, len(data), reason=str(error))
-    small_CHW = decode(predictor.preparation.store(picture_CHW))
-    warnings = [words for words in (f"damaged: {damage}" if damage else "", predictor.unlike(small_CHW)) if words]
-    return (item.name, len(data), warnings), small_CHW
+    return (item.name, len(data), warnings), picture_CHW
 
 
 def block(answer: Answer) -> list[str]:

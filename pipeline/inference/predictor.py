@@ -18,7 +18,8 @@ from alexnet.augmentation import CENTRE, centre_view, ten_views
 from alexnet.errors import mean_over_views
 from alexnet.features import of_views
 from alexnet.network import Network
-from alexnet.preparation import Preparation
+from alexnet.pictures import Undecodable, decode
+from alexnet.preparation import MEGAPIXELS, Preparation
 
 Views = Literal[10, 1]
 """How many views of a picture are averaged: the ten of §4.1, or the centre patch alone."""
@@ -84,6 +85,23 @@ class Predictor:
     def prepare(self, data: bytes) -> Tensor:
         """The bytes of a picture file → what the network is shown, uint8 3×S×S. `Undecodable`, with the reason, if rejected."""
         return self.preparation.prepare(data)
+
+    def see(self, data: bytes) -> tuple[Tensor, list[str]]:
+        """As `prepare`, with what makes an answer doubtful: damage, and a look unlike the training pictures."""
+        picture_CHW, damage = self.preparation.accept(data)
+        shown_CHW, warnings = self.see_pixels(picture_CHW)
+        return shown_CHW, [*([f"damaged: {damage}"] if damage else []), *warnings]
+
+    def see_pixels(self, picture_CHW: Tensor) -> tuple[Tensor, list[str]]:
+        """As `see`, of a decoded picture of any size, uint8 3×H×W. `Undecodable` if it has too many pixels."""
+        height, width = picture_CHW.shape[1:]
+        if height * width > 1e6 * self.preparation.max_megapixels:
+            raise Undecodable(
+                f"too many pixels: {width} x {height} ({MEGAPIXELS}: {self.preparation.max_megapixels:g})"
+            )
+        shown_CHW = decode(self.preparation.store(picture_CHW))
+        warning = self.unlike(shown_CHW)
+        return shown_CHW, [warning] if warning else []
 
     def unlike(self, picture_CHW: Tensor) -> str:
         """A warning if a prepared picture looks unlike the training pictures, such as a drawing among photographs; else ""."""

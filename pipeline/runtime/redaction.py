@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -114,3 +115,8 @@ def guarded() -> Iterator[None]:
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def word(value: object) -> str:
+    """A parameter's value as text, without secrets: `0.01`, `[6, 7]`, `relu`."""
+    return redact(value if isinstance(value, str) else json.dumps(value))

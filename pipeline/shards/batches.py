@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,8 +26,8 @@ from pipeline.runtime.paths import AnyPath
 from pipeline.shards import tables
 from pipeline.shards.tables import Shard
 
-AHEAD = 3
-"""Batches that are prefetched: enough to hide one slow read."""
+AHEAD, AHEAD_MADE = 3, 2
+"""Batches that are prefetched: enough to hide one slow read; of patches fewer, since floats take four times the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,19 @@ class Order:
     """Index of the picture at each position, counted through all shards of the split."""
     streams_N: NDArray[np.int64]
     """The stream of each position, 0 … streams - 1. A replica reads the streams that equal its number modulo replicas."""
+
+
+class Making(Protocol):
+    """What makes a tensor of a batch's pictures: `alexnet.augmentation.Patches`."""
+
+    patches_BCHW: Tensor
+
+    def make(self, number: int, image_CHW: Tensor) -> None:
+        """Makes the part of this number from its picture, uint8 3×side×side; called by several threads, once for each."""
+
+
+Plan = Callable[[Tensor], Making]
+"""Positions in the epoch, int64 B → what makes the patches of these pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +64,7 @@ class Batch:
     positions_B: Tensor
     """Each picture's position in the epoch's order, int64: the key of its random draws."""
     images_BCHW: Tensor
-    """B×3×side×side, uint8; of shape (0,) if B is 0."""
+    """The pictures, uint8 B×3×side×side, or what was made of them; of shape (0,) if B is 0."""
     labels_B: Tensor
     """int64."""
 
@@ -163,26 +177,36 @@ def order(stored: Pictures, learning: Learning, epoch: int) -> Order:
 
 
 def batches(
-    stored: Pictures, epoch: Order, size: int, *, first: int = 0, replica: int = 0, replicas: int = 1, threads: int = 1
+    stored: Pictures,
+    epoch: Order,
+    size: int,
+    *,
+    first: int = 0,
+    replica: int = 0,
+    replicas: int = 1,
+    threads: int = 1,
+    plan: Plan | None = None,
 ) -> Iterator[Batch]:
     """Yields the batches of an epoch from number `first` on, each with the pictures of this replica's streams.
 
-    `size`: pictures per batch, over all replicas. `threads`: decoding threads.
+    `size`: pictures per batch, over all replicas. `threads`: decoding threads. `plan`: makes patches of the pictures, in the
+    thread that has just decoded them.
     """
     own_streams = sum(stream % replicas == replica for stream in set(epoch.streams_N.tolist()))
-    reader = _Reader(stored, threads, keep=own_streams + 1)
+    reader = _Reader(stored, threads, own_streams + 1, plan)
+    ahead = AHEAD if plan is None else AHEAD_MADE
     with ThreadPoolExecutor(1) as loader:
         pending: deque[Future[Batch]] = deque()
         try:
             for number in range(first, -(-len(epoch.pictures_N) // size)):
                 positions_B = np.arange(number * size, min((number + 1) * size, len(epoch.pictures_N)))
                 own_B = positions_B[epoch.streams_N[positions_B] % replicas == replica]
-                soon = slice((number + 1) * size, (number + 1 + AHEAD) * size)
+                soon = slice((number + 1) * size, (number + 1 + ahead) * size)
                 next_own = epoch.pictures_N[soon][epoch.streams_N[soon] % replicas == replica]
                 pending.append(
                     loader.submit(reader.batch, number, len(positions_B), own_B, epoch.pictures_N[own_B], next_own)
                 )
-                if len(pending) > AHEAD:
+                if len(pending) > ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -196,8 +220,8 @@ def batches(
 class _Reader:
     """Decodes pictures, and caches the row group at which each of its streams is."""
 
-    def __init__(self, stored: Pictures, threads: int, keep: int) -> None:
-        self.stored, self.keep = stored, keep
+    def __init__(self, stored: Pictures, threads: int, keep: int, plan: Plan | None) -> None:
+        self.stored, self.keep, self.plan = stored, keep, plan
         self.decoders = ThreadPoolExecutor(threads)
         self.readers = ThreadPoolExecutor(files.at_once(stored.folder))
         self.kept: OrderedDict[int, Future[tuple[list[bytes], list[int]]]] = OrderedDict()
@@ -220,14 +244,28 @@ class _Reader:
         while len(self.kept) > max(self.keep, len(groups)):
             self.kept.popitem(last=False)
         rows = [self._one(int(picture)) for picture in pictures_B]
-        images = list(self.decoders.map(decode, [jpeg for jpeg, _ in rows]))
+        positions = torch.from_numpy(positions_B.copy())
         return Batch(
             number,
             count,
-            torch.from_numpy(positions_B.copy()),
-            torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
+            positions,
+            self._images(positions, [data for data, _ in rows]),
             torch.tensor([label for _, label in rows], dtype=torch.int64),
         )
+
+    def _images(self, positions_B: Tensor, data: Sequence[bytes]) -> Tensor:
+        if not data:
+            return torch.empty(0, dtype=torch.uint8)
+        if self.plan is None:
+            return torch.stack(list(self.decoders.map(decode, data)))
+        making = self.plan(positions_B)
+
+        def one(number: int, picture: bytes) -> None:
+            making.make(number, decode(picture))
+
+        for _ in self.decoders.map(one, range(len(data)), data):
+            pass
+        return making.patches_BCHW
 
     def _one(self, picture: int) -> tuple[bytes, int]:
         group, row = self.stored.find(picture)

@@ -12,6 +12,9 @@ from pipeline.runtime.paths import AnyPath
 from pipeline.shards import tables
 from pipeline.shards.manifest import Manifest
 
+JPEG = b"\xff\xd8\xff"
+"""The first bytes of every JPEG."""
+
 
 def fetch(
     ids: Iterable[str], split: str, manifest: Manifest, folder: AnyPath
@@ -46,3 +49,12 @@ def encoded(ids: Iterable[str], split: str, manifest: Manifest, folder: AnyPath)
             "Run: dvc repro --force --single-item evaluate"
         )
     return pictures
+
+
+def as_jpeg(data: bytes) -> bytes:
+    """The stored bytes, or a JPEG of pictures that are stored in another format, such as PNG."""
+    if data.startswith(JPEG):
+        return data
+    from alexnet.pictures import decode, encode
+
+    return encode(decode(data), 95)

@@ -151,6 +151,11 @@ def _code(text: str) -> str:
     return f"`{cut(text.replace('`', chr(39)), LONGEST)}`"
 
 
+def changed() -> dict[str, str]:
+    """The parameters of params.yaml, by dotted key, whose values are not those of the checked-out commit."""
+    return _changed(params.load(params.PARAMS)) if params.PARAMS.exists() else {}
+
+
 def _changed(here: Mapping[str, Any]) -> dict[str, str]:
     """The parameters, by dotted key, whose values are not those of the checked-out commit; none if it has no params.yaml."""
     try:
@@ -168,10 +173,7 @@ def words(section: Mapping[str, Any]) -> dict[str, str]:
 
     Secrets in the values, such as a login in an address, are removed.
     """
-    return {
-        key: redaction.redact(value if isinstance(value, str) else json.dumps(value))
-        for key, value in params.flat(section).items()
-    }
+    return {key: redaction.word(value) for key, value in params.flat(section).items()}
 
 
 def _pictures(manifest: Pictures) -> dict[str, str]:

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
-import json
 import math
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import mlflow.pytorch
+import mlflow.pyfunc
 import numpy as np
+import pandas as pd
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types.schema import Schema, TensorSpec
-from numpy.typing import NDArray
+from mlflow.types import DataType, ParamSchema, ParamSpec
+from mlflow.types.schema import Array, ColSpec, Schema
 
-from alexnet.build import Classifier, load
+from alexnet.build import load
+from alexnet.codec import encode_jpeg
+from pipeline.tracking import packing
 
-WEIGHTS = PurePosixPath("extra_files/model.pt")
+WEIGHTS = PurePosixPath("data/model.pt")
 """The path of model.pt in an MLflow model."""
+
+WEIGHTS_BEFORE = PurePosixPath("extra_files/model.pt")
+"""The same, in models that older code logged."""
+
+PACKAGES = ("torch", "numpy", "pandas", "pillow", "simplejpeg")
+"""What the served model imports, besides MLflow; torchvision has the other kinds of networks."""
 
 MEASURED = frozenset({"top1_error", "top1_low", "top1_high", "guessing"})
 """The tags of a version that a new evaluation of equal weights replaces."""
@@ -69,52 +77,59 @@ def publish(
 def serve(client: MlflowClient, run_id: str, weights: bytes, tags: dict[str, str], working: Working) -> str:
     """Adds the network to the run as an MLflow model, with signature and example, and returns its URI `models:/m-…`.
 
-    The model maps float32 B×3×224×224 (227 for some networks), RGB from 0 to 255, to probabilities B×K. It contains
-    `classes.json`, a pair of WordNet id and words for each label, and model.pt, the bytes `weights`: the served model is an
-    exported program, from which training cannot continue.
+    The model is `pipeline.inference.served`: it takes pictures as people have them, and needs no code of this repository but
+    that which is packed with it. It contains model.pt, the bytes `weights`; no pickle is read when it is loaded.
     """
-    with working():
-        served, classes, example, signature = _prepared(weights)
-    mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        words = Path(folder) / "classes.json"
-        words.write_text(json.dumps([list(pair) for pair in classes], indent=1) + "\n")
-        trained = Path(folder) / WEIGHTS.name
-        trained.write_bytes(weights)
-        # about weights in memory format channels_last; tests compare the outputs
-        warnings.filterwarnings("ignore", message="No complete tensor found")
+    with tempfile.TemporaryDirectory() as folder:
+        with working():
+            contents = packed(weights, Path(folder))
+        mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
         mlflow.start_run(run_id=run_id, log_system_metrics=False)
         try:
-            info = mlflow.pytorch.log_model(
-                served,
-                name="model",
-                signature=signature,
-                input_example=example,
-                extra_files=[str(words), str(trained)],
-                pip_requirements=_requirements(),
-                tags=tags,
-            )
+            info = mlflow.pyfunc.log_model(name="model", tags=tags, **contents)
         finally:
             mlflow.end_run("RUNNING")
     return str(info.model_uri)
 
 
-def _prepared(weights: bytes) -> tuple[Classifier, list[list[str]], NDArray[np.float32], ModelSignature]:
-    """The network to serve, the classes by label, an input example, and the signature."""
-    network, facts = load(io.BytesIO(weights))
-    # The exported program keeps the mode, device and batch size of its tracing: therefore eval mode, the CPU, and two
-    # pictures with a signature that leaves their number open
-    served, side = Classifier(network, facts["mean"]).cpu().eval(), network.model.patch
-    rise = np.arange(side, dtype=np.float32) * (255 / max(1, side - 1))
-    example = np.broadcast_to(rise, (2, 3, side, side)).copy()
-    with torch.inference_mode():
-        class_count = int(served(torch.from_numpy(example)).shape[1])
-    kind = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(kind, (-1, 3, side, side))]),
-        outputs=Schema([TensorSpec(kind, (-1, class_count))]),
+def packed(weights: bytes, folder: Path) -> dict[str, Any]:
+    """What MLflow saves of a network, as the arguments of `mlflow.pyfunc.save_model`; the files are written to `folder`.
+
+    `ValueError` if `weights` are not the bytes of a model.pt.
+    """
+    kind = load(io.BytesIO(weights))[0].model.network
+    trained = folder / WEIGHTS.name
+    trained.write_bytes(weights)
+    package, loader = packing.pack(folder)
+    return {
+        "loader_module": loader,
+        "data_path": str(trained),
+        "code_paths": [str(package)],
+        "signature": signature(),
+        "input_example": example(),
+        "pip_requirements": _requirements(kind),
+    }
+
+
+def signature() -> ModelSignature:
+    """What the served model returns, and its params.
+
+    It has no schema of inputs: MLflow's kinds of columns and tensors cannot say "bytes of a file, or text, or an array", and
+    MLflow would refuse whatever they do not say. `served` checks its input itself.
+    """
+    words, numbers = Array(DataType.string), Array(DataType.double)
+    columns = {"wnid": words, "name": words, "probability": numbers, "warnings": words}
+    return ModelSignature(
+        outputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]),
+        params=ParamSchema([ParamSpec("top", DataType.long, 5), ParamSpec("views", DataType.long, 10)]),
     )
-    return served, facts["classes"], example, signature
+
+
+def example() -> pd.DataFrame:
+    """An input of the served model: a frame with a small JPEG, as base64, which is what JSON can hold."""
+    rise = np.arange(64, dtype=np.uint8) * 4
+    pixels_CHW = np.stack(np.broadcast_arrays(rise[:, None], rise[None], rise[::-1, None]))
+    return pd.DataFrame({"image": [base64.b64encode(encode_jpeg(torch.from_numpy(pixels_CHW), 75)).decode()]})
 
 
 def _served(client: MlflowClient, run_id: str, tags: dict[str, str]) -> str | None:
@@ -157,8 +172,8 @@ def of_run(client: MlflowClient, name: str) -> str:
 def fetch(model: str, folder: Path) -> Path | None:
     """Downloads an MLflow model, by any form of its URI, to `folder`, and returns its model.pt; None if it has none."""
     # the whole model, since not every form of a model's URI can be followed by a path
-    file = Path(mlflow.artifacts.download_artifacts(model, dst_path=str(folder))) / WEIGHTS
-    return file if file.is_file() else None
+    top = Path(mlflow.artifacts.download_artifacts(model, dst_path=str(folder)))
+    return next((file for file in (top / WEIGHTS, top / WEIGHTS_BEFORE) if file.is_file()), None)
 
 
 def deserved(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[list[str], str]:
@@ -196,6 +211,7 @@ def _champion(client: MlflowClient, name: str) -> dict[str, Any] | None:
     return {"manifest": "", "top1_error": "nan", **version.tags}
 
 
-def _requirements() -> list[str]:
+def _requirements(kind: str) -> list[str]:
     """The served model's packages; listed here because MLflow's own search for them takes longer than all the rest."""
-    return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in ("torch", "numpy")]
+    packages = [*PACKAGES, *(["torchvision"] if kind != "alexnet" else [])]
+    return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in packages]

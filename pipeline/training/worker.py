@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alexnet.columns import Apart, Together
+from pipeline.runtime import run_record
+from pipeline.runtime.clock import Clock
 from pipeline.runtime.paths import AnyPath
 from pipeline.shards.batches import Pictures, batches
 from pipeline.training import checkpoints
@@ -74,18 +77,24 @@ class Worker:
         self.world_rank = context.get_world_rank()
         spec: TrainingSpec = ray.get(task.spec)
         self.spec = spec
+        device = ray.train.torch.get_device()
+        self.clock = Clock(gpu=device.type == "cuda")
         train, val = (Pictures(task.shards, spec.manifest.shards[split]) for split in ("train", "val"))
         self.trainer = Trainer(
             spec,
             train,
             val,
             functools.partial(batches, threads=task.threads),
-            ray.train.torch.get_device(),
-            _rank(self.world_rank, context.get_world_size(), task),
+            device,
+            _rank(self.world_rank, context.get_world_size(), task, self.clock),
             on_rows=self.send,
             on_batch=self.beat,
             on_boundary=self.save_if_due,
+            on_times=functools.partial(self.record, "epoch"),
+            clock=self.clock,
         )
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.record("worker", run_record.hardware(name) | {"threads": task.threads})
         self.saved_step, self.last_sent = 0, 0.0
         self.checkpoints = [*task.existing]
 
@@ -97,6 +106,11 @@ class Worker:
             done = progress.epoch * (len(trainer.train) - len(trainer.held_out_N)) + progress.epoch_sums[2]
             self.task.mailbox.put.remote([*rows], done, progress.step)
 
+    def record(self, what: str, facts: Mapping[str, Any]) -> None:
+        """Adds a line to the run's record. Only rank 0 does."""
+        if self.world_rank == 0:
+            run_record.append(self.task.run, what, facts)
+
     def beat(self) -> None:
         """Sends a heartbeat to the driver, unless something was sent within the last `BEAT` seconds."""
         if time.monotonic() - self.last_sent > BEAT:
@@ -106,7 +120,8 @@ class Worker:
         """Writes a checkpoint at the end of an epoch, and within an epoch every `checkpoint_steps` steps."""
         progress = self.trainer.progress
         if progress.batch == 0 or progress.step - self.saved_step >= self.task.checkpoint_steps:
-            self.save()
+            with self.clock.during("checkpoints"):
+                self.save()
 
     def save(self) -> None:
         """Writes a checkpoint. A collective call: all ranks take part, and rank 0 writes."""
@@ -141,10 +156,22 @@ def _report_location(task: Task) -> None:
         )
 
 
-def _rank(world_rank: int, world_size: int, task: Task) -> Rank:
+class _TimedApart(Apart):
+    """A column apart, whose exchanges are timed."""
+
+    def __init__(self, column: int, peer: int, clock: Clock) -> None:
+        super().__init__(column, peer)
+        self.clock = clock
+
+    def swap(self, sent: Tensor) -> Tensor:
+        with self.clock.exchange():
+            return super().swap(sent)
+
+
+def _rank(world_rank: int, world_size: int, task: Task, clock: Clock) -> Rank:
     columns = 2 if task.apart else 1
     replica, replicas = world_rank // columns, world_size // columns
-    link = Apart(world_rank % 2, world_rank ^ 1) if task.apart else Together(task.columns)
+    link = _TimedApart(world_rank % 2, world_rank ^ 1, clock) if task.apart else Together(task.columns)
     if replicas == 1:
         return Rank(link=link)
     # torch.distributed requires every process to create every group, also those it does not belong to
@@ -152,9 +179,10 @@ def _rank(world_rank: int, world_size: int, task: Task) -> Rank:
 
     def add_up(tensors: list[Tensor]) -> None:
         group = groups[world_rank % columns]
-        pending = [dist.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]
-        for work in pending:
-            assert work is not None
-            work.wait()
+        with clock.exchange():
+            pending = [dist.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]
+            for work in pending:
+                assert work is not None
+                work.wait()
 
     return Rank(link=link, replica=replica, replicas=replicas, reduce=add_up)

@@ -1,6 +1,7 @@
 """§4.1: patches by plain slicing, the light by the formula in a loop, the ten views by symmetry."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,13 +9,16 @@ import torch
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
+from alexnet import augmentation
 from alexnet.augmentation import (
     AREAS,
     CENTRE,
     RATIOS,
     Augmentation,
+    Patches,
     Statistics,
     centre_view,
+    draw,
     mean_to_subtract,
     ten_views,
     training_patches,
@@ -217,3 +221,25 @@ def test_resized_patches_are_spread_as_torchvision_s():
 def test_a_resized_patch_has_no_place_in_the_mean():
     with pytest.raises(ValueError, match="mean cannot be 'patch' where patches is 'resized'"):
         dataclasses.replace(PLAIN, patches="resized", mean="patch")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mean", ["centre", "patch", "channels"])
+@pytest.mark.parametrize("patches", ["random", "centre", "resized"])
+def test_patches_made_one_by_one_on_threads_are_those_of_the_whole_batch_to_the_bit(patches, mean, dtype):
+    """On a CPU each is made by the thread that decoded it; a GPU makes all at once. The memory of a decoded JPEG is H×W×3."""
+    if (patches, mean) == ("resized", "patch"):
+        return
+    images, places, given = pictures(6), torch.arange(6) + 100, statistics()
+    decoded = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in images]
+    for colour in ("none", "eigenvalues", "deviations"):
+        section = dataclasses.replace(PLAIN, patches=patches, reflections=True, mean=mean, colour=colour)
+        these = draw(places, 256, given, section, SEED, EPOCH)
+        assert these.reflected_B.any()
+        assert not these.reflected_B.all()
+        made = Patches(these, given, section, dtype)
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(made.make, reversed(range(6)), reversed(decoded)))
+        whole = augmentation._together(images, given.mean_CHW.to(dtype), section, these, dtype, 224)
+        assert torch.equal(made.patches_BCHW, whole)
+        assert torch.equal(training_patches(images, places, given, section, SEED, EPOCH, dtype), whole)

@@ -74,14 +74,17 @@ def test_the_course_says_the_epoch_the_error_and_the_best_so_far() -> None:
     assert course.take([{"step": 2, "epoch": 0, "loss": 2.25}]) == []
     assert course.words == "epoch 1 of 3, loss 2.250"
     (first,) = course.take([epoch(0, 0.5)])
-    assert first == "epoch 1 of 3: validation top-1 error 50.0% (the best so far), loss 1.500"
-    assert course.words == "epoch 2 of 3, loss 2.250, error 50.0% (the best so far)"
+    assert first == "epoch 1 of 3: validation error 50.0%, the best so far, loss 1.500"
+    assert course.words == "epoch 2 of 3, loss 2.250, error 50.0%, the best so far"
     (worse,) = course.take([epoch(1, 0.75)])
-    assert worse == "epoch 2 of 3: validation top-1 error 75.0% (best 50.0% after epoch 1), loss 1.500"
+    assert worse == "epoch 2 of 3: validation error 75.0%, best 50.0% (epoch 1), loss 1.500"
     assert course.take([epoch(0, 0.5), epoch(1, 0.75)]) == [], "a resumed training sends its rows again"
     (nan,) = course.take([epoch(2, math.nan)])
-    assert nan == "epoch 3 of 3: validation top-1 error nan% (best 50.0% after epoch 1), loss 1.500"
+    assert nan == "epoch 3 of 3: validation error nan%, best 50.0% (epoch 1), loss 1.500"
     assert course.words.startswith("epoch 3 of 3, ")
+    paper = Course(epochs=90)
+    paper.take([epoch(87, 0.406)])
+    assert len(f"train: {paper.take([epoch(89, 0.407)])[0]}") <= 80
 
 
 def test_rows_are_logged_as_they_come(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:

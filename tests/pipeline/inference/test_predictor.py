@@ -6,12 +6,10 @@ import ast
 import dataclasses
 import io
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -21,11 +19,9 @@ from alexnet.appearance import Appearance, measure
 from alexnet.dataset import resize as rescaled
 from alexnet.pictures import Undecodable, decode, encode
 from alexnet.preparation import Preparation
-from pipeline import resize
 from pipeline.evaluation import forward, trained
 from pipeline.inference import predictor
 from pipeline.inference.predictor import Guess, Predictor
-from pipeline.shards import tables
 from tests.pipeline import noise
 from tests.pipeline.sections import RESIZE
 from tests.sections import PREPARATION
@@ -54,36 +50,6 @@ def model(preparation: Preparation = PREPARATION, without: str = "", **others: A
     facts = {**facts, "preparation": preparation.plain, **others}
     build.save(again, network, **{name: fact for name, fact in facts.items() if name != without})
     return again.getvalue()
-
-
-@pytest.fixture(scope="module")
-def originals() -> list[bytes]:
-    return [original(number) for number in range(COUNT)]
-
-
-@pytest.fixture(scope="module")
-def tested(originals: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The rows of `evaluate` for these pictures, which `resize` stored."""
-    store = tmp_path_factory.mktemp("store")
-    (store / "archive").write_bytes(b"".join(originals))
-    ends = np.cumsum([len(data) for data in originals]).tolist()
-    rows = [
-        {"id": f"{number:02}", "split": "val", "label": 0, "wnid": "n0", "archive": "archive"}
-        | {"offset": end - len(data), "length": len(data), "crc32": zlib.crc32(data), "archive_bytes": ends[-1]}
-        for number, (data, end) in enumerate(zip(originals, ends, strict=True))
-    ]
-    task = resize.Task(
-        section=RESIZE,
-        schema=tables.IMAGES,
-        file="val",
-        rows=pa.Table.from_pylist(rows),
-        folder=store,
-        store=store,
-    )
-    stored = resize.convert(task)[0].to_pylist()
-    network, facts = build.load(io.BytesIO(model()))
-    batches = (stored[first : first + 16] for first in range(0, COUNT, 16))
-    return forward.forward(network, facts["mean"], facts["mean_kind"], batches, True).to_pylist()
 
 
 @pytest.mark.slow

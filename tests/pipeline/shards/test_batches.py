@@ -175,6 +175,31 @@ def test_batches_hold_the_pictures_their_labels_and_their_places(stored: Picture
             assert torch.equal(image, decode(miniature.jpeg(number, SIDE)))
 
 
+@pytest.mark.parametrize(("replica", "replicas", "threads"), [(0, 1, 1), (0, 1, 3), (1, 2, 2)])
+def test_patches_are_made_of_the_pictures_by_their_places(
+    stored: Pictures, replica: int, replicas: int, threads: int
+) -> None:
+    class Halves:
+        """The upper half of each picture, with its position in the epoch added."""
+
+        def __init__(self, positions_B: torch.Tensor) -> None:
+            self.positions_B = positions_B
+            self.patches_BCHW = torch.full((len(positions_B), 3, SIDE // 2, SIDE), torch.nan)
+
+        def make(self, number: int, image_CHW: torch.Tensor) -> None:
+            self.patches_BCHW[number] = image_CHW[:, : SIDE // 2].float() + self.positions_B[number]
+
+    epoch = order(stored, learning(), 0)
+    plain = list(batches.batches(stored, epoch, 8, replica=replica, replicas=replicas))
+    made = list(batches.batches(stored, epoch, 8, replica=replica, replicas=replicas, threads=threads, plan=Halves))
+    for one, other in zip(plain, made, strict=True):
+        assert torch.equal(one.positions_B, other.positions_B)
+        assert torch.equal(one.labels_B, other.labels_B)
+        if len(one.labels_B):
+            halves = one.images_BCHW[:, :, : SIDE // 2].float() + one.positions_B[:, None, None, None]
+            assert torch.equal(other.images_BCHW, halves)
+
+
 @pytest.mark.parametrize("kind", ["shuffled", "cyclic"])
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 def test_the_replicas_together_read_the_whole_batch(stored: Pictures, replicas: int, kind: str) -> None:
