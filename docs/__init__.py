@@ -1,1 +1,1 @@
-"""The pages, and the programs that make what stands on them: `conf.py` is Sphinx's."""
+"""The pages, and the programs that write what stands on them: `conf.py` is Sphinx's."""
