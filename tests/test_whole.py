@@ -94,7 +94,7 @@ def typed_in(copy, page, places):
         line = command
         for word, other in places.items():
             line = line.replace(word, str(other))
-        said[command] = copy.run("bash", "-euc", line, **here())
+        said[command] = copy.run("bash", "-euc", line, DVC_SITE_CACHE_DIR=str(copy.folder / ".dvc/site"), **here())
     return said
 
 
