@@ -307,9 +307,12 @@ from pipeline.runtime import edges; from pipeline.driver import faults
 
 rank, port, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 limit = timedelta(seconds=3)
-store = dist.TCPStore("127.0.0.1", port, 2, rank == 0, limit)
-dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
-dist.all_reduce(torch.ones(3))
+start = timedelta(seconds=60)  # until both have imported torch
+store = dist.TCPStore("127.0.0.1", port, 2, rank == 0, start)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=start)
+both = dist.new_group(timeout=limit)
+dist.all_reduce(torch.ones(3), group=both)
+store.set_timeout(limit)
 if rank == 0:
     print("linked", flush=True)
     if how == "silent":
@@ -318,7 +321,7 @@ if rank == 0:
 try:
     if how == "store":
         store.get("a key that nobody sets")
-    dist.all_gather([torch.ones(2**20), torch.ones(2**20)], torch.ones(2**20))
+    dist.all_gather([torch.ones(2**20), torch.ones(2**20)], torch.ones(2**20), group=both)
 except Exception as error:
     print(type(error).__name__, faults.from_outside(error), edges.message(error), sep="\\n")
 os._exit(0)
