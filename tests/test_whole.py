@@ -100,8 +100,11 @@ def typed_in(copy, page, places):
 
 @pytest.fixture
 def clean(copy):
-    """The copy as it was committed, with a network that was trained in it."""
+    """The copy as it was committed, with a network that was trained in it, and without the stores of the sets above."""
     (copy.folder / "machine.yaml").unlink(missing_ok=True)
+    for store in (copy.folder / "data/store").glob("*"):
+        if store.name in layouts.ALL:
+            shutil.rmtree(store)
     copy.run("git", "reset", "-q", "--hard")
     if not (copy.folder / "data/model.pt").exists():
         copy.run("dvc", "repro", **here())
