@@ -96,6 +96,7 @@ def test_every_patch_has_the_map_it_has_alone_and_every_class_its_own(network: A
     assert not torch.allclose(both[:1], grad_cam(network, patches[:1], torch.tensor([1])))
 
 
+@pytest.mark.slow
 def test_the_network_is_left_as_it_was(network: AlexNet, patches: Tensor) -> None:
     with torch.no_grad():
         before = network(patches)

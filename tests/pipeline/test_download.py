@@ -118,6 +118,7 @@ def test_the_outs_are_the_same_wherever_the_store_is_and_whenever_it_was_filled(
     assert str(elsewhere).encode() not in text
 
 
+@pytest.mark.slow
 def test_an_altered_archive_is_mended_before_it_is_indexed(place: Path) -> None:
     download.run()
     first = outs(place)
@@ -129,6 +130,7 @@ def test_an_altered_archive_is_mended_before_it_is_indexed(place: Path) -> None:
     assert outs(place) == first
 
 
+@pytest.mark.slow
 def test_another_seed_has_its_own_archives_beside_the_others(place: Path) -> None:
     download.run()
     first = outs(place)

@@ -125,6 +125,7 @@ def test_a_machine_that_cannot_be_is_told(here: Path, machine: str, said: str) -
     assert re.match(said, faults()[0])
 
 
+@pytest.mark.slow
 def test_a_machine_file_and_a_cluster_of_the_environment_are_looked_at(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

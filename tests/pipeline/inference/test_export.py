@@ -151,6 +151,7 @@ def test_what_is_beside_has_the_classes_as_they_are_and_its_digests(here: Path) 
 
 
 @pytest.mark.parametrize("change", [1e-3, float("nan")])
+@pytest.mark.slow
 def test_what_answers_otherwise_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch, change: float) -> None:
     true = check.expected
     monkeypatch.setattr(check, "expected", lambda *given: true(*given) + change)

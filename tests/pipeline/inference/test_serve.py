@@ -163,6 +163,7 @@ def test_more_requests_than_there_is_room_for_are_told_to_come_again(
         assert ask(address, original(0))[0] == 200
 
 
+@pytest.mark.slow
 def test_what_is_too_slow_is_told_so_and_the_next_request_is_answered(
     network: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_each_source_is_read_where_it_is_or_says_what_to_do(name: str, s3: Objec
     assert list(on_s3.notes) == said
 
 
+@pytest.mark.slow
 def test_the_sample_is_not_drawn_on_s3_but_used_there(s3: ObjectStore, tmp_path: Path) -> None:
     bucket = s3.bucket()
     asked = {"name": "sample", "seed": 0, "train_images": 20, "val_images": 10}
@@ -437,6 +438,7 @@ def test_a_row_group_is_two_requests_and_no_shard_is_opened_for_its_end_twice(lo
     ],
     ids=["no bucket", "no credentials", "others", "no server"],
 )
+@pytest.mark.slow
 def test_a_store_that_cannot_be_used_is_named_with_the_reason(
     s3: ObjectStore,
     tmp_path: Path,
