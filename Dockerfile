@@ -16,7 +16,7 @@ WORKDIR /home/alexnet/alexnet
 
 # the environment first: it changes with the lock alone
 COPY --chown=alexnet Makefile requirements.lock ./
-COPY --chown=alexnet .dvc/site.pth .dvc/rwlock.py .dvc/
+COPY --chown=alexnet .dvc/site.pth .dvc/rwlock.py .dvc/alexnet .dvc/
 RUN make .venv/ready
 
 COPY --chown=alexnet . .

@@ -253,6 +253,14 @@ def test_a_stage_that_is_run_as_a_file_finds_the_packages_beside_its_folder(tmp_
         assert run(folder, Path(file)) == "found\n"
 
 
+def test_the_image_has_what_the_environment_is_made_of_before_it_is_made() -> None:
+    """The image copies these files first, so that an edit of the code does not make the environment anew."""
+    (needed,) = re.findall(r"^\.venv/ready: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    before = (ROOT / "Dockerfile").read_text().partition("RUN make .venv/ready")[0]
+    copied = {word for line in re.findall(r"^COPY \S+ (.*)$", before, re.M) for word in line.split()[:-1]}
+    assert {"Makefile", "requirements.lock", *needed.split()} - {".venv/installed"} <= copied
+
+
 def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path) -> None:
     """`venv --clear` empties what the link leads to: the environment of another working copy."""
     other = tmp_path / "other/.venv"
