@@ -4,7 +4,7 @@ Run:    alexnet serve [--model NETWORK] [--port 8000], and then: curl --data-bin
 Reads:  a model.pt, by any of its names: see alexnet predict
 Writes: nothing; it prints its address when it is ready, and ends at Ctrl-C
 Takes:  no section of params.yaml: the network knows how its pictures are prepared
-Expect: ready in some 8 s; then some ten pictures a second and core with ten views, a hundred with one
+Expect: seconds until it is ready; one view takes a tenth of the computing of ten
 
 It listens on this machine alone, unless --host says otherwise. docs/serving.md has the answers, the limits, and clusters.
 """

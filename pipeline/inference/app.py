@@ -17,12 +17,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from alexnet.pictures import Undecodable
+from pipeline.inference.predictor import LARGEST
 
 if TYPE_CHECKING:
     from pipeline.inference.predictor import Guess, Predictor, Views
-
-LARGEST = 2**25
-"""The most bytes of a picture; a photograph has some 10 MB."""
 
 THROWN_AWAY = 4 * LARGEST
 """The most bytes that are read of a request that is refused."""

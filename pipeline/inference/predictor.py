@@ -27,6 +27,9 @@ Views = Literal[10, 1]
 BATCH = {"cpu": 16, "cuda": 128}
 """Pictures per forward pass, each with all its views: as many as `evaluate` takes, since the batch size affects the last bits."""
 
+LARGEST = 2**25
+"""The most bytes of a picture file that a server takes; a photograph has some 10 MB."""
+
 OLD = (
     "was written by older code, which did not say how pictures are prepared for the network. In the working copy that trained "
     "it, set other_code: continue in machine.yaml, and run: dvc repro train. It trains nothing anew while runs/ has the run's "

@@ -19,10 +19,7 @@ from mlflow.exceptions import MlflowException
 from torch import Tensor
 
 from alexnet.pictures import Undecodable
-from pipeline.inference.predictor import Predictor
-
-LARGEST = 2**25
-"""The most bytes of a picture file; a photograph has some 10 MB."""
+from pipeline.inference.predictor import LARGEST, Predictor
 
 MOST, MOST_SERVED = 10_000, 256
 """The most pictures of one call; of one HTTP request, since a server gives up after a minute."""
