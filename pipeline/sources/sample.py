@@ -2,7 +2,7 @@
 
 Each of the ten classes is one of five shapes with one of two textures, stripes or dots. Colours, size, position, rotation
 and background are random and independent of the class, so neither colour nor coarse structure tells the classes apart. Of
-the two levels, easy is learned almost without errors; hard is not, so that changes of the network show in its error.
+the two levels, easy is learned almost without errors; hard is not, so that changes of the network can show in its error.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Sample:
     level: Level = field(
         metadata={"missing": "Add `level: easy` for the pictures as they were before this key, or `level: hard`"}
     )
-    """easy: the network of params.yaml ends below 1 % top-1 error. hard: near 10 %, so that changes of it show."""
+    """easy: the network of params.yaml ends below 1 % top-1 error. hard: it has errors left to make, so that changes can show."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
