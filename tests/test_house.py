@@ -18,7 +18,6 @@ from alexnet.pictures import encode
 from pipeline.download import SOURCES
 from pipeline.runtime import params
 from pipeline.runtime.machines import Machine
-from pipeline.sources.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -227,7 +226,7 @@ def test_readme_says_for_each_source_what_to_type_and_it_is_valid():
     shown = DOCS["sources.md"]
     blocks = [YAML(typ="safe").load(line)["source"] for line in re.findall(r"^source: .*$", shown, re.M)]
     read = {type(params.check(block, SOURCES, Path("docs/sources.md"), "source")) for block in blocks}
-    assert read == set(SOURCES) - {Sample}
+    assert read == set(SOURCES)
 
 
 def test_what_readme_says_to_type_for_a_source_can_be_typed(tmp_path):

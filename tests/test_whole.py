@@ -23,7 +23,7 @@ from tests.test_sources import Copy, check, here
 pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 TWO_STEPS = {
-    "source": {"name": "sample", "seed": 0, "train_images": 20, "val_images": 10},
+    "source": {"name": "sample", "seed": 0, "train_images": 20, "val_images": 10, "level": "easy"},
     "resize": {"max_rejected": 0.5},
     # the recipes' rates are for larger batches: ResNet-50 comes to no number at .1
     "learning": {"epochs": 1, "batch_size": 10, "log_steps": 1, "rate": 0.0001},

@@ -128,7 +128,7 @@ def _fault(fault: Any, kind: type, where: str) -> str:
         case "unexpected_keyword_argument" | "extra_forbidden":
             return f"{key}: unknown key (its value: {_shown(path[-1], fault['input'])}){nearest(path[-1], _keys(kind, path))}"
         case "missing" | "missing_argument":
-            return f"{key}: is missing"
+            return f"{key}: is missing{_what_to_add(kind, path)}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if not path:
         return f"{where}: {message}" if where else message
@@ -143,11 +143,23 @@ def _shown(key: str, value: object) -> str:
 
 
 def _keys(kind: Any, path: list[str]) -> list[str]:
-    """The keys that are allowed in the innermost dataclass of `path`, through nested dataclasses and tuples of them."""
+    """The keys that are allowed beside the last one of `path`."""
+    return [field.name for field in dataclasses.fields(_innermost(kind, path))]
+
+
+def _innermost(kind: Any, path: list[str]) -> Any:
+    """The dataclass that has the last key of `path`, through nested dataclasses and tuples of them."""
     for part in path[:-1]:
         hint = kind if part.isdigit() else get_type_hints(kind).get(part, object)
         kind = next(_dataclasses(hint), kind)
-    return [field.name for field in dataclasses.fields(kind)]
+    return kind
+
+
+def _what_to_add(kind: Any, path: list[str]) -> str:
+    """What the key at `path` says, in its field's metadata under `missing`, to those whose file is from before that key."""
+    fields = {field.name: field for field in dataclasses.fields(_innermost(kind, path))}
+    said = fields[path[-1]].metadata.get("missing") if path and path[-1] in fields else None
+    return f". {said}" if said else ""
 
 
 def _dataclasses(hint: Any) -> Iterator[Any]:

@@ -1,7 +1,8 @@
 """The sample: a synthetic miniature of ILSVRC-2012 with the real layout and its oddities, drawn from a seed (§2).
 
 Each of the ten classes is one of five shapes with one of two textures, stripes or dots. Colours, size, position, rotation
-and background are random and independent of the class, so neither colour nor coarse structure tells the classes apart.
+and background are random and independent of the class, so neither colour nor coarse structure tells the classes apart. Of
+the two levels, easy is learned almost without errors; hard is not, so that changes of the network can show in its error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,7 +22,7 @@ from numpy.random import Generator, Philox, SeedSequence
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.archives import drawing, ilsvrc
+from pipeline.archives import drawing, harder, ilsvrc
 from pipeline.archives.contents import Contents
 from pipeline.archives.drawing import Shape, Texture
 from pipeline.archives.ilsvrc import META
@@ -30,8 +31,15 @@ from pipeline.runtime import files
 from pipeline.runtime.paths import AnyPath
 from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 
-DRAWING = 1
-"""Version of the drawing. Increase it with each change of the pictures: it is part of the folder's name."""
+Level = Literal["easy", "hard"]
+
+DRAW: dict[Level, Callable[[Generator, Shape, Texture], Image.Image]] = {
+    "easy": drawing.picture,
+    "hard": harder.picture,
+}
+
+DRAWINGS: dict[Level, int | str] = {"easy": 1, "hard": "hard 1"}
+"""Version of each level's drawing. Increase it with each change of the pictures: it is part of the folder's name."""
 
 LEAST_TRAIN, LEAST_VAL, MOST = 20, 10, 100_000
 """The fewest pictures in which the oddities fit, and the most for which the names have digits."""
@@ -48,6 +56,10 @@ class Sample:
     """Number of training pictures, over all classes: 20, so that the odd files fit in, to 100,000."""
     val_images: int
     """Number of validation pictures, over all classes: 10 to 100,000."""
+    level: Level = field(
+        metadata={"missing": "Add `level: easy` for the pictures as they were before this key, or `level: hard`"}
+    )
+    """easy: the network of params.yaml ends below 1 % top-1 error. hard: it has errors left to make, so that changes can show."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -59,8 +71,8 @@ class Sample:
 
     def contents(self, store: AnyPath) -> Contents:
         """The contents of the sample's archives in the store, which are drawn if they are missing."""
-        drawn = StorePath(store) / folder(self.seed, self.train_images, self.val_images)
-        make(drawn.path, self.seed, self.train_images, self.val_images)
+        drawn = StorePath(store) / folder(self.seed, self.train_images, self.val_images, self.level)
+        make(drawn.path, self.seed, self.train_images, self.val_images, self.level)
         return ilsvrc.contents(drawn, YEAR, drawn=True)
 
 
@@ -188,13 +200,13 @@ TRAIN_SPLIT, VAL_SPLIT, LABELS, ODDITIES = range(4)
 RECORD = "made.json"
 
 
-def folder(seed: int, train_images: int, val_images: int) -> str:
+def folder(seed: int, train_images: int, val_images: int, level: Level) -> str:
     """The name of the sample's folder in the store: a hash of everything that decides its bytes."""
-    decides = json.dumps([DRAWING, seed, train_images, val_images])
+    decides = json.dumps([DRAWINGS[level], seed, train_images, val_images])
     return f"sample-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
 
 
-def make(target: AnyPath, seed: int, train_images: int, val_images: int) -> None:
+def make(target: AnyPath, seed: int, train_images: int, val_images: int, level: Level) -> None:
     """Draws the three archives into `target`, unless they exist unchanged.
 
     The record of sizes and checksums is written last; if it is missing or does not match, everything is drawn again.
@@ -206,8 +218,8 @@ def make(target: AnyPath, seed: int, train_images: int, val_images: int) -> None
         files.discard(target)
         target.mkdir()
         odd = _oddities(seed, train_images)
-        _write(target / YEAR.train, lambda file: _train(file, seed, train_images, odd))
-        _write(target / YEAR.val, lambda file: _val(file, seed, val_images))
+        _write(target / YEAR.train, lambda file: _train(file, seed, train_images, odd, level))
+        _write(target / YEAR.val, lambda file: _val(file, seed, val_images, level))
         _write(target / YEAR.devkit, lambda file: _devkit(file, seed, train_images, val_images))
         record = {name: _fingerprint(target / name) for name in YEAR.archives}
         _write(target / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
@@ -235,27 +247,24 @@ def _write(file: Path, fill: Callable[[IO[bytes]], object]) -> None:
 # The archives
 
 
-def _train(file: IO[bytes], seed: int, images: int, odd: dict[int, Oddity]) -> None:
+def _train(file: IO[bytes], seed: int, images: int, odd: dict[int, Oddity], level: Level) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for index, kind in sorted(enumerate(KINDS), key=lambda item: item[1].wnid):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w", format=tarfile.GNU_FORMAT) as pictures:
                 for number in range(index, images, len(KINDS)):
                     rng = _rng(seed, TRAIN_SPLIT, number)
-                    data = _encoded(drawing.picture(rng, kind.shape, kind.texture), rng, odd.get(number))
+                    data = _encoded(DRAW[level](rng, kind.shape, kind.texture), rng, odd.get(number))
                     _add(pictures, f"{kind.wnid}_{number + 1}.JPEG", data)
             _add(tar, f"{kind.wnid}.tar", inner.getvalue())
 
 
-def _val(file: IO[bytes], seed: int, images: int) -> None:
+def _val(file: IO[bytes], seed: int, images: int, level: Level) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for number, index in enumerate(_val_kinds(seed, images)):
             rng, kind = _rng(seed, VAL_SPLIT, number), KINDS[index]
-            _add(
-                tar,
-                f"ILSVRC2012_val_{number + 1:08}.JPEG",
-                _encoded(drawing.picture(rng, kind.shape, kind.texture), rng, None),
-            )
+            data = _encoded(DRAW[level](rng, kind.shape, kind.texture), rng, None)
+            _add(tar, f"ILSVRC2012_val_{number + 1:08}.JPEG", data)
 
 
 def _val_kinds(seed: int, images: int) -> list[int]:

@@ -26,7 +26,7 @@ from pipeline.sources.ilsvrc import YEAR_2012 as YEAR
 TRAIN, VAL, DEVKIT = YEAR.archives
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"name": "sample", "seed": 3, "train_images": 30, "val_images": 10}
+SETTINGS = {"name": "sample", "seed": 3, "train_images": 30, "val_images": 10, "level": "easy"}
 
 
 @pytest.fixture
@@ -161,10 +161,22 @@ def test_an_archive_that_cannot_be_indexed_leaves_the_old_outs(place: Path, monk
         ({"val_images": 9}, "source: val_images has to be from 10 to 100000, is 9"),
         ({"val_images": "10"}, "source.val_images: .*found '10'"),
         ({"image": 3}, "source.image: unknown key"),
+        ({"level": "harder"}, "source.level: .*'easy'.*'hard'.*found 'harder'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_the_value(place: Path, changes: dict[str, Any], said: str) -> None:
     settle(**changes)
+    with pytest.raises(params.ParamsError, match=said):
+        download.run()
+    assert not (place / "data").exists()
+
+
+def test_a_file_from_before_a_key_is_told_what_to_add(place: Path) -> None:
+    before = {key: value for key, value in SETTINGS.items() if key != "level"}
+    Path("params.yaml").write_text(json.dumps({"source": before}))
+    said = (
+        r"source\.level: is missing\. Add `level: easy` for the pictures as they were before this key, or `level: hard`"
+    )
     with pytest.raises(params.ParamsError, match=said):
         download.run()
     assert not (place / "data").exists()

@@ -115,7 +115,7 @@ def test_what_is_fetched_and_finds_no_room_is_tried_once_and_kept(
 def test_so_is_a_sample_that_is_drawn(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("limited")
     with pytest.raises(OSError, match=r"no room for ILSVRC2012_img_train\.tar: File too large after"):
-        sample.make(tmp_path / "sample", 0, 20, 10)
+        sample.make(tmp_path / "sample", 0, 20, 10, "easy")
     assert not files(tmp_path)
 
 

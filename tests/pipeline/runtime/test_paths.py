@@ -144,7 +144,7 @@ def test_each_source_is_read_where_it_is_or_says_what_to_do(name: str, s3: Objec
 @pytest.mark.slow
 def test_the_sample_is_not_drawn_on_s3_but_used_there(s3: ObjectStore, tmp_path: Path) -> None:
     bucket = s3.bucket()
-    asked = {"name": "sample", "seed": 0, "train_images": 20, "val_images": 10}
+    asked = {"name": "sample", "seed": 0, "train_images": 20, "val_images": 10, "level": "easy"}
     source = params.check(asked, download.SOURCES, Path("params.yaml"), "source")
     with pytest.raises(ValueError, match=r"s3://\S+/sample-\w+: not there, .* Do that on a disk"):
         source.contents(paths.parse(f"s3://{bucket}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import signal
 import subprocess
@@ -31,10 +32,25 @@ IMAGES = (30, 10)
 Files = dict[str, bytes]
 
 
+LEVELS: tuple[sample.Level, ...] = ("easy", "hard")
+
+EASY = {
+    DEVKIT: "187b8a89e7595c499fc7432cf54059e514b0021139de38a2d8f8fbff2520a2a7",
+    TRAIN: "1887bad24076b0c43c778b0b00ede737aa8a4f1ca319ec2ae6c77886b8c92851",
+    VAL: "1857fd6956fbe1f9d43701ddab24074345a6cdefd5e648bc82ae37750e60552b",
+}
+"""sha256 of the archives with seed 0 and `IMAGES`, drawn by commit 31f9525, which had no levels."""
+
+
+@pytest.fixture(scope="module", params=["easy", pytest.param("hard", marks=pytest.mark.slow)])
+def level(request: pytest.FixtureRequest) -> sample.Level:
+    return cast("sample.Level", request.param)
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(level: sample.Level, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store") / "sample"
-    sample.make(folder, 0, *IMAGES)
+    sample.make(folder, 0, *IMAGES, level)
     return folder
 
 
@@ -63,6 +79,23 @@ def decoded(data: bytes) -> Image.Image | None:
     except OSError:
         return None
     return picture
+
+
+def test_the_easy_level_has_the_bytes_from_before_there_were_levels(tmp_path: Path) -> None:
+    """Runs, digests and folders from before name these bytes. Their oracle is the drawing as it was."""
+    sample.make(tmp_path / "sample", 0, *IMAGES, "easy")
+    found = {name: hashlib.sha256((tmp_path / "sample" / name).read_bytes()).hexdigest() for name in EASY}
+    assert found == EASY
+    assert sample.folder(0, *IMAGES, "easy") == "sample-240ea037bbcb"
+
+
+def test_the_levels_share_no_picture_and_have_the_same_classes(tmp_path: Path) -> None:
+    for level in LEVELS:
+        sample.make(tmp_path / level, 0, sample.LEAST_TRAIN, sample.LEAST_VAL, level)
+    easy, hard = (train_pictures(tmp_path / level) | val_pictures(tmp_path / level) for level in LEVELS)
+    assert easy.keys() == hard.keys()
+    assert not set(easy.values()) & set(hard.values())
+    assert (tmp_path / "easy" / DEVKIT).read_bytes() == (tmp_path / "hard" / DEVKIT).read_bytes()
 
 
 def test_the_training_archive_is_a_tar_of_a_tar_for_each_class(made: Path) -> None:
@@ -132,7 +165,9 @@ def test_each_texture_gives_half_of_the_figure_to_either_colour(texture: drawing
     shares = []
     for number in range(20):
         rng = sample._rng(0, sample.TRAIN_SPLIT, number)
-        mask = drawing._texture(rng, texture, (200, 200), np.array([100.0, 100.0]), 200)
+        mask = drawing.texture_mask(
+            rng, texture, (200, 200), np.array([100.0, 100.0]), 200, rng.uniform(14, 26), turn=3.14
+        )
         shares.append(np.asarray(mask, np.float64)[30:170, 30:170].mean() / 255)
     assert abs(np.mean(shares) - 0.5) < 0.02
 
@@ -152,16 +187,18 @@ def test_each_odd_file_is_there_and_all_others_are_whole_jpegs(made: Path) -> No
     assert set(tags) <= {None, 3, 6, 8}
 
 
-def drawn(name: str) -> NDArray[np.float32]:
+def drawn(name: str, level: sample.Level) -> NDArray[np.float32]:
     """The pixels of a training picture before any file was made of it."""
     number = int(name.split("_")[1].removesuffix(".JPEG")) - 1
     kind = sample.KINDS[number % 10]
     assert name.startswith(kind.wnid)
     rng = sample._rng(0, sample.TRAIN_SPLIT, number)
-    return np.asarray(drawing.picture(rng, kind.shape, kind.texture), np.float32)
+    return np.asarray(sample.DRAW[level](rng, kind.shape, kind.texture), np.float32)
 
 
-def test_who_inverts_the_inks_as_adobe_did_or_turns_as_the_tag_says_sees_the_picture(made: Path) -> None:
+def test_who_inverts_the_inks_as_adobe_did_or_turns_as_the_tag_says_sees_the_picture(
+    made: Path, level: sample.Level
+) -> None:
     seen = Counter[str]()
     for name, data in train_pictures(made).items():
         picture = decoded(data)
@@ -174,25 +211,26 @@ def test_who_inverts_the_inks_as_adobe_did_or_turns_as_the_tag_says_sees_the_pic
         if 0x0112 in picture.getexif():
             seen["turned"] += 1
         upright = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"), np.float32)
-        assert upright.shape == drawn(name).shape
-        assert np.abs(upright - drawn(name)).mean() < 12, name
+        before = drawn(name, level)
+        assert upright.shape == before.shape
+        assert np.abs(upright - before).mean() < 12, name
     assert seen == {"cmyk": 1, "turned": 3}
 
 
 def test_the_same_seed_gives_the_same_bytes_at_any_time_and_another_seed_other_pictures(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, level: sample.Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "asctime", lambda *_: "Thu Jan  1 00:00:00 1970")
     monkeypatch.setattr(time, "time", lambda: 1e9)
-    sample.make(tmp_path / "again", 0, *IMAGES)
-    sample.make(tmp_path / "other", 1, *IMAGES)
+    sample.make(tmp_path / "again", 0, *IMAGES, level)
+    sample.make(tmp_path / "other", 1, *IMAGES, level)
     assert archives(tmp_path / "again") == archives(made)
     assert not set(train_pictures(tmp_path / "other").values()) & set(train_pictures(made).values())
     assert not set(val_pictures(tmp_path / "other").values()) & set(val_pictures(made).values())
 
 
-def test_a_picture_is_the_same_in_a_larger_sample(made: Path, tmp_path: Path) -> None:
-    sample.make(tmp_path / "larger", 0, IMAGES[0] + 20, IMAGES[1])
+def test_a_picture_is_the_same_in_a_larger_sample(made: Path, level: sample.Level, tmp_path: Path) -> None:
+    sample.make(tmp_path / "larger", 0, IMAGES[0] + 20, IMAGES[1], level)
     small, large = train_pictures(made), train_pictures(tmp_path / "larger")
     same = [name for name in small if small[name] == large[name]]
     assert len(same) >= IMAGES[0] - 2 * 6  # the odd ones are others
@@ -205,10 +243,12 @@ def test_training_and_validation_share_no_picture(made: Path) -> None:
 
 
 def test_the_folder_s_name_stands_for_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {sample.folder(*three) for three in ((0, 30, 10), (1, 30, 10), (0, 31, 10), (0, 30, 11))}
-    monkeypatch.setattr(sample, "DRAWING", sample.DRAWING + 1)
-    names.add(sample.folder(0, 30, 10))
-    assert len(names) == 5
+    numbers = ((0, 30, 10), (1, 30, 10), (0, 31, 10), (0, 30, 11))
+    names = {sample.folder(*three, level) for three in numbers for level in LEVELS}
+    for level in LEVELS:
+        monkeypatch.setitem(sample.DRAWINGS, level, f"{sample.DRAWINGS[level]} changed")
+        names.add(sample.folder(0, 30, 10, level))
+    assert len(names) == 10
 
 
 def altered(file: Path) -> None:
@@ -226,33 +266,37 @@ def cut(file: Path) -> None:
     ("name", "harm"),
     [(TRAIN, altered), (VAL, altered), (DEVKIT, altered), (sample.RECORD, altered), (VAL, cut), (TRAIN, Path.unlink)],
 )
-def test_what_was_altered_cut_or_lost_is_drawn_again(made: Path, name: str, harm: Any, tmp_path: Path) -> None:
+def test_what_was_altered_cut_or_lost_is_drawn_again(
+    made: Path, level: sample.Level, name: str, harm: Any, tmp_path: Path
+) -> None:
     folder = tmp_path / "sample"
     folder.mkdir()
     for file, data in archives(made).items():
         (folder / file).write_bytes(data)
-    sample.make(folder, 0, *IMAGES)
+    sample.make(folder, 0, *IMAGES, level)
     before = (folder / TRAIN).stat().st_mtime_ns
     harm(folder / name)
-    sample.make(folder, 0, *IMAGES)
+    sample.make(folder, 0, *IMAGES, level)
     assert (folder / TRAIN).stat().st_mtime_ns > before
     assert archives(folder) == archives(made)
 
 
-def test_what_is_whole_is_left_alone(made: Path) -> None:
+def test_what_is_whole_is_left_alone(made: Path, level: sample.Level) -> None:
     before = {file: file.stat().st_mtime_ns for file in made.iterdir()}
-    sample.make(made, 0, *IMAGES)
+    sample.make(made, 0, *IMAGES, level)
     assert {file: file.stat().st_mtime_ns for file in made.iterdir()} == before
 
 
 @pytest.mark.slow
-def test_after_a_kill_in_the_middle_all_is_drawn_again_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
+def test_after_a_kill_in_the_middle_all_is_drawn_again_to_the_same_bytes(
+    made: Path, level: sample.Level, tmp_path: Path
+) -> None:
     folder = tmp_path / "sample"
     # as long as it takes: another sample would be other bytes, so this one waits inside its second archive
     program = (
         "import sys, time; from pathlib import Path; from pipeline.sources import sample\n"
         "sample._val = lambda file, *_: (file.write(b'half'), file.flush(), time.sleep(600))\n"
-        f"sample.make(Path(sys.argv[1]), 0, {IMAGES[0]}, {IMAGES[1]})"
+        f"sample.make(Path(sys.argv[1]), 0, {IMAGES[0]}, {IMAGES[1]}, {level!r})"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=ROOT) as process:
         deadline = time.monotonic() + 60
@@ -261,7 +305,7 @@ def test_after_a_kill_in_the_middle_all_is_drawn_again_to_the_same_bytes(made: P
         process.send_signal(signal.SIGKILL)
     assert list(folder.glob(f"{VAL}.*.part"))
     assert not (folder / VAL).exists()
-    sample.make(folder, 0, *IMAGES)
+    sample.make(folder, 0, *IMAGES, level)
     assert archives(folder) == archives(made)
 
 
@@ -269,9 +313,11 @@ def test_after_a_kill_in_the_middle_all_is_drawn_again_to_the_same_bytes(made: P
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Image.Image], NDArray[np.int64]]]:
+def pictures(
+    level: sample.Level, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[list[Image.Image], NDArray[np.int64]]]:
     folder = tmp_path_factory.mktemp("store") / "sample"
-    sample.make(folder, 0, 1500, 300)
+    sample.make(folder, 0, 1500, 300, level)
     parts = members((folder / DEVKIT).read_bytes(), "r:gz")
     truth = [
         int(line) - 1 for line in parts["ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"].split()

@@ -277,7 +277,7 @@ def test_they_are_clusters_of_the_pictures_learned_from_less_the_mean(
 
 def drawn_views(folder: Path) -> Tensor:
     """60 pictures of the drawn sample as the network sees them."""
-    sample.make(folder, 0, 60, 10)
+    sample.make(folder, 0, 60, 10, "easy")
     pictures = []
     with tarfile.open(folder / "ILSVRC2012_img_train.tar") as outer:
         for inner in outer:
