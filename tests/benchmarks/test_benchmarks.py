@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.pipeline.inference.test_predictor import model
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -112,6 +114,16 @@ def test_step_prints_a_rate_for_each_recipe_and_precision(tmp_path: Path) -> Non
     assert "batches of 2, 2 rounds of 1 steps" in text
     for recipe in ("paper", "caffe"):
         assert number(rf"{recipe} bfloat16 +([\d,.]+) images/s \(.* of the floor's ", text) > 0
+
+
+@pytest.mark.slow
+def test_serve_prints_the_rates_of_both_servers_and_their_ratio(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(model())
+    arguments = ("--model", str(tmp_path / "model.pt"), "--pictures", "4", "--clients", "2", "--rounds", "1")
+    text = printed("serve.py", str(folder), *arguments, where=tmp_path)
+    for name in ("alexnet serve", "mlflow models serve"):
+        assert number(rf"{name}, 2 at a time: ([\d.]+) requests a second, median [\d.]+ s, p99 [\d.]+ s", text) > 0
+    assert number(r"2 at a time: ([\d.]+) times as many requests as MLflow's server \(median of 1 rounds", text) > 0
 
 
 @pytest.mark.slow
