@@ -1,10 +1,10 @@
-"""Speed of serving a network over HTTP on this machine: `alexnet serve` compared with `mlflow models serve`.
+"""Speed of serving a network over HTTP on this machine: `alexnet serve` and Ray Serve's replicas, beside `mlflow models serve`.
 
 Run:    python benchmarks/serve.py FOLDER [--model data/model.pt]
 Reads:  the JPEGs below FOLDER, and a model.pt
-Prints: requests per second, and the median and 99th percentile of their seconds, for both; and the ratio of the rates
+Prints: requests per second, and the median and 99th percentile of their seconds, for each; and the ratios of the rates
 
-Both servers run at once with the same network, and are asked in turn, so that only one computes. Each request is one picture,
+The servers run at once with the same network, and are asked in turn, so that only one computes. Each request is one picture,
 as bytes or as base64 in MLflow's JSON; `--clients` of them wait at a time. The first round warms up.
 """
 
@@ -25,6 +25,7 @@ if __name__ == "__main__":  # before the slow imports
     parser.add_argument("--pictures", type=int, default=64, help="requests of a round, pictures first by name")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--views", type=int, choices=(1, 10), default=10)
+    parser.add_argument("--replicas", type=int, default=1, help="of Ray Serve, each with a core")
     parser.add_argument("--rounds", type=int, default=3)
     parser.parse_args()
 
@@ -61,7 +62,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not files:
         raise SystemExit(f"{arguments.folder}: no file below it ends in .jpg or .jpeg")
     pictures = [file.read_bytes() for file in itertools.islice(itertools.cycle(files), arguments.pictures)]
-    with tempfile.TemporaryDirectory() as folder, both(Path(arguments.model), Path(folder), arguments.views) as servers:
+    with tempfile.TemporaryDirectory() as folder, all_of(arguments, Path(folder)) as servers:
         print(f"{len(pictures)} requests a round, {arguments.views} views, {os.cpu_count()} cores", flush=True)
         for clients in arguments.clients:
             rounds = [timed(servers, pictures, clients, turn) for turn in range(arguments.rounds + 1)][1:]
@@ -73,34 +74,48 @@ def main(arguments: argparse.Namespace) -> None:
                     f"p99 {seconds[int(0.99 * (len(seconds) - 1))]:.3f} s",
                     flush=True,
                 )
-            ratios = [ours[0] / theirs[0] for ours, theirs in rounds]
-            print(
-                f"{clients} at a time: {statistics.median(ratios):.2f} times as many requests as MLflow's server (median of "
-                f"{len(ratios)} rounds; {min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
-            )
+            for number, name in enumerate(list(servers)[:-1]):
+                ratios = [each[number][0] / each[-1][0] for each in rounds]
+                print(
+                    f"{name}, {clients} at a time: {statistics.median(ratios):.2f} times as many requests as {list(servers)[-1]} "
+                    f"(median of {len(ratios)} rounds; {min(ratios):.2f} to {max(ratios):.2f})",
+                    flush=True,
+                )
 
 
 @contextlib.contextmanager
-def both(model: Path, folder: Path, views: int) -> Iterator[dict[str, Ask]]:
-    """Starts the two servers; yields a function for each that asks about one picture."""
+def all_of(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Ask]]:
+    """Starts the servers, MLflow's last; yields a function for each that asks about one picture."""
+    model, views = Path(arguments.model).resolve(), arguments.views
     (folder / "parts").mkdir()
     mlflow.pyfunc.save_model(folder / "model", **registry.packed(model.read_bytes(), folder / "parts"))
-    ours, theirs = free_port(), free_port()
-    alexnet = [sys.executable, "-m", "pipeline", "serve", "--model", str(model.resolve()), "--port", str(ours)]
+    ours, replicas, theirs = (free_port() for _ in range(3))
+    alexnet = [sys.executable, "-m", "pipeline", "serve", "--model", str(model), "--port", str(ours)]
+    ray_serve = [*alexnet[:-1], str(replicas), "--replicas", str(arguments.replicas)]
     mlflows = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder / "model")]
     mlflows += ["--env-manager", "local", "-p", str(theirs)]
-    with running(alexnet, ROOT, ours, "/ready"), running(mlflows, folder, theirs, "/ping"):
+    with (
+        running(alexnet, ROOT, ours, "/ready"),
+        running(ray_serve, ROOT, replicas, "/ready"),
+        running(mlflows, folder, theirs, "/ping"),
+    ):
 
         def ask_alexnet(data: bytes) -> None:
             post(ours, f"/predict?views={views}", data, "image/jpeg")
+
+        def ask_replicas(data: bytes) -> None:
+            post(replicas, f"/predict?views={views}", data, "image/jpeg")
 
         def ask_mlflow(data: bytes) -> None:
             frame = {"columns": ["image"], "data": [[base64.b64encode(data).decode()]]}
             body = json.dumps({"dataframe_split": frame, "params": {"views": views}}).encode()
             post(theirs, "/invocations", body, "application/json")
 
-        yield {"alexnet serve": ask_alexnet, "mlflow models serve": ask_mlflow}
+        yield {
+            "alexnet serve": ask_alexnet,
+            "alexnet serve --replicas": ask_replicas,
+            "mlflow models serve": ask_mlflow,
+        }
 
 
 @contextlib.contextmanager
@@ -123,6 +138,9 @@ def running(command: list[str], folder: Path, port: int, path: str) -> Iterator[
             time.sleep(0.2)
         yield
     finally:
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGINT)  # Ray ends the processes that it started
+            process.wait(20)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

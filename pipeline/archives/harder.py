@@ -57,7 +57,7 @@ def _figure(
 
 def _other(rng: Generator, picture: Image.Image, plain: bool, middle: NDArray[Any], side: int) -> None:
     """Draws one of the other figures: small and plain, of any shape, or a small disc of any texture."""
-    shape = get_args(Shape)[rng.integers(5)] if plain else "disc"
+    shape: Shape = get_args(Shape)[rng.integers(5)] if plain else "disc"
     texture = None if plain else get_args(Texture)[rng.integers(2)]
     first, second = (drawing.colour(rng.integers(16, 240, 3)) for _ in range(2))
     _figure(rng, picture, shape, texture, middle, rng.uniform(0.06, 0.13) * side, side, first, second)

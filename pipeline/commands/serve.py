@@ -1,6 +1,6 @@
 """A trained network behind HTTP: the bytes of a picture → five names, as JSON
 
-Run:    alexnet serve [--model NETWORK] [--port 8000], and then: curl --data-binary @picture.jpg http://127.0.0.1:8000/predict
+Run:    alexnet serve [--model NETWORK] [--port 8000] [--replicas 4], and then: curl --data-binary @picture.jpg http://127.0.0.1:8000/predict
 Reads:  a model.pt, by any of its names: see alexnet predict
 Writes: nothing; it prints its address when it is ready, and ends at Ctrl-C
 Takes:  no section of params.yaml: the network knows how its pictures are prepared
@@ -25,6 +25,10 @@ command = click.Command(
                      help="The port; 0 takes any free one, which is printed."),
         click.Option(["--host"], default="127.0.0.1", show_default=True, metavar="ADDRESS",
                      help="The address to listen on. Another than this machine's loopback lets others ask, unencrypted."),
+        click.Option(["--replicas"], type=click.IntRange(0), default=0, show_default=True, metavar="N",
+                     help="Copies of the network on Ray: the cluster of machine.yaml, or one on this machine. 0: one process."),
+        click.Option(["--cpus"], type=click.FloatRange(0), default=1, show_default=True, help="CPUs of each replica."),
+        click.Option(["--gpus"], type=click.FloatRange(0), default=0, show_default=True, help="GPUs of each replica."),
     ],
     callback=lazily("pipeline.inference.serve", "main"),
 )  # fmt: skip

@@ -49,7 +49,7 @@ class Course:
                 lines.append(self._epoch(row))
         # the epoch that is under way, counted from 1
         under_way = f"epoch {min(self.epochs, int(self._last) + 2)} of {self.epochs}"
-        self.words = ", ".join(filter(None, (under_way, self._loss, self._error)))
+        self.words = ", ".join(filter(None, (under_way, self._error, self._loss)))
         return lines
 
     def _epoch(self, row: Mapping[str, float]) -> str:

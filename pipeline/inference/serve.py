@@ -1,4 +1,4 @@
-"""`alexnet serve`: a trained network behind HTTP on this machine, on loopback unless another address is named."""
+"""`alexnet serve`: a trained network behind HTTP, on loopback unless another address is named; in one process, or on Ray."""
 
 from __future__ import annotations
 
@@ -22,11 +22,33 @@ LAST = 10
 """Seconds that requests get to end when the server is stopped."""
 
 
-def main(model: str, host: str, port: int) -> None:
+def main(model: str, host: str, port: int, replicas: int, cpus: float, gpus: float) -> None:
     """Serves until a signal comes. `OSError` if the port is in use, or the errors of `networks.read`; both before it listens.
 
-    `host`: an address of this machine; `port`: 0 for any free one, which is printed.
+    `host`: an address of this machine, or of the cluster's head; `port`: 0 for any free one, which is printed. `replicas`: 0 for
+    one process here, else that many on Ray, with `cpus` and `gpus` each.
     """
+    if replicas:
+        _replicated(model, host, port, replicas, cpus, gpus)
+    else:
+        _alone(model, host, port)
+
+
+def _replicated(model: str, host: str, port: int, replicas: int, cpus: float, gpus: float) -> None:
+    machine = machines.read()
+    if machines.ray_address(machine) is None:
+        with _bound(host, port) as free:
+            port = free.getsockname()[1]
+    network = networks.read(model, machine)
+    from pipeline.inference.replicas import running, watch
+    from pipeline.runtime import cluster
+
+    with cluster.connected(machine), running(network, host, port, replicas, cpus, gpus):
+        _announce(network.where, f"http://{f'[{host}]' if ':' in host else host}:{port}", host)
+        watch()
+
+
+def _alone(model: str, host: str, port: int) -> None:
     with _bound(host, port) as listening:  # before the network is read, which may take minutes
         network = networks.read(model, machines.read())
         import uvicorn
@@ -45,13 +67,16 @@ def main(model: str, host: str, port: int) -> None:
             timeout_keep_alive=IDLE,
             timeout_graceful_shutdown=LAST,
         )
-        address = _address(listening)
-        if not os.environ.get("ALEXNET_QUIET"):
-            say(f"{shown(network.where)} answers at {address}")
-            say(f"curl --data-binary @picture.jpg {address}/predict")
-        if not _is_loopback(host):
-            say(f"serve: {address}: whoever reaches this address may ask, and nothing is encrypted", to=sys.stderr)
+        _announce(network.where, _address(listening), host)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _announce(where: str, address: str, host: str) -> None:
+    if not os.environ.get("ALEXNET_QUIET"):
+        say(f"{shown(where)} answers at {address}")
+        say(f"curl --data-binary @picture.jpg {address}/predict")
+    if not _is_loopback(host):
+        say(f"serve: {address}: whoever reaches this address may ask, and nothing is encrypted", to=sys.stderr)
 
 
 def _bound(host: str, port: int) -> socket.socket:

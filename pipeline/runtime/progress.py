@@ -23,7 +23,8 @@ class Progress:
     """`with Progress("resize", 1_331_167, "images") as progress: progress.add(8192)` writes to stderr.
 
     The last line has the number of units done, which may be more or fewer than `total`. A log gets a line at least every
-    `LOG_SECONDS`, also if nothing is added; on a terminal the line is cut to its width.
+    `LOG_SECONDS`, also if nothing is added. On a terminal it keeps to the width: it loses the count and the rate if there are
+    words, and then its end.
     """
 
     def __init__(self, name: str, total: int, unit: str, stream: TextIO | None = None) -> None:
@@ -82,19 +83,24 @@ class Progress:
     def _print_if_old(self, now: float) -> None:
         if now - self._printed >= (TERMINAL_SECONDS if self._moves else LOG_SECONDS):
             self._printed = now
-            self._write(self._line(now, self._words))
+            line = self._line(now, self._words)
+            if self._moves and self._words and len(line) > self._columns():
+                line = self._line(now, self._words, with_count=False)
+            self._write(line)
 
-    def _line(self, now: float, words: str) -> str:
+    def _line(self, now: float, words: str, *, with_count: bool = True) -> str:
         seconds = now - self._began
         rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
-        line = f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s"
-        if rate > 0 and self.done < self.total:
-            line += f", {clock((self.total - self.done) / rate)} left"
-        return f"{line}, {words}" if words else line
+        count = [f"{self.done:,} of {self.total:,} {self.unit}", f"{rate:,.0f}/s"] if with_count else []
+        left = [f"{clock((self.total - self.done) / rate)} left"] if rate > 0 and self.done < self.total else []
+        return f"{self.name}: {', '.join(filter(None, [*count, *left, words]))}"
+
+    def _columns(self) -> int:
+        return shutil.get_terminal_size().columns - 1
 
     def _write(self, line: str) -> None:
         if self._moves:
-            line = cut(line, shutil.get_terminal_size().columns - 1)
+            line = cut(line, self._columns())
             self._put(f"\r{line:<{self._width}}")
             self._width = len(line)
         else:

@@ -75,7 +75,7 @@ def test_the_course_says_the_epoch_the_error_and_the_best_so_far() -> None:
     assert course.words == "epoch 1 of 3, loss 2.250"
     (first,) = course.take([epoch(0, 0.5)])
     assert first == "epoch 1 of 3: validation error 50.0%, the best so far, loss 1.500"
-    assert course.words == "epoch 2 of 3, loss 2.250, error 50.0%, the best so far"
+    assert course.words == "epoch 2 of 3, error 50.0%, the best so far, loss 2.250"
     (worse,) = course.take([epoch(1, 0.75)])
     assert worse == "epoch 2 of 3: validation error 75.0%, best 50.0% (epoch 1), loss 1.500"
     assert course.take([epoch(0, 0.5), epoch(1, 0.75)]) == [], "a resumed training sends its rows again"

@@ -1,38 +1,71 @@
-"""Ray Serve's replicas answer as the app of `alexnet serve` does."""
+"""`alexnet serve --replicas`: Ray Serve's replicas answer as the network does, and end with the command."""
 
 from __future__ import annotations
 
 import json
+import re
+import signal
+import sys
+import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
+from pipeline.inference.networks import Found
 from pipeline.inference.predictor import Predictor
-from tests.pipeline.inference.servers import free_port, post
+from tests.pipeline.inference.servers import free_port, post, running
 from tests.pipeline.inference.test_predictor import model, original
 
+ROOT = Path(__file__).parents[3]
 
-@pytest.mark.filterwarnings("default")  # Ray Serve's own
-def test_replicas_answer_as_the_network_does(ray_session: None, tmp_path: Path) -> None:
-    from ray import serve
 
-    from pipeline.inference.replicas import app
+def command(network: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", "serve", "--model", str(network), *options]
 
-    with pytest.raises(ValueError, match=r"copies: no such option\. There are model, replicas, cpus, gpus"):
-        app({"copies": "2"})
+
+@pytest.mark.slow
+def test_replicas_answer_as_the_network_does_and_end_with_the_command(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(model())
     port, predictor = free_port(), Predictor.load(model())
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        serve.run(app({"model": str(tmp_path / "model.pt"), "cpus": "0.1"}))
-        for number in range(3):
-            status, answer = post(f"http://127.0.0.1:{port}/predict", original(number), "image/jpeg")
+    address = f"http://127.0.0.1:{port}"
+    options = ("--port", str(port), "--replicas", "2", "--cpus", "0.1")
+    with running(command(tmp_path / "model.pt", *options), tmp_path, f"{address}/ready", ROOT) as (process, log):
+        processes = psutil.Process(process.pid).children(recursive=True)
+        names = {re.split(r"[ :]", each.name())[0] for each in processes}
+        assert "raylet" in names
+        for number in range(6):
+            status, answer = post(f"{address}/predict", original(number), "image/jpeg")
             (expected,) = predictor.answer([predictor.prepare(original(number))])
             assert (status, [each["wnid"] for each in answer["guesses"]]) == (200, [each.wnid for each in expected])
             assert answer["guesses"][0]["probability"] == pytest.approx(expected[0].probability, abs=1e-5)
-        assert post(f"http://127.0.0.1:{port}/predict", b"hello", "image/jpeg")[0] == 400
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=20) as answer:
-            assert json.load(answer)["classes"] == 7
-    finally:
-        serve.shutdown()
+        status, answer = post(f"{address}/predict", b"hello", "image/jpeg")
+        assert (status, "no picture that can be read" in answer["error"]) == (400, True)
+        with urllib.request.urlopen(f"{address}/ready", timeout=20) as ready:
+            assert json.load(ready)["classes"] == 7
+        for _ in range(100):
+            if "answers at" in log.read_text():
+                break
+            time.sleep(0.1)
+        assert log.read_text().splitlines() == [
+            f"{tmp_path}/model.pt answers at {address}",
+            f"curl --data-binary @picture.jpg {address}/predict",
+        ]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 128 + signal.SIGINT
+        _, alive = psutil.wait_procs(processes, timeout=20)
+        assert not alive
+
+
+@pytest.mark.filterwarnings("default")  # Ray Serve's own, when it is imported
+@pytest.mark.parametrize(("cpus", "gpus"), [(1000.0, 0.0), (0.1, 64.0)])
+def test_more_than_the_cluster_has_is_said_before_anything_starts(ray_session: None, cpus: float, gpus: float) -> None:
+    from pipeline.inference import replicas
+
+    asked = f"--cpus {cpus:g}: {2 * cpus:g} cpus" if cpus > 1 else f"--gpus {gpus:g}: {2 * gpus:g} gpus"
+    with (
+        pytest.raises(ValueError, match=rf"^--replicas 2 {asked} are asked for, the cluster has [\d.]+$"),
+        replicas.running(Found(model(), "here"), "127.0.0.1", free_port(), 2, cpus, gpus),
+    ):
+        raise AssertionError("it started")

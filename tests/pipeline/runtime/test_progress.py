@@ -52,6 +52,22 @@ def test_a_terminal_has_one_line_and_nothing_of_a_longer_one_stays(monkeypatch: 
     assert short.startswith("mean: 2 of 10 images")
 
 
+@pytest.mark.parametrize(("columns", "count"), [(130, True), (80, False)])
+def test_a_narrow_terminal_loses_the_count_before_the_words(
+    monkeypatch: pytest.MonkeyPatch, columns: int, count: bool
+) -> None:
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    words = "epoch 9 of 20, error 12.0%, best 10.0% (epoch 7), loss 1.234"
+    with Progress("train", 29_980, "images", terminal) as told:
+        told.add(12_000, words)
+    line = terminal.getvalue().split("\r")[1]
+    assert line.endswith(f" left, {words}")
+    assert ("12,000 of 29,980 images" in line) == count
+    assert len(line) < columns
+
+
 def test_what_was_done_before_is_done_but_was_not_done_this_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
