@@ -59,7 +59,7 @@ fuzz: .venv/installed ## feeds the readers 20,000 damaged files and 10,000 drawn
 	@pytest -q -m slow --hypothesis-profile=fuzz tests/pipeline/sources/test_drawn.py
 
 whole: .venv/installed ## runs the whole workflow with each recipe at full width, and on a small set from each source
-	@pytest tests/test_whole.py --whole
+	@pytest -n 2 --dist loadfile tests/whole --whole
 
 study: scm .venv/installed ## NAME=ablations: does the missing runs of a study and prints its table; ONLY="one-column no-dropout"; ON=memory
 	@python -m studies $(NAME) $(ONLY) --on $(ON)

@@ -1,6 +1,6 @@
 """Every source as users run it: a fresh copy, a small set in the real layout, the real dvc, up to shards and mean.
 
-The stages after the mean do not depend on the source; tests/test_whole.py runs them nevertheless.
+The stages after the mean do not depend on the source; tests/whole/test_sources.py runs them nevertheless.
 """
 
 import json

@@ -76,7 +76,8 @@ def world(folder: Path) -> Manifest:
         side=256, classes=CLASSES, shards=made, indexed=indexed, rejected=1, drawn=True, preparation=PREPARATION
     )
     (folder / "data/shards/manifest.json").write_text(manifest.to_json())
-    lost = dict.fromkeys(("id", "split", "wnid", "archive"), "x") | {"label": 0, "offset": 0, "length": 1}
+    lost = dict.fromkeys(("id", "split", "wnid"), "x") | {"label": 0, "offset": 0, "length": 1}
+    lost["archive"] = "a_folder/" + "an_archive_without_a_space_" * 4
     reasons = {"rejected": "<b>cut short</b>", "damaged": "<i>bad code</i>", "duplicates": "the same as <u>y</u>"}
     for name, reason in reasons.items():
         row, file = lost | {"reason": reason}, folder / f"data/shards/{name}.parquet"

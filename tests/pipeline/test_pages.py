@@ -52,7 +52,7 @@ def report(evaluated: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest
     return file
 
 
-@pytest.mark.parametrize("width", [390, 700, 850])
+@pytest.mark.parametrize("width", [360, 390, 700, 850])
 def test_a_phone_and_a_narrow_window_show_the_whole_report(report: Path, tmp_path: Path, width: int) -> None:
     seen = chromium.measured(report, width, tmp_path)
     assert seen["width"] == width
