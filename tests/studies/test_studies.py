@@ -169,7 +169,7 @@ def test_a_run_has_the_base_s_parameters_but_for_its_changes_and_its_seed(
 def test_every_recorded_run_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     missing = {name: len(rows.missing(read(name), read(name).variants)) for name in names()}
-    assert missing == {"ablations": 0, "plateau": 0, "ablations_quarter_width": 20}
+    assert missing == {"ablations": 0, "plateau": 0, "ablations_quarter_width": 20, "sample": 0}
     for name in names():
         points = rows.curves(read(name))
         assert [row["key"] for row in rows.read(read(name)) if not points[row["key"]]] == []

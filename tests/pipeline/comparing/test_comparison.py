@@ -245,15 +245,18 @@ def test_equal_runs_give_an_equal_page_with_both_curves() -> None:
     assert "currentColor" in text
 
 
+STUDIES = ("ablations", "ablations_quarter_width", "plateau", "sample")
+
+
 @pytest.fixture
 def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("ablations", "ablations_quarter_width", "plateau"):
+    for name in STUDIES:
         shutil.copytree(ROOT / "studies" / name, tmp_path / "studies" / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "studies"
 
 
-@pytest.mark.parametrize("name", ["ablations", "ablations_quarter_width", "plateau"])
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_study_s_comparison_has_its_table_s_differences(studies: Path, name: str) -> None:
     found = cells(comparison.errors(grouped(find.runs([name]))))
     base = next(iter(found))
