@@ -19,13 +19,14 @@ FAULTS ?=
 NAME :=
 ON := dvc
 PORT ?= 5000
+FOLDER ?=
 # empty in an unpacked zip of the repository
 GIT := $(shell [ -e .git ] && echo .git || git rev-parse --git-dir 2> /dev/null)
 
-.PHONY: help scm repro test fast lint mutants kills faults fuzz whole study ui docs audit licences lock clean
+.PHONY: help scm repro test fast lint mutants kills faults fuzz whole bench bench-quick study ui docs audit licences lock clean
 
 help: ## prints this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1	/'
 
 repro: scm .venv/installed ## runs the whole workflow; with RECIPE=paper, SOURCE=ilsvrc2012 or both, as a separate experiment
 	@if [ -z "$(GIT)" ]; then dvc config --local core.no_scm true
@@ -61,6 +62,12 @@ fuzz: .venv/installed ## feeds the readers 20,000 damaged files and 10,000 drawn
 whole: .venv/installed ## runs the whole workflow with each recipe at full width, and on a small set from each source
 	@pytest -n 2 --dist loadfile tests/whole --whole
 
+bench: .venv/installed benchmarks/.env/ready ## measures all speeds beside other projects'; FOLDER=a folder of JPEGs, otherwise drawn ones
+	@python -m benchmarks $(FOLDER) --peers benchmarks/.env/bin/python
+
+bench-quick: .venv/installed benchmarks/.env/ready ## the same in ten minutes on 2 cores
+	@python -m benchmarks $(FOLDER) --quick --peers benchmarks/.env/bin/python
+
 study: scm .venv/installed ## NAME=ablations: does the missing runs of a study and prints its table; ONLY="one-column no-dropout"; ON=memory
 	@python -m studies $(NAME) $(ONLY) --on $(ON)
 
@@ -85,9 +92,11 @@ audit: ## asks PyPI for advisories on the locked packages, except those that doc
 licences: .venv/installed ## writes docs/licences.csv anew: the licences that the locked packages state
 	@python docs/licences.py
 
-lock: ## writes requirements.lock anew from pyproject.toml (needs uv)
+lock: ## writes requirements.lock and that of the peers anew from pyproject.toml (needs uv)
 	@uv pip compile --generate-hashes --universal --python-version 3.11 --group dev pyproject.toml \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+	uv pip compile --generate-hashes --universal --python-version 3.11 --group peers \
+		--no-emit-index-url --no-annotate --no-header --quiet --output-file benchmarks/requirements.lock
 
 scm: # a zip of the repository has no git: said before anything is installed
 	@if [ -z "$(GIT)" ]; then
@@ -101,13 +110,20 @@ scm: # a zip of the repository has no git: said before anything is installed
 clean: ## removes the environment and work in progress, but no archive and no run
 	@rm -rf .venv work
 
-repro fast lint mutants kills faults fuzz whole study ui docs licences: .venv/ready
+repro fast lint mutants kills faults fuzz whole bench bench-quick study ui docs licences: .venv/ready
 
 .venv/ready: .venv/installed .dvc/site.pth .dvc/rwlock.py .dvc/alexnet
 	@packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	cp .dvc/rwlock.py "$$packages/alexnet_rwlock.py"
 	cp .dvc/site.pth "$$packages"
 	install -m 755 .dvc/alexnet .venv/bin/alexnet
+	touch $@
+
+# an environment of their own: their packages ask for other versions than ours
+benchmarks/.env/ready: benchmarks/requirements.lock .venv/installed
+	@echo "making benchmarks/.env: some minutes, 8 GB"
+	.venv/bin/python -m venv --clear benchmarks/.env
+	benchmarks/.env/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
 	touch $@
 
 .venv/installed: requirements.lock

@@ -44,6 +44,7 @@ import statistics
 import tempfile
 import time
 import zlib
+from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 
@@ -82,28 +83,9 @@ def main(arguments: argparse.Namespace) -> None:
     pictures, workers = read(arguments.folder, arguments.pictures), arguments.workers
     print(described(pictures), flush=True)
     print(f"{arguments.pictures:,} of them in turn, {workers} at once", flush=True)
-    for name in ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS"):
-        os.environ.pop(name, None)
-    os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
-    os.environ.update(cluster.MEMORY)  # as in the stage's workers
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
-        small, large = Path(name).absolute() / "small", Path(name).absolute() / "large"
-        # a short shard for each worker, in which it imports what it needs
-        lay_out(small, pictures, workers * WARM, workers, WARM)
-        lay_out(large, pictures, arguments.pictures, workers, SECTION.images_per_shard)
-        bare = Bare(pictures, workers)
-        with contextlib.chdir(name), cluster.connected(Machine()):
-            stage(small)
-            rounds = []
-            for number in range(1, arguments.rounds + 1):
-                rounds.append((bare.run(arguments.pictures), stage(large)))
-                (kernel, kernel_cpu), (made, made_cpu) = rounds[-1]
-                print(
-                    f"round {number}: bare {kernel:.1f} s, {kernel_cpu:.1f} s of CPU time; "
-                    f"stage {made:.1f} s, {made_cpu:.1f} s of CPU time",
-                    flush=True,
-                )
-        bare.close()
+        found = measure(Path(name).absolute(), pictures, arguments.pictures, workers, arguments.rounds)
+    rounds = list(zip(found.bare, found.stage, strict=True))
     kernel, made = (
         arguments.pictures / statistics.median(seconds for seconds, _ in side) for side in zip(*rounds, strict=True)
     )
@@ -117,8 +99,45 @@ def main(arguments: argparse.Namespace) -> None:
     print(projection(made / workers, pictures))
 
 
-def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, images_per_shard: int) -> None:
-    """Creates a working copy as it is after `download`: one archive, its index, params.yaml and machine.yaml."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Wall and CPU seconds of each round."""
+
+    bare: list[tuple[float, float]]
+    stage: list[tuple[float, float]]
+
+
+def measure(place: Path, pictures: list[bytes], count: int, workers: int, rounds: int) -> Measured:
+    """Measures bare processes and the stage in turn, on `count` pictures, in working copies below `place`."""
+    for name in ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS"):
+        os.environ.pop(name, None)
+    os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
+    os.environ.update(cluster.MEMORY)  # as in the stage's workers
+    small, large, found = place / "small", place / "large", Measured([], [])
+    # a short shard for each worker, in which it imports what it needs
+    lay_out(small, pictures, workers * WARM, workers, WARM)
+    lay_out(large, pictures, count, workers, SECTION.images_per_shard)
+    bare = Bare(pictures, workers)
+    with contextlib.chdir(place), cluster.connected(Machine()):
+        stage(small)
+        for number in range(1, rounds + 1):
+            found.bare.append(bare.run(count))
+            found.stage.append(stage(large))
+            (kernel, kernel_cpu), (made, made_cpu) = found.bare[-1], found.stage[-1]
+            print(
+                f"round {number}: bare {kernel:.1f} s, {kernel_cpu:.1f} s of CPU time; "
+                f"stage {made:.1f} s, {made_cpu:.1f} s of CPU time",
+                flush=True,
+            )
+    bare.close()
+    return found
+
+
+def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, images_per_shard: int, val: int = 0) -> None:
+    """Creates a working copy as it is after `download`: one archive, its index, params.yaml and machine.yaml.
+
+    The first `val` of the `count` pictures are for validation, the others for training.
+    """
     (folder / "data/store").mkdir(parents=True)
     (folder / "data/index").mkdir()
     rows, offset, digest = [], 0, hashlib.sha256()
@@ -127,7 +146,13 @@ def lay_out(folder: Path, pictures: list[bytes], count: int, workers: int, image
             data = pictures[number % len(pictures)]
             archive.write(data)
             digest.update(data)
-            row = {"id": f"{number:08}", "split": "train", "label": 0, "wnid": "n0", "archive": "archive"}
+            row = {
+                "id": f"{number:08}",
+                "split": "val" if number < val else "train",
+                "label": 0,
+                "wnid": "n0",
+                "archive": "archive",
+            }
             rows.append({**row, "offset": offset, "length": len(data), "crc32": zlib.crc32(data)})
             offset += len(data)
         os.fsync(archive.fileno())

@@ -73,8 +73,9 @@ def read_spec(machine: Machine) -> TrainingSpec:
     model, start = params.read("model", Model), params.read("start", Start)
     augmentation, learning = params.read("augmentation", Augmentation), params.read("learning", Learning)
     manifest, mean = artifacts.inputs(machine)
-    if manifest.rows("train") == 0:
-        raise ValueError("data/shards has no training picture. Run: dvc repro --force --single-item resize")
+    for split, kind in (("train", "training"), ("val", "validation")):
+        if manifest.rows(split) == 0:
+            raise ValueError(f"data/shards has no {kind} picture. Run: dvc repro --force --single-item resize")
     return TrainingSpec(
         model=model,
         start=start,

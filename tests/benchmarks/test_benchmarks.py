@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import rows, turns
 from tests.pipeline.inference.test_predictor import model
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +116,65 @@ def test_step_prints_a_rate_for_each_recipe_and_precision(tmp_path: Path) -> Non
     assert "batches of 2, 2 rounds of 1 steps" in text
     for recipe in ("paper", "caffe"):
         assert number(rf"{recipe} bfloat16 +([\d,.]+) images/s \(.* of the floor's ", text) > 0
+
+
+@pytest.mark.slow
+def test_feeding_prints_a_rate_for_ours_and_the_peer_and_their_ratio(folder: Path, tmp_path: Path) -> None:
+    text = printed("feeding.py", str(folder), "--pictures", "40", "--rounds", "2", "--threads", "1", where=tmp_path)
+    assert text.startswith("40 pictures of 256 × 256 an epoch, batches of 128, 1 threads each\n")
+    for name in ("ours", "imagefolder"):
+        assert number(rf"(?m)^{name} +([\d,]+) pictures/s, +[\d,]+ MiB$", text) > 0
+    assert number(r"ours is ([\d.]+) times as fast as imagefolder \(2 rounds; [\d.]+ to [\d.]+\)", text) > 0
+
+
+@pytest.mark.slow
+def test_training_prints_which_share_of_its_bare_step_each_placement_reaches(folder: Path, tmp_path: Path) -> None:
+    text = printed("training.py", str(folder), "--pictures", "40", "--rounds", "1", where=tmp_path)
+    for name in ("columns", "one"):
+        assert number(rf"train, placement {name}, reaches ([\d.]+)% of its bare step \(1 rounds", text) > 0
+
+
+@pytest.mark.slow
+def test_all_of_them_make_one_table_and_a_file_with_a_row_for_each_target(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "resize", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (row,) = json.loads(out.read_text())
+    assert set(row) == {"name", "ours", "peer", "ratio", "target", "low", "high", "unit", "limit", "machine"}
+    assert row["low"] <= row["ratio"] <= row["high"]
+    assert row["target"] == 0.9
+    assert f"| {row['name']} | {row['ours']:,.0f} | {row['peer']:,.0f} | {row['ratio']:.2f} |" in done.stdout
+
+
+def test_a_ratio_is_taken_within_a_round_and_a_verdict_says_by_how_much_it_falls_short() -> None:
+    made = rows.row("a", [100.0, 30.0, 90.0], [50.0, 10.0, 60.0], target=4.0)
+    assert (made.ours, made.peer) == (90.0, 50.0)
+    assert (made.ratio, made.low, made.high) == (2.0, 1.5, 3.0)
+    assert made.verdict == "50% short"
+    assert rows.row("b", [2.0], [1.0], target=2.0).verdict == "met"
+    lost = rows.missing("c", "no GPU here", 4.0)
+    assert lost.verdict == "not measured"
+    assert rows.table([lost]).splitlines()[-1] == "| c |  |  |  |  | 4.00 | not measured; no GPU here |"
+
+
+@pytest.mark.slow
+def test_contenders_take_turns_and_one_that_fails_is_left_out_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = tmp_path / "order"
+    write = f"open({str(order)!r}, 'a').write(sys.argv[1])"
+    program = f"from benchmarks.turns import work; import sys; work(lambda: {write} and int(sys.argv[2]))"
+    here = {"PYTHONPATH": str(ROOT)}
+    good = [turns.Contender(name, [sys.executable, "-c", program, name, "3"], tmp_path, here) for name in ("a", "b")]
+    bad = turns.Contender("bad", [sys.executable, "-c", "raise SystemExit('no such library')"], tmp_path, here)
+    with turns.ready([*good, bad]) as there:
+        assert [each.name for each in there] == ["a", "b"]
+        found = turns.rounds(there, 2)
+    said = capsys.readouterr().err
+    assert said.startswith("left out: bad ended")
+    assert "no such library" in said
+    assert {name: [turn.count for turn in each] for name, each in found.items()} == {"a": [3, 3], "b": [3, 3]}
+    assert order.read_text() == "ba" + "ab" + "ba", "the first one alternates"
 
 
 @pytest.mark.slow

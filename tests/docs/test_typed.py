@@ -77,12 +77,20 @@ def make(folder: Path, words: str) -> list[str]:
     for name in ("python", "dvc", "pytest", "ruff", "mypy", "lint-imports", "sphinx-build"):
         (programs / name).write_text(f'#!/bin/sh\necho "{name} $@"\n')
         (programs / name).chmod(0o755)
-    for name in (".dvc/site.pth", ".dvc/rwlock.py", ".dvc/alexnet", "requirements.lock"):
+    for name in (
+        ".dvc/site.pth",
+        ".dvc/rwlock.py",
+        ".dvc/alexnet",
+        "requirements.lock",
+        "benchmarks/requirements.lock",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
         os.utime(folder / name, (0, 0))
     for name in ("installed", "ready"):
         (folder / ".venv" / name).touch()
+    (folder / "benchmarks/.env").mkdir(exist_ok=True)
+    (folder / "benchmarks/.env/ready").touch()
     (folder / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8"))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
@@ -105,6 +113,7 @@ def test_what_make_runs_is_run_by_ci_or_by_a_test_below() -> None:
     tested = {
         "dvc repro": "dvc repro",
         "python -m studies": "python -m studies NAME",
+        "python -m benchmarks": "python -m benchmarks",
         "python -m pipeline run --recipe": "alexnet run --recipe paper",
         "python -m pipeline run --source": "alexnet run --source pets",
     }

@@ -228,13 +228,14 @@ def test_the_machine_and_the_way_a_number_is_written_make_no_other_run(here: Pat
     assert train.read_spec(Machine()).fingerprint == ours
 
 
-def test_without_training_pictures_nothing_begins(here: Path) -> None:
+@pytest.mark.parametrize(("split", "kind"), [("train", "training"), ("val", "validation")])
+def test_without_pictures_of_both_kinds_nothing_begins(here: Path, split: str, kind: str) -> None:
     manifest = train.read_spec(Machine()).manifest
-    rows = manifest.rows("val")
-    empty = dataclasses.replace(manifest, shards={**manifest.shards, "train": ()}, indexed=rows, rejected=0)
+    rows = sum(manifest.rows(each) for each in ("train", "val") if each != split)
+    empty = dataclasses.replace(manifest, shards={**manifest.shards, split: ()}, indexed=rows, rejected=0)
     (here / "data/shards/manifest.json").write_text(empty.to_json())
     digests.seal(here / "data/shards")
-    with pytest.raises(ValueError, match="no training picture"):
+    with pytest.raises(ValueError, match=f"no {kind} picture"):
         train.read_spec(Machine())
 
 
