@@ -31,7 +31,7 @@ AHEAD, AHEAD_MADE = 3, 2
 
 
 SHARES = 8
-"""Of a batch for each decoding thread: a task for each picture costs a tenth of the time, one share a wait for the slowest."""
+"""Shares of a batch for each decoding thread: a task for each picture costs more, and one share waits for the slowest."""
 
 
 @dataclass(frozen=True, slots=True)
