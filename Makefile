@@ -32,7 +32,7 @@ repro: scm .venv/installed ## runs the whole workflow; with RECIPE=paper, SOURCE
 	@if [ -z "$(GIT)" ]; then dvc config --local core.no_scm true
 	elif grep -qs no_scm .dvc/config.local; then dvc config --local --unset core.no_scm; fi
 	if [ -n "$(RECIPE)$(SOURCE)" ]; then python -m pipeline run $(addprefix --recipe ,$(RECIPE)) $(addprefix --source ,$(SOURCE))
-	else dvc repro && dvc metrics show; fi
+	else dvc repro && { python -m pipeline runs --last 5 || true; }; fi
 
 test: lint ## runs lint and all tests, in two processes
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -13,6 +13,14 @@ def better(apart: float) -> str:
     return "as good as" if same else "better than" if apart < 0 else "worse than"
 
 
+def guessing(run: MeasuredRun) -> str:
+    """Words for a run whose interval reaches the error of guessing; empty for another run, or if that is not known."""
+    rate, classes = run.rate(), run.tested.classes
+    if rate is None or rate.interval is None or not classes or rate.interval[1] < 1 - 1 / classes:
+        return ""
+    return f"cannot be told from guessing among {classes:,} classes, which errs by {100 * (1 - 1 / classes):.4g} %"
+
+
 def beside(run: MeasuredRun, other: MeasuredRun) -> str:
     """Better, worse or as good as another run, by how much, and whether their intervals overlap; or why they are not compared."""
     mine, theirs = run.rate(), other.rate()

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from alexnet.names import cut
 from pipeline.comparing import answers, find, layout
 from pipeline.comparing.answers import McNemar
-from pipeline.comparing.beside import better
+from pipeline.comparing.beside import better, guessing
 from pipeline.comparing.groups import UNKNOWN, Group, differing, grouped, word
 from pipeline.comparing.layout import Figure, Part, Table, Words
 from pipeline.comparing.measured import VIEWS, MeasuredRun
@@ -123,7 +123,7 @@ def difference(first: Group, group: Group) -> tuple[str, str]:
 def verdicts(groups: Sequence[Group], tests: Sequence[tuple[str, McNemar]]) -> list[str]:
     """A sentence for each group after the first: better or worse, and whether that is more than chance."""
     first, by_name = groups[0], dict(tests)
-    lines = []
+    lines = [f"{group.name} {words}." for group in groups if (words := guessing(group.first))]
     for group in groups[1:]:
         if why := comparable(first, group):
             lines.append(f"{group.name}: {why}.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from alexnet.names import cut
 from pipeline.comparing import comparison, layout, logged
-from pipeline.comparing.beside import beside, better
+from pipeline.comparing.beside import beside, better, guessing
 from pipeline.comparing.groups import UNKNOWN, differing, word
 from pipeline.comparing.layout import Table, Words
 from pipeline.comparing.measured import SEED, MeasuredRun, Rate
@@ -99,6 +99,8 @@ def verdict(listed: Sequence[MeasuredRun], champions: Sequence[tuple[MeasuredRun
     else:
         lines = []
     lines.append(f"{newest.name}: top-1 error {newest.rate()} %, top-5 error {newest.rate(5)} %.")
+    if words := guessing(newest):
+        lines.append(f"It {words}.")
     before = next((run for run in older if run.rate() is not None), None)
     lines.append(f"The run before: {beside(newest, before)}" if before else "No earlier run in this list has errors.")
     for champion, model in champions:

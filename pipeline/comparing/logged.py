@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.comparing import measured, outs
 from pipeline.comparing.measured import Cost, MeasuredRun, PictureSet, Rate
-from pipeline.runtime import git, machines, owner
+from pipeline.runtime import git, machines, owner, run_record
 from pipeline.tracking import runs
 
 Record = Mapping[str, Any]
@@ -131,6 +131,9 @@ def _state(record: Record, evaluated: bool) -> str:
 
 def _cost(record: Record) -> Cost:
     minutes = (record["end"] - record["start"]) / 60_000 if record["end"] and record["start"] else None
+    if fingerprint := record["tags"].get("fingerprint"):  # a stage that was run again later is part of MLflow's time
+        trained = run_record.read(machines.runs(machines.read()) / fingerprint)
+        minutes = trained.seconds / 60 if trained else minutes
     rate = record["metrics"].get("train/images_per_second")
     tags = record["tags"]
     machine = ", ".join(filter(None, (tags.get("host", ""), tags.get("gpu", ""))))

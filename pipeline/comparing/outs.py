@@ -15,9 +15,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.comparing import measured
-from pipeline.comparing.measured import MeasuredRun, PictureSet, Points
+from pipeline.comparing.measured import Cost, MeasuredRun, PictureSet, Points
 from pipeline.evaluation.trained import METRICS, OUT
-from pipeline.runtime import documents, git, revisions
+from pipeline.runtime import digests, documents, git, machines, revisions, run_record
 from pipeline.shards.manifest import MANIFEST, Manifest
 
 EXPERIMENT = "DVC experiment"
@@ -32,7 +32,22 @@ def here(folder: Path, name: str = "") -> MeasuredRun:
     file = folder / OUT / "predictions.parquet"
     run = _run(name or folder.resolve().name, "working copy", partial(_file, folder))
     commit = git.commit() if folder.resolve() == Path.cwd().resolve() else ""
+    run = dataclasses.replace(run, **_trained(folder))
     return dataclasses.replace(run, commit=commit, predictions=(lambda: file.open("rb")) if file.exists() else None)
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    """Date, fingerprint and cost of the training that made data/model.pt, as far as the runs' folder has its record."""
+    model = folder / "data/model.pt"
+    if not model.is_file():
+        return {}
+    digest = digests.of(model)
+    for file in machines.runs(machines.read()).glob(f"*/{run_record.FILE}"):
+        if record := run_record.read(file.parent, digest):
+            machine = ", ".join(filter(None, (str(record.facts.get(name) or "") for name in ("host", "gpu"))))
+            cost = Cost(minutes=record.seconds / 60, images_per_second=record.images_per_second, machine=machine)
+            return {"date": record.began, "fingerprint": file.parent.name, "cost": cost}
+    return {}
 
 
 def revision(name: str, commit: str) -> MeasuredRun:

@@ -75,6 +75,8 @@ def running(network: Found, host: str, port: int, replicas: int, cpus: float, gp
             _wait()
         yield
     finally:
+        # Ray prints as a fault that the app's controller ends when it is told to
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 

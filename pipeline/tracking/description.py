@@ -118,8 +118,10 @@ def run_name(section: Mapping[str, Any]) -> str:
     """A name that a person recognizes: the experiment or the source, what differs from the commit, and the seed.
 
     Such as `sample, learning.rate 0.02, seed 0`. `section`: the run's parameters, nested; if it has no `learning`, the seed is
-    that of params.yaml.
+    that of params.yaml. An ensemble is named after its `members`.
     """
+    if members := section.get("members"):
+        return cut(redaction.redact(f"ensemble of {', '.join(map(str, members))}"), LONGEST)
     here = params.load(params.PARAMS) if params.PARAMS.exists() else {}
     name = os.environ.get("DVC_EXP_NAME") or here.get("source", {}).get("name") or "alexnet"
     changed = [f"{key} {value}" for key, value in _changed(here).items() if key != "learning.seed"]

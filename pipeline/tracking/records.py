@@ -26,9 +26,9 @@ Record = dict[str, Any]
 
 
 def last(client: MlflowClient, experiment: str, number: int) -> list[Record]:
-    """The newest runs of an experiment, newest first, and the champions wherever they are, without curves."""
+    """The newest trainings of an experiment, newest first, and the champions wherever they are, without curves; no ensembles."""
     champions = _champions(client)
-    runs = _search(client, experiment, "", number)
+    runs = _search(client, experiment, "tags.stage != 'ensemble'", number)
     listed = {run.info.run_id for run in runs}
     for run_id in champions.keys() - listed:
         with suppress(MlflowException):  # a deleted run leaves its model

@@ -82,7 +82,11 @@ def publish(
         model = _served(client, run_id, about) or serve(client, run_id, weights, about, working)
         with contextlib.redirect_stderr(io.StringIO()):  # the stage prints the version itself
             version = mlflow.register_model(model, name, tags=dict(tags)).version
-    aliases, why = deserved(tags, _champion(client, name))
+    champion = _champion(client, name)
+    if champion and (champion["version"], champion["manifest"]) == (str(version), tags["manifest"]):
+        aliases, why = ["candidate", "champion"], ""  # measured again
+    else:
+        aliases, why = deserved(tags, champion)
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
     return Published(aliases, f"{name} version {version}: {why}" if why else "", str(version), _model_id(model))
@@ -231,7 +235,7 @@ def _champion(client: MlflowClient, name: str) -> dict[str, Any] | None:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise  # the server did not answer, so there may be one
         return None
-    return {"manifest": "", "top1_error": "nan", **version.tags}
+    return {"manifest": "", "top1_error": "nan", **version.tags, "version": str(version.version)}
 
 
 def _requirements(kind: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import html.parser
 import io
 import json
@@ -23,6 +24,7 @@ from pipeline.comparing.answers import McNemar
 from pipeline.comparing.groups import Group, grouped
 from pipeline.comparing.measured import Cost, MeasuredRun, PictureSet, Rate
 from pipeline.evaluation import mistakes, vectors
+from pipeline.runtime import run_record
 from tests.names import NASTY
 
 ROOT = Path(__file__).parents[3]
@@ -322,6 +324,21 @@ def test_a_working_copy_has_the_parameters_that_it_ran_with(tmp_path: Path) -> N
     rate = found.rate()
     assert rate is not None
     assert rate.interval == pytest.approx((metrics["ten_views"]["top1_low"], metrics["ten_views"]["top1_high"]))
+
+
+def test_a_working_copy_has_the_cost_of_the_training_that_made_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/model.pt").write_bytes(b"network")
+    for name, model, seconds in (("other", b"another", 60.0), ("own", b"network", 90.0)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        run_record.append(folder, "began", {"at": "2026-11-27T03:04:05+00:00", "host": "node"})
+        run_record.append(folder, "ended", {"seconds": seconds, "model": hashlib.sha256(model).hexdigest()})
+    found = copied(tmp_path, LOCK.replace("NEW", "OLD"))
+    assert (found.cost.minutes, found.fingerprint, found.date) == (1.5, "own", "2026-11-27T03:04:05+00:00")
 
 
 def test_errors_of_an_earlier_network_are_not_those_of_this_one(tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ def test_the_paper_is_beside_a_run_only_if_it_tested_the_paper_s_pictures(change
     assert "40.7" not in said
 
 
+@pytest.mark.parametrize(("error", "guesses"), [(0.9989, True), (0.9991, True), (0.99, False)])
+def test_a_network_that_learned_nothing_is_called_that(error: float, guesses: bool) -> None:
+    words = "It cannot be told from guessing among 1,000 classes, which errs by 99.9 %."
+    one, other = run("new", error), run("before", 0.4, params={"learning.seed": 0, "learning.rate": 0.02})
+    assert (words in listing.verdict([one, other], [])) == guesses
+    said = comparison.verdicts(groups.grouped([other, one]), [])
+    assert (f"new {words[3:]}" in said) == guesses
+
+
 def test_runs_of_other_pictures_are_not_compared() -> None:
     other = run("before", tested=dataclasses.replace(PHOTOGRAPHS, manifest="other"))
     lines = listing.verdict([run("new"), other], [(other, "alexnet")])
@@ -176,10 +185,17 @@ def test_runs_come_back_as_they_were_logged(
     assert "<svg" in (logs / "page.html").read_text() and "learning.rate" in (logs / "page.md").read_text()
     listing.runs(4)
     said = capsys.readouterr().out
+    said_before = said
     assert "as good as" in said and "a program drew the pictures" in said
     listing.runs(2, as_json=True)
     assert [each["state"] for each in json.loads(capsys.readouterr().out)["runs"]] == [each.state for each in found[:2]]
     assert {file: file.read_bytes() for file in before} == before, "reading has written"
+    with runs.run(Machine(), "e" * 16, {"members": ["a", "HEAD"]}, None, "ensemble", adopt=True) as record:
+        record.score({"ten_views/top1_error": 0.125})
+    listing.runs(4)
+    after = capsys.readouterr().out
+    assert "ensemble" not in after, "it is no training"
+    assert after.split("The last run")[1].splitlines()[1:] == said_before.split("The last run")[1].splitlines()[1:]
 
 
 def test_where_nothing_was_logged_nothing_is_made(

@@ -45,6 +45,7 @@ def test_a_run_is_called_by_its_pictures_its_seed_and_what_differs_from_the_comm
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert name(seed=0) == "sample, seed 0"
+    assert description.run_name({"members": ["a", "HEAD"], "weights": [1, 1]}) == "ensemble of a, HEAD"
     assert description.run_name({"results": {"split": "val"}}) == "sample, seed 0", "evaluate reads no learning"
     (here / "params.yaml").write_text(
         "source: {name: sample}\nlearning: {rate: 0.02, seed: 3}\nmodel: {dropout: none}\n"
