@@ -331,14 +331,19 @@ def test_a_working_copy_has_the_cost_of_the_training_that_made_its_network(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/model.pt").write_bytes(b"network")
-    for name, model, seconds in (("other", b"another", 60.0), ("own", b"network", 90.0)):
+    trained = {"one": (b"network", 60.0), "two": (b"another", 90.0)}
+    for name, (model, seconds) in trained.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         run_record.append(folder, "began", {"at": "2026-11-27T03:04:05+00:00", "host": "node"})
         run_record.append(folder, "ended", {"seconds": seconds, "model": hashlib.sha256(model).hexdigest()})
-    found = copied(tmp_path, LOCK.replace("NEW", "OLD"))
-    assert (found.cost.minutes, found.fingerprint, found.date) == (1.5, "own", "2026-11-27T03:04:05+00:00")
+    for name, (model, seconds) in trained.items():
+        (tmp_path / "data/model.pt").write_bytes(model)
+        found = copied(tmp_path, LOCK.replace("NEW", "OLD"))
+        assert (found.cost.minutes, found.fingerprint) == (seconds / 60, name)
+        assert found.date == "2026-11-27T03:04:05+00:00"
+    (tmp_path / "data/model.pt").write_bytes(b"a third")
+    assert copied(tmp_path, LOCK.replace("NEW", "OLD")).cost.minutes is None
 
 
 def test_errors_of_an_earlier_network_are_not_those_of_this_one(tmp_path: Path) -> None:
