@@ -25,6 +25,9 @@ if __name__ == "__main__":  # before the slow imports
     )
     parser.add_argument("folder", type=usage.existing_path, nargs="?", default=None)
     parser.add_argument("--quick", action="store_true", help="fewer rounds of fewer pictures")
+    parser.add_argument(
+        "--pictures", type=int, default=None, help="of feeding, resize and train, in place of thousands"
+    )
     parser.add_argument("--peers", type=usage.existing_path, default=None, help="a Python that has the peers' packages")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these comparisons")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"))
@@ -79,7 +82,8 @@ def drawn(count: int) -> list[bytes]:
 def of_feeding(place: Path, pictures: Sequence[bytes], arguments: argparse.Namespace) -> list[Row]:
     """Our loader beside the others'."""
     threads = len(os.sched_getaffinity(0))
-    feeding.prepare(place, list(pictures), 1500 if arguments.quick else 6000, threads)
+    count = arguments.pictures or (1500 if arguments.quick else 6000)
+    feeding.prepare(place, list(pictures), count, threads)
     turned = feeding.compare(place, arguments.peers, 2 if arguments.quick else 5, threads)
     ours = [turn.rate for turn in turned[feeding.OURS]]
     found = []
@@ -96,6 +100,7 @@ def of_feeding(place: Path, pictures: Sequence[bytes], arguments: argparse.Names
 def of_resize(place: Path, pictures: Sequence[bytes], arguments: argparse.Namespace) -> list[Row]:
     """The stage beside as many bare processes of its kernel."""
     count, turns = (2000, 2) if arguments.quick else (8000, 5)
+    count = arguments.pictures or count
     measured = stage.measure(place, list(pictures), count, len(os.sched_getaffinity(0)), turns)
     made, kernels = ([count / seconds for seconds, _ in side] for side in (measured.stage, measured.bare))
     return [rows.row("resize, beside bare processes of its kernel", made, kernels, target=0.9)]
@@ -115,7 +120,8 @@ def of_step(place: Path, pictures: Sequence[bytes], arguments: argparse.Namespac
 
 def of_train(place: Path, pictures: Sequence[bytes], arguments: argparse.Namespace) -> list[Row]:
     """`train` from shards beside its own bare step."""
-    turned = training.compare(place, list(pictures), 600 if arguments.quick else 1500, 2 if arguments.quick else 4)
+    count = arguments.pictures or (600 if arguments.quick else 1500)
+    turned = training.compare(place, list(pictures), count, 2 if arguments.quick else 4)
     bare = turned.pop(training.BARE)
     return [
         rows.row(f"train, placement {name}, beside its bare step", rates, bare, target=0.9)

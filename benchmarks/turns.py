@@ -92,12 +92,14 @@ class Contender:
     def close(self) -> None:
         """Ends it."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
         self._process.kill()
         self._process.wait()
+        self._process.stdout.close()
 
 
 @contextlib.contextmanager

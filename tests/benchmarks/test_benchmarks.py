@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from benchmarks import rows, turns
-from tests.pipeline.inference.test_predictor import model
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,16 +127,20 @@ def test_feeding_prints_a_rate_for_ours_and_the_peer_and_their_ratio(folder: Pat
 
 
 @pytest.mark.slow
-def test_training_prints_which_share_of_its_bare_step_each_placement_reaches(folder: Path, tmp_path: Path) -> None:
-    text = printed("training.py", str(folder), "--pictures", "40", "--rounds", "1", where=tmp_path)
-    for name in ("columns", "one"):
-        assert number(rf"train, placement {name}, reaches ([\d.]+)% of its bare step \(1 rounds", text) > 0
-
-
-@pytest.mark.slow
 def test_all_of_them_make_one_table_and_a_file_with_a_row_for_each_target(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "resize", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "--quick",
+        "--only",
+        "resize",
+        "--pictures",
+        "100",
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     (row,) = json.loads(out.read_text())
     assert set(row) == {"name", "ours", "peer", "ratio", "target", "low", "high", "unit", "limit", "machine"}
@@ -175,21 +178,6 @@ def test_contenders_take_turns_and_one_that_fails_is_left_out_with_its_reason(
     assert "no such library" in said
     assert {name: [turn.count for turn in each] for name, each in found.items()} == {"a": [3, 3], "b": [3, 3]}
     assert order.read_text() == "ba" + "ab" + "ba", "the first one alternates"
-
-
-@pytest.mark.slow
-def test_serve_prints_the_rates_of_all_servers_and_their_ratios(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(model())
-    arguments = ("--model", str(tmp_path / "model.pt"), "--pictures", "4", "--clients", "2", "--rounds", "1")
-    ours = ("alexnet serve", "alexnet serve --replicas")
-    text = printed("serve.py", str(folder), *arguments, where=tmp_path)
-    for name in (*ours, "mlflow models serve"):
-        assert number(rf"{name}, 2 at a time: ([\d.]+) requests a second, median [\d.]+ s, p99 [\d.]+ s", text) > 0
-    for name in ours:
-        ratio = (
-            rf"(?m)^{name}, 2 at a time: ([\d.]+) times as many requests as mlflow models serve \(median of 1 rounds"
-        )
-        assert number(ratio, text) > 0
 
 
 @pytest.mark.slow
