@@ -34,9 +34,11 @@ if __name__ == "__main__":  # before the slow imports
     parser.parse_args()
 
 import io
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import get_args
 
 import numpy as np
@@ -52,20 +54,28 @@ DRAWN = 200
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the comparisons, prints the table, and writes the rows."""
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        pictures = kernel.read(arguments.folder, 3000) if arguments.folder else drawn(DRAWN)
-        print(rows.machine(), flush=True)
-        print(kernel.described(pictures), flush=True)
-        found: list[Row] = []
-        for part in arguments.only:
-            began = time.monotonic()
-            (place / part).mkdir()
-            found += COMPARISONS[part](place / part, pictures, arguments)
-            print(f"{part}: {time.monotonic() - began:,.0f} s", file=sys.stderr, flush=True)
+    print(rows.machine(), flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        found = [row for part in arguments.only for row in measured(part, Path(place) / part, arguments)]
     rows.write(found, arguments.out)
     print(rows.table(found))
     print(f"{arguments.out}: {len(found)} rows")
+
+
+def measured(part: str, place: Path, arguments: argparse.Namespace) -> list[Row]:
+    """The rows of a comparison, made in a process of its own: Ray starts once in a process."""
+    place.mkdir()
+    began, context = time.monotonic(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as process:
+        found = process.submit(compare, part, place, arguments).result()
+    print(f"{part}: {time.monotonic() - began:,.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def compare(part: str, place: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Makes a comparison."""
+    pictures = kernel.read(arguments.folder, 3000) if arguments.folder else drawn(DRAWN)
+    return COMPARISONS[part](place, pictures, arguments)
 
 
 def drawn(count: int) -> list[bytes]:

@@ -75,7 +75,11 @@ def predict(
     if json:
         about = {"model": network.where, "run": predictor.fingerprint, "views": views, "rejected": rejected}
         _write_json(json, answers.to_json(replies, about | {"passed_over": found.leftovers}))
-    _sum_up(len(replies) - rejected, rejected, found.leftovers, quiet=json == STDIN)
+    quiet = json == STDIN
+    _sum_up(len(replies) - rejected, rejected, found.leftovers, quiet=quiet)
+    written = [str(place) for place in (csv, json, explain) if place is not None and str(place) != STDIN]
+    if written and not quiet and not os.environ.get("ALEXNET_QUIET"):
+        say(f"predict: written: {', '.join(map(shown, written))}", to=sys.stderr)
     return REJECTED if rejected else 0
 
 

@@ -228,9 +228,12 @@ def test_what_cannot_be_asked_is_said_before_any_work(here: Path) -> None:
         program.predict(["a"], parquet="t.parquet", similar=3)
 
 
-def test_grad_cam_is_written_for_each_picture_that_has_an_answer(here: Path) -> None:
+def test_grad_cam_is_written_for_each_picture_that_has_an_answer(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(here, {"a b.png": original(1), "../a b.png": original(2), "no.png": b""})
     program.predict(["a b.png", "no.png", "../a b.png"], explain=Path("why"))
+    assert capsys.readouterr().err.splitlines()[-1] == "predict: written: why"
     figures = sorted((here / "why").iterdir())
     assert [file.name for file in figures] == ["0001-a_b.png", "0002-a_b.png"]
     assert all(Image.open(io.BytesIO(file.read_bytes())).size[0] > 200 for file in figures)
