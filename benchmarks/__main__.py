@@ -34,11 +34,10 @@ if __name__ == "__main__":  # before the slow imports
     parser.parse_args()
 
 import io
-import multiprocessing
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import get_args
 
 import numpy as np
@@ -54,22 +53,27 @@ DRAWN = 200
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the comparisons, prints the table, and writes the rows."""
-    print(rows.machine(), flush=True)
     with tempfile.TemporaryDirectory() as place:
-        found = [row for part in arguments.only for row in measured(part, Path(place) / part, arguments)]
+        if len(arguments.only) == 1:
+            found = compare(arguments.only[0], Path(place), arguments)
+        else:
+            found = [row for part in arguments.only for row in in_a_process(part, Path(place), arguments)]
     rows.write(found, arguments.out)
+    print(rows.machine())
     print(rows.table(found))
     print(f"{arguments.out}: {len(found)} rows")
 
 
-def measured(part: str, place: Path, arguments: argparse.Namespace) -> list[Row]:
-    """The rows of a comparison, made in a process of its own: Ray starts once in a process."""
-    place.mkdir()
-    began, context = time.monotonic(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as process:
-        found = process.submit(compare, part, place, arguments).result()
+def in_a_process(part: str, place: Path, arguments: argparse.Namespace) -> list[Row]:
+    """The rows of a comparison, made by this program in a process of its own: Ray starts once in a process."""
+    out, began = place / f"{part}.json", time.monotonic()
+    words = [str(arguments.folder.absolute())] if arguments.folder else []
+    words += ["--quick"] * arguments.quick + (["--pictures", str(arguments.pictures)] if arguments.pictures else [])
+    words += ["--peers", str(arguments.peers.absolute())] if arguments.peers else []
+    command = [sys.executable, "-m", "benchmarks", *words, "--only", part, "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     print(f"{part}: {time.monotonic() - began:,.0f} s", file=sys.stderr, flush=True)
-    return found
+    return rows.read(out)
 
 
 def compare(part: str, place: Path, arguments: argparse.Namespace) -> list[Row]:

@@ -91,6 +91,11 @@ def write(rows: Sequence[Row], file: Path) -> None:
     file.write_text(json.dumps([asdict(each) for each in rows], indent=1) + "\n")
 
 
+def read(file: Path) -> list[Row]:
+    """The rows of a results.json."""
+    return [Row(**each) for each in json.loads(file.read_text())]
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
