@@ -71,7 +71,9 @@ def in_a_process(part: str, place: Path, arguments: argparse.Namespace) -> list[
     words += ["--quick"] * arguments.quick + (["--pictures", str(arguments.pictures)] if arguments.pictures else [])
     words += ["--peers", str(arguments.peers.absolute())] if arguments.peers else []
     command = [sys.executable, "-m", "benchmarks", *words, "--only", part, "--out", str(out)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    if ended:
+        return [rows.missing(part, f"its program ended with code {ended}; what it said is above the table")]
     print(f"{part}: {time.monotonic() - began:,.0f} s", file=sys.stderr, flush=True)
     return rows.read(out)
 

@@ -37,7 +37,7 @@ import contextlib
 import io
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow.parquet as pq
 
@@ -85,15 +85,26 @@ def main(arguments: argparse.Namespace) -> None:
             print(f"ours is {ratio.median:.2f} times as fast as {name} ({spread})")
 
 
-def prepare(place: Path, pictures: list[bytes], count: int, workers: int, val: int = 0) -> None:
-    """Writes `place`/data/shards by the stage `resize`, and its training pictures as files below `place`/files."""
+def prepare(
+    place: Path,
+    pictures: list[bytes],
+    count: int,
+    workers: int,
+    val: int = 0,
+    stages: Sequence[Callable[[], None]] = (resize.run,),
+) -> None:
+    """Writes `place`/data/shards by the stage `resize`, and its training pictures as files below `place`/files.
+
+    `stages` run one after another on one Ray, which starts once in a process.
+    """
     for name in ("ALEXNET_MACHINE", "DVC_ROOT", "RAY_ADDRESS"):
         os.environ.pop(name, None)
     os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
     stage.lay_out(place, pictures, val + count, workers, 500, val)
     quiet = contextlib.redirect_stderr(io.StringIO())
     with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()), quiet, cluster.connected(Machine()):
-        resize.run()
+        for run in stages:
+            run()
     (place / "files/n0").mkdir(parents=True)
     for shard in sorted((place / "data/shards").glob("train-*.parquet")):
         for row in pq.read_table(shard, columns=["id", "image"]).to_pylist():

@@ -26,8 +26,6 @@ if __name__ == "__main__":  # before the slow imports
     parser.add_argument("--rounds", type=int, default=4)
     parser.parse_args()
 
-import contextlib
-import io
 import shutil
 import statistics
 import subprocess
@@ -38,9 +36,8 @@ from ruamel.yaml import YAML
 from benchmarks import feeding, turns
 from benchmarks.kernel import read
 from benchmarks.turns import Contender
-from pipeline import mean
+from pipeline import mean, resize
 from pipeline.runtime import cluster, params, run_record
-from pipeline.runtime.machines import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,13 +73,11 @@ def main(arguments: argparse.Namespace) -> None:
 
 def compare(place: Path, pictures: list[bytes], count: int, rounds: int) -> dict[str, list[float]]:
     """Pictures per second of the bare step and of each placement, one for each round."""
-    feeding.prepare(place, pictures, count, len(os.sched_getaffinity(0)), VALIDATION)
+    cores = len(os.sched_getaffinity(0))
+    feeding.prepare(place, pictures, count, cores, VALIDATION, (resize.run, mean.run))
     document = params.load(ROOT / "params.yaml")
     document["learning"] |= {"epochs": EPOCHS, "rate_falls": []}
     YAML().dump({name: document[name] for name in SECTIONS}, place / "params.yaml")
-    quiet = contextlib.redirect_stderr(io.StringIO())
-    with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()), quiet, cluster.connected(Machine()):
-        mean.run()
     environment = {"PYTHONPATH": str(ROOT), **cluster.MEMORY}
     command = [sys.executable, "-m", "benchmarks.training_bare", str(place)]
     found: dict[str, list[float]] = {name: [] for name in (BARE, *PLACEMENTS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -158,6 +159,16 @@ def test_a_ratio_is_taken_within_a_round_and_a_verdict_says_by_how_much_it_falls
     lost = rows.missing("c", "no GPU here", 4.0)
     assert lost.verdict == "not measured"
     assert rows.table([lost]).splitlines()[-1] == "| c |  |  |  |  | 4.00 | not measured; no GPU here |"
+
+
+@pytest.mark.slow
+def test_a_comparison_whose_program_ends_is_a_row_and_the_others_stay(tmp_path: Path) -> None:
+    from benchmarks.__main__ import in_a_process
+
+    arguments = argparse.Namespace(folder=None, quick=True, pictures=None, peers=None)
+    (row,) = in_a_process("no such comparison", tmp_path, arguments)
+    assert (row.name, row.verdict) == ("no such comparison", "not measured")
+    assert row.limit.startswith("its program ended with code 2")
 
 
 @pytest.mark.slow
