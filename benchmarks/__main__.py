@@ -16,13 +16,13 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import usage
 
     PARTS = ("feeding", "resize", "step", "train")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usage.parser_at(__file__, "python -m benchmarks")
     parser.add_argument("folder", type=usage.existing_path, nargs="?", default=None)
     parser.add_argument("--quick", action="store_true", help="fewer rounds of fewer pictures")
     parser.add_argument(

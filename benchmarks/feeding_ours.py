@@ -1,10 +1,24 @@
-"""Our side of benchmarks/feeding.py: the loader of `train`, on a CPU, with the recipe of 2012."""
+"""Our side of benchmarks/feeding.py: the loader of `train`, on a CPU, with the recipe of 2012
+
+Run:    python benchmarks/feeding_ours.py FOLDER THREADS, by benchmarks/feeding.py: an epoch for each line of standard input
+"""
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before the slow imports
+    from pipeline.runtime import usage
+
+    parser = usage.parser_at(__file__, "python benchmarks/feeding_ours.py")
+    parser.add_argument("folder", type=usage.existing_path, help="a working copy with shards")
+    parser.add_argument("threads", type=int, help="that decode")
+    parser.parse_args()
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -46,4 +60,5 @@ def main(folder: Path, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    arguments = parser.parse_args()
+    main(arguments.folder, arguments.threads)

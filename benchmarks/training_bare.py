@@ -1,11 +1,24 @@
-"""The bare step beside `train` in benchmarks/training.py: one process with all threads, and pictures that are decoded already."""
+"""The bare step beside `train` in benchmarks/training.py: one process with all threads, and pictures that are decoded already
+
+Run:    python benchmarks/training_bare.py FOLDER, by benchmarks/training.py: an epoch for each line of standard input
+"""
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import chdir
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+if __name__ == "__main__":  # before the slow imports
+    from pipeline.runtime import usage
+
+    parser = usage.parser_at(__file__, "python benchmarks/training_bare.py")
+    parser.add_argument("folder", type=usage.existing_path, help="a working copy before `train`")
+    parser.parse_args()
+
+import os
+from contextlib import chdir
 
 import torch
 
@@ -59,4 +72,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(parser.parse_args().folder)

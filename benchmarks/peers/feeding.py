@@ -9,12 +9,26 @@ light; DALI and SPDL, which have no such operation for a batch, get it as an add
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+PEERS = ("imagefolder", "webdataset", "litdata", "spdl", "dali", "ffcv", "ray_data")
+
+if __name__ == "__main__":  # before the slow imports
+    from pipeline.runtime import usage
+
+    parser = usage.parser_at(__file__, "python benchmarks/peers/feeding.py")
+    parser.add_argument("name", choices=PEERS)
+    parser.add_argument("folder", type=usage.existing_path, help="with a folder of JPEGs for each class")
+    parser.add_argument("workers", type=int, help="threads or processes")
+    parser.parse_args()
+
 import ctypes.util
 import importlib
 import io
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +36,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.turns import work
 
@@ -227,7 +239,6 @@ def ray_data(folder: Path, workers: int) -> Epoch:
     return epoch
 
 
-PEERS = {each.__name__: each for each in (imagefolder, webdataset, litdata, spdl, dali, ffcv, ray_data)}
-
 if __name__ == "__main__":
-    work(PEERS[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3])))
+    arguments = parser.parse_args()
+    work(globals()[arguments.name](arguments.folder, arguments.workers))

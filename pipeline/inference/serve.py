@@ -22,7 +22,7 @@ LAST = 10
 """Seconds that requests get to end when the server is stopped."""
 
 
-def main(model: str, host: str, port: int, replicas: int, cpus: float, gpus: float) -> None:
+def main(model: str, host: str, port: int, replicas: int = 0, cpus: float = 1.0, gpus: float = 0.0) -> None:
     """Serves until a signal comes. `OSError` if the port is in use, or the errors of `networks.read`; both before it listens.
 
     `host`: an address of this machine, or of the cluster's head; `port`: 0 for any free one, which is printed. `replicas`: 0 for
