@@ -14,13 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-PEERS = ("imagefolder", "webdataset", "litdata", "spdl", "dali", "ffcv", "ray_data")
-
 if __name__ == "__main__":  # before the slow imports
     from pipeline.runtime import usage
 
     parser = usage.parser_at(__file__, "python benchmarks/peers/feeding.py")
-    parser.add_argument("name", choices=PEERS)
+    parser.add_argument("name", choices=("imagefolder", "webdataset", "litdata", "spdl", "dali", "ffcv", "ray_data"))
     parser.add_argument("folder", type=usage.existing_path, help="with a folder of JPEGs for each class")
     parser.add_argument("workers", type=int, help="threads or processes")
     parser.parse_args()
