@@ -306,7 +306,7 @@ import torch, torch.distributed as dist
 from pipeline.runtime import edges; from pipeline.driver import faults
 
 rank, port, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-limit = timedelta(seconds=8)  # on a loaded machine linking takes seconds
+limit = timedelta(seconds=3)
 start = timedelta(seconds=60)  # until both have imported torch
 store = dist.TCPStore("127.0.0.1", port, 2, rank == 0, start)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=start)
@@ -323,7 +323,7 @@ try:
         store.get("a key that nobody sets")
     dist.all_gather([torch.ones(2**20), torch.ones(2**20)], torch.ones(2**20), group=both)
 except Exception as error:
-    print(type(error).__name__, faults.from_outside(error), edges.message(error), sep="\\n")
+    print(type(error).__name__, faults.from_outside(error), edges.message(error), sep="\\n", flush=True)
 os._exit(0)
 """
 
