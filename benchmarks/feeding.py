@@ -4,8 +4,9 @@ Run:    python benchmarks/feeding.py FOLDER [--peers PYTHON] [--pictures 3000]
 Reads:  the JPEGs below FOLDER; each becomes a JPEG of 256 × 256 by `resize`, and these bytes are everybody's
 Prints: pictures a second of each, the memory that each takes, and the ratios
 
-PYTHON has the packages of benchmarks/requirements.lock (`make peers`); without it our loader is compared with torchvision's
-ImageFolder alone. Ours draws by (seed, epoch, picture), gives each picture once, and can resume; most of the others do not.
+PYTHON has the packages of benchmarks/requirements.lock: benchmarks/.env/bin/python, which `make bench` makes. Without it our
+loader is compared with torchvision's ImageFolder alone. Ours draws by (seed, epoch, picture), gives each picture once, and can
+resume; most of the others do not.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow.parquet as pq
 
-from benchmarks import stage, turns
+from benchmarks import rows, stage, turns
 from benchmarks.kernel import read
 from benchmarks.turns import Contender, Turn
 from pipeline import resize
@@ -80,9 +81,9 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"{name:<12} {rate:>7,.0f} pictures/s, {max(turn.memory for turn in rounds) / 2**20:>6,.0f} MiB")
     for name, rounds in turned.items():
         if name != OURS:
-            ratio = turns.ratio(turned[OURS], rounds)
-            spread = f"{len(rounds)} rounds; {ratio.low:.2f} to {ratio.high:.2f}"
-            print(f"ours is {ratio.median:.2f} times as fast as {name} ({spread})")
+            made = rows.row(name, [turn.rate for turn in turned[OURS]], [turn.rate for turn in rounds])
+            spread = f"{len(rounds)} rounds; {made.low:.2f} to {made.high:.2f}"
+            print(f"ours is {made.ratio:.2f} times as fast as {name} ({spread})")
 
 
 def prepare(

@@ -1,7 +1,7 @@
 """Contenders that take turns: each is a process that waits for a line, does its work once, and says how long that took.
 
-Only one works at a time, and the order alternates, so that what else the machine does meets all of them. A ratio is taken
-within a round. This file needs only the standard library: contenders of other projects import it in their own environment.
+Only one works at a time, and the order alternates, so that what else the machine does meets all of them. This file needs only the
+standard library: contenders of other projects import it in their own environment.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -36,15 +35,6 @@ class Turn:
     def rate(self) -> float:
         """Pictures a second."""
         return self.count / self.seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """How many times as fast as a peer: median, least and most of the rounds."""
-
-    median: float
-    low: float
-    high: float
 
 
 class Contender:
@@ -129,12 +119,6 @@ def rounds(contenders: Sequence[Contender], count: int) -> dict[str, list[Turn]]
             if number:
                 turns[contender.name].append(turn)
     return turns
-
-
-def ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> Ratio:
-    """Our rate by theirs, within each round."""
-    values = [one.rate / other.rate for one, other in zip(ours, theirs, strict=True)]
-    return Ratio(statistics.median(values), min(values), max(values))
 
 
 def work(once: Callable[[], int]) -> None:

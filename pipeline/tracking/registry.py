@@ -83,10 +83,8 @@ def publish(
         with contextlib.redirect_stderr(io.StringIO()):  # the stage prints the version itself
             version = mlflow.register_model(model, name, tags=dict(tags)).version
     champion = _champion(client, name)
-    if champion and (champion["version"], champion["manifest"]) == (str(version), tags["manifest"]):
-        aliases, why = ["candidate", "champion"], ""  # measured again
-    else:
-        aliases, why = deserved(tags, champion)
+    again = champion and (champion["version"], champion["manifest"]) == (str(version), tags["manifest"])
+    aliases, why = deserved(tags, None if again else champion)  # the champion is not compared with itself
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
     return Published(aliases, f"{name} version {version}: {why}" if why else "", str(version), _model_id(model))

@@ -551,6 +551,7 @@ def test_candidate_and_champion(store: Any) -> None:
     assert publish(4, 0.4, 0) == ("candidate", "champion"), "it is not compared with itself"
     assert len(store.search_model_versions("name = 'alexnet-drawn'")) == versions, "stored again"
     assert champion() == hashlib.sha256(weights(4)).hexdigest()
+    assert publish(4, 0.88, 0) == (), "it guesses when it is measured again"
 
 
 @pytest.mark.slow
